@@ -1,0 +1,57 @@
+# `make` alone prints the commands, from the comments beside them.
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check format proto requirements compose-test clean
+
+# The first CPython there is from 3.11 on; PYTHON=... names another.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; exit; }; done; echo python3.11)
+BIN := .venv/bin
+JOBS ?= auto
+
+help: ## print the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: .venv/local ## serve on 127.0.0.1:50051 with an embedded PostgreSQL and a sample of backups
+	@./backup-service dev
+
+setup: .venv/local ## make the virtual environment, so that ./backup-service runs
+
+test: .venv/development ## run every test
+	$(BIN)/pytest -n $(JOBS) $(ARGS)
+
+check: .venv/development ## formatting, lint, types, imports, contract, migrations
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	proto/check
+	migrations/check
+
+format: .venv/development ## format, and mend what lint can mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+proto: .venv/development ## generate service/pb from proto/
+	proto/generate
+
+requirements: ## pin the requirements anew (needs uv; ARGS=--upgrade for newer ones)
+	requirements/lock $(ARGS)
+
+compose-test: .venv/development ## build the image, and try docker-compose.yml on the engine that DOCKER_HOST names
+	deploy/compose-test
+
+clean: ## remove the virtual environment and the development database
+	rm -rf .venv .data
+
+# A stamp for each set of requirements; each set includes the one before it.
+.venv/python:
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/local: requirements/local.txt | .venv/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/local.txt
+	@touch $@
+
+.venv/development: requirements/development.txt | .venv/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/development.txt
+	@touch $@ .venv/local
