@@ -1,0 +1,77 @@
+"""
+How a migration runs: one transaction a step, with timeouts, under an advisory lock of the session.
+
+Called by service/postgres/schema.py, which gives the database's URL; the `alembic` command itself serves to write new revisions
+and to print their SQL.
+"""
+
+import asyncio
+import time
+from datetime import timedelta
+
+import asyncpg
+from alembic import context
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+# A step that waits for a lock stops every query that comes after it: it gives up soon, and is tried again.
+LOCK_TIMEOUT = timedelta(seconds=2)
+STATEMENT_TIMEOUT = timedelta(hours=1)
+CONNECT_TIMEOUT = timedelta(seconds=10)
+
+# One `migrate` at a time in a database; the number has no meaning but to be ours.
+ADVISORY_LOCK = 0x6261636B757073
+
+
+def print_sql() -> None:
+    context.configure(dialect_name="postgresql", literal_binds=True, transaction_per_migration=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def migrate() -> None:
+    url = context.config.attributes["url"]
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: connect(url), poolclass=NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(migrate_connected)
+
+
+async def connect(url: str) -> asyncpg.Connection:
+    milliseconds = {
+        "lock_timeout": LOCK_TIMEOUT // timedelta(milliseconds=1),
+        "statement_timeout": STATEMENT_TIMEOUT // timedelta(milliseconds=1),
+    }
+    return await asyncpg.connect(
+        url,
+        timeout=CONNECT_TIMEOUT.total_seconds(),
+        server_settings={name: str(value) for name, value in milliseconds.items()} | {"application_name": "backup-service migrate"},
+    )
+
+
+def migrate_connected(connection: Connection) -> None:
+    await_lock(connection)
+    context.configure(connection=connection, transaction_per_migration=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def await_lock(connection: Connection) -> None:
+    """
+    Asks again and again: a session that waits in SQL would hold a snapshot, on which CREATE INDEX CONCURRENTLY waits in turn.
+
+    A lock of the session, not of a transaction: it outlives the steps, and ends with the connection.
+    """
+    deadline = time.monotonic() + context.config.attributes["patience"].total_seconds()
+    while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_LOCK}):
+        connection.rollback()
+        if time.monotonic() > deadline:
+            raise TimeoutError("another migration of this database has not ended")
+        time.sleep(0.2)
+    connection.commit()
+
+
+if context.is_offline_mode():
+    print_sql()
+else:
+    asyncio.run(migrate())

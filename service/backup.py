@@ -1,0 +1,42 @@
+"""The words of the product: a backup, a place in a folder's list, a page of it."""
+
+import re
+from datetime import datetime
+from typing import NamedTuple
+
+# What the API can say, and the table's constraints allow: 50 characters of an id fill a page token exactly.
+ID_MAX_LENGTH = 50
+_ID = re.compile(rf"[!-~]{{1,{ID_MAX_LENGTH}}}")
+
+
+class Backup(NamedTuple):
+    """A completed backup of a Greenplum cluster; times are aware and have whole microseconds."""
+
+    id: str
+    folder_id: str
+    created_at: datetime
+    """When the backup was completed."""
+    source_cluster_id: str
+    started_at: datetime
+    size: int
+    """Bytes."""
+
+
+class Position(NamedTuple):
+    """A place in a folder's list, which is ordered by these two, both descending."""
+
+    created_at: datetime
+    id: str
+
+
+class Page(NamedTuple):
+    """Some backups in the order of the list."""
+
+    elements: list[bytes]
+    """Each the protobuf encoding of one element of `ListBackupsResponse.backups`, tag and length included."""
+    has_more: bool
+
+
+def is_backup_id(text: str) -> bool:
+    """Whether a backup can have this id: 1 to 50 printable ASCII characters without space."""
+    return _ID.fullmatch(text) is not None

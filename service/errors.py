@@ -1,0 +1,148 @@
+"""
+What can go wrong. An error's docstring is its message, its attributes are facts; nothing here knows of statuses or SQL.
+
+Error:
+├── RequestError                a call is answered with it (the statuses: service/api/status.py)
+│   ├── InvalidRequest              violations
+│   │   └── InvalidPageToken
+│   ├── UndecodableRequest
+│   ├── BackupNotFound              backup_id
+│   ├── UnknownService              name
+│   ├── TooManyWatchers
+│   ├── DeadlineExceeded
+│   ├── CallInterrupted
+│   └── CatalogUnavailable
+└── CommandError                a command ends with it, as one line
+    ├── InvalidSettings
+    ├── PortTaken
+    ├── InvalidIdPrefix             prefix, limit
+    ├── InvalidListing              what is no listing of that tool
+    ├── InvalidEntry                entry, field, reason
+    ├── ImportRefused
+    ├── SchemaError
+    ├── EmbeddedPostgresError
+    └── CallFailed                  what a service answered to this command
+
+"""
+
+from typing import NamedTuple
+
+
+class Error(Exception):
+    """Something foreseen went wrong."""
+
+    def __str__(self) -> str:
+        return super().__str__() or (type(self).__doc__ or "")
+
+
+class RequestError(Error):
+    """The call cannot be answered."""
+
+
+class Violation(NamedTuple):
+    """A limit of the contract that a field of a request breaks; neither part echoes what the client sent."""
+
+    field: str
+    description: str
+
+
+class InvalidRequest(RequestError):
+    """The request breaks limits of the API."""
+
+    def __init__(self, violations: list[Violation]) -> None:
+        super().__init__()
+        self.violations = violations
+
+
+class InvalidPageToken(InvalidRequest):
+    """The page token is not one that this service gave out for this folder."""
+
+    def __init__(self) -> None:
+        super().__init__([Violation("page_token", "Must be the next_page_token of an earlier answer for the same folder.")])
+
+
+class UndecodableRequest(RequestError):
+    """The request's bytes are not a message of this method."""
+
+
+class BackupNotFound(RequestError):
+    """There is no such backup."""
+
+    def __init__(self, backup_id: str) -> None:
+        super().__init__()
+        self.backup_id = backup_id
+
+
+class UnknownService(RequestError):
+    """There is no service of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
+class TooManyWatchers(RequestError):
+    """Too many clients watch the health of this server."""
+
+
+class DeadlineExceeded(RequestError):
+    """The call took longer than its client, or this server, allows."""
+
+
+class CallInterrupted(RequestError):
+    """The call was cancelled by this server, not by its client."""
+
+
+class CatalogUnavailable(RequestError):
+    """PostgreSQL is gone, going or too slow, or no connection came free in time."""
+
+
+class CommandError(Error):
+    """The command cannot be carried out."""
+
+
+class InvalidSettings(CommandError):
+    """A setting has a value that cannot be used."""
+
+
+class PortTaken(CommandError):
+    """The address to listen on is in use."""
+
+
+class InvalidIdPrefix(CommandError):
+    """The ids of backups cannot begin like this."""
+
+    def __init__(self, prefix: str, *, limit: int) -> None:
+        super().__init__(
+            f"ids cannot begin with {prefix!a}: the prefix, which is the cluster's id unless --id-prefix gives a shorter one, "
+            f"has 1 to {limit} printable ASCII characters without space (an id has at most 50)"
+        )
+        self.prefix, self.limit = prefix, limit
+
+
+class InvalidListing(CommandError):
+    """The input is not a listing of this tool."""
+
+
+class InvalidEntry(InvalidListing):
+    """An entry of the listing has a value that cannot be a backup's."""
+
+    def __init__(self, entry: str, field: str, reason: str) -> None:
+        super().__init__(f"{entry}: {field}: {reason}. Nothing was imported.")
+        self.entry, self.field, self.reason = entry, field, reason
+
+
+class ImportRefused(CommandError):
+    """The import would do what was not asked for."""
+
+
+class SchemaError(CommandError):
+    """The database's schema cannot be brought to the revision asked for."""
+
+
+class EmbeddedPostgresError(CommandError):
+    """The embedded PostgreSQL cannot be used."""
+
+
+class CallFailed(CommandError):
+    """The service did not do what it was asked."""

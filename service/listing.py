@@ -1,0 +1,80 @@
+"""The words of an import: what a tool's listing says of one backup, whatever the tool."""
+
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from service.backup import is_backup_id
+from service.errors import InvalidEntry, InvalidIdPrefix
+
+# An id is the prefix, a colon, and at most 25 characters of the tool's own name for the backup.
+ID_PREFIX_MAX_LENGTH = 24
+
+_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST = datetime(9999, 12, 31, 23, 59, 59, 999998, tzinfo=UTC)  # what a protobuf Timestamp can say, less what asyncpg takes for infinity
+_SIZE_MAX = 2**63 - 1
+
+
+class Entry(NamedTuple):
+    """A usable backup of a listing."""
+
+    label: str
+    """What messages call it."""
+    id: str
+    created_at: datetime
+    started_at: datetime
+    size: int
+
+
+class Skipped(NamedTuple):
+    """An entry that is no usable backup by the tool's own rules."""
+
+    reason: str
+
+
+def check_id_prefix(prefix: str) -> None:
+    """
+    Raises:
+        InvalidIdPrefix: ids that begin with it could be longer than an id may be, or have characters that an id may not have.
+
+    """
+    if not is_backup_id(prefix) or len(prefix) > ID_PREFIX_MAX_LENGTH:
+        raise InvalidIdPrefix(prefix, limit=ID_PREFIX_MAX_LENGTH)
+
+
+def checked_id(label: str, field: str, backup_id: str) -> str:
+    """
+    Raises:
+        InvalidEntry: no backup can have this id.
+
+    """
+    if not is_backup_id(backup_id):
+        raise InvalidEntry(label, field, f"{shown(backup_id)} is no id: 1 to 50 printable ASCII characters without space")
+    return backup_id
+
+
+def checked_time(label: str, field: str, time: datetime) -> datetime:
+    """
+    Raises:
+        InvalidEntry: the API cannot say this time.
+
+    """
+    if not _FIRST <= time <= _LAST:
+        raise InvalidEntry(label, field, f"{time.isoformat()} is not between 1970 and 9999")
+    return time
+
+
+def checked_size(label: str, field: str, size: object) -> int:
+    """
+    Raises:
+        InvalidEntry: it is no number of bytes; True, which Python takes for 1, among others.
+
+    """
+    if type(size) is not int or not 0 <= size <= _SIZE_MAX:
+        raise InvalidEntry(label, field, f"{shown(size)} is not a whole number of bytes from 0 to {_SIZE_MAX}")
+    return size
+
+
+def shown(value: object) -> str:
+    """A value of a listing, as a message can show it: one line, not too long."""
+    text = ascii(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -1,0 +1,106 @@
+"""Connections to PostgreSQL, each wait on them bounded; asyncpg's errors become ours at this one door."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from service.errors import CatalogUnavailable
+
+# PostgreSQL is gone, going or too slow. What is not listed is a bug of ours, and passes through.
+UNAVAILABLE = (
+    OSError,  # refused, reset; TimeoutError, which asyncpg's own timeouts raise, is one too
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # shutdown, failover, statement_timeout
+    asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,  # a standby cancels what conflicts with recovery
+    asyncpg.InvalidAuthorizationSpecificationError,  # a password that is not there (yet), or is being changed
+    asyncpg.InvalidCatalogNameError,  # a database that is not there (yet)
+    asyncpg.TargetServerAttributeNotMatched,  # no server of the wanted role
+    asyncpg.InterfaceError,  # the connection was lost between acquire and use (also some of our own bugs: their first test shows them)
+    asyncpg.InternalClientError,  # the connection was lost in the middle of its set-up
+    asyncpg.ObjectNotInPrerequisiteStateError,  # "the database system is in recovery", a standby that takes no queries
+)
+
+
+class Limits(NamedTuple):
+    """How many connections, and how long to wait for what."""
+
+    pool_size: int
+    connect: timedelta
+    acquire: timedelta
+    """For a connection of the pool, and, once a call was cancelled, for PostgreSQL to let go of its query."""
+    statement: timedelta
+
+
+class Database:
+    """A pool of connections, made as they are needed: it opens while PostgreSQL is down, and heals by itself."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", limits: Limits) -> None:
+        self._pool = pool
+        self._limits = limits
+        self._releases: set[asyncio.Task[None]] = set()
+
+    async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
+        """
+        Runs one query on a connection of the pool.
+
+        Raises:
+            CatalogUnavailable: PostgreSQL is gone, going or too slow, or no connection came free in time.
+
+        """
+        try:
+            connection = await self._pool.acquire(timeout=self._limits.acquire.total_seconds())
+            try:
+                return await connection.fetch(query, *args)
+            finally:
+                self._release_in_background(connection)
+        except UNAVAILABLE as exc:
+            raise CatalogUnavailable from exc
+
+    def _release_in_background(self, connection: Any) -> None:
+        """No answer waits for it: after a cancelled call, PostgreSQL may take long to let go of the query."""
+        task = asyncio.ensure_future(self._pool.release(connection))
+        self._releases.add(task)
+        task.add_done_callback(self._released)
+
+    def _released(self, task: "asyncio.Task[None]") -> None:
+        self._releases.discard(task)
+        if not task.cancelled():
+            task.exception()  # a connection that cannot be released has been terminated, which is all there is to do
+
+    async def close(self) -> None:
+        """Waits for the connections in use, then gives up on them."""
+        try:
+            await asyncio.wait_for(self._pool.close(), self._limits.acquire.total_seconds())
+        except (TimeoutError, *UNAVAILABLE):
+            self._pool.terminate()
+
+
+@contextlib.asynccontextmanager
+async def open_database(url: str, limits: Limits) -> AsyncIterator[Database]:
+    """A pool for the service's reads."""
+    pool = asyncpg.create_pool(
+        url,
+        min_size=0,  # nothing connects before the first query
+        max_size=limits.pool_size,
+        reset=_keep_session,
+        timeout=limits.connect.total_seconds(),
+        command_timeout=limits.statement.total_seconds(),
+        server_settings={
+            "application_name": "backup-service",
+            "statement_timeout": str(int(limits.statement.total_seconds() * 1000)),
+            "default_transaction_read_only": "on",
+        },
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        database = Database(await pool, limits)
+        stack.push_async_callback(database.close)
+        yield database
+
+
+async def _keep_session(connection: Any) -> None:
+    """Nothing to reset: every query is a single SELECT, which leaves nothing behind (asyncpg's reset is a round trip for each call)."""
