@@ -1,0 +1,1 @@
+"""What clients see: all of gRPC but the server object."""

@@ -1,0 +1,102 @@
+"""
+grpc.health.v1: whether the server should be sent calls.
+
+A servicer of our own: the one of grpcio-health-checking writes to watchers under a lock, so that one that does not read freezes what
+all others are told.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+from grpc.aio import ServicerContext
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service import pb, telemetry
+from service.errors import RequestError, TooManyWatchers, UnknownService
+
+_Status: TypeAlias = Any  # an enum whose types are a metaclass
+_Context = ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
+
+_SERVICES = ("", pb.BACKUP_SERVICE)
+_MAX_WATCHERS = 1000
+
+
+class Health(health_pb2_grpc.HealthServicer):
+    """One state for all services; not serving until it is set."""
+
+    def __init__(self) -> None:
+        self._serving = False
+        self._changed = asyncio.Event()
+        self._watchers = 0
+        self._closed = False
+
+    def set(self, *, serving: bool) -> None:
+        """Changes the state at once, and wakes the watchers; never waits for one. Has no effect once closed."""
+        if self._closed or serving == self._serving:
+            return
+        telemetry.event("serving" if serving else "not serving")
+        self._serving = serving
+        self._wake()
+
+    def close(self) -> None:
+        """Not serving for good; watchers are told, and end."""
+        self.set(serving=False)
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: _Context) -> health_pb2.HealthCheckResponse:
+        """
+        Raises:
+            UnknownService: there is none of this name.
+
+        """
+        if request.service not in _SERVICES:
+            raise UnknownService(request.service)
+        return health_pb2.HealthCheckResponse(status=self._status(request.service))
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: _Context) -> None:
+        """
+        Tells the state now and whenever it changes; a slow reader misses what was between.
+
+        Raises:
+            TooManyWatchers: each holds memory for as long as it likes.
+
+        """
+        if self._watchers >= _MAX_WATCHERS:
+            raise TooManyWatchers
+        self._watchers += 1
+        try:
+            told = None
+            while True:
+                changed, status = self._changed, self._status(request.service)
+                if status != told:
+                    await context.write(health_pb2.HealthCheckResponse(status=status))
+                    told = status
+                if self._closed:
+                    return
+                await changed.wait()
+        finally:
+            self._watchers -= 1
+
+    def _status(self, service: str) -> _Status:
+        if service not in _SERVICES:
+            return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        return health_pb2.HealthCheckResponse.SERVING if self._serving else health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def keep_ready(health: Health, is_ready: Callable[[], Awaitable[bool]], *, period: timedelta) -> None:
+    """Asks again and again whether the server is ready, for as long as the server runs. No answer within the period is no."""
+    while True:
+        try:
+            async with asyncio.timeout(period.total_seconds()):
+                ready = await is_ready()
+        except (RequestError, TimeoutError):
+            ready = False
+        health.set(serving=ready)
+        await asyncio.sleep(period.total_seconds())

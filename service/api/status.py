@@ -1,0 +1,91 @@
+"""
+THE table: what the API answers to each error. What it does not know is a bug of ours, and gets a fixed text.
+
+The texts are fixed and echo nothing: gRPC's own message is percent-encoded into the trailers, of which receivers take 8 KiB, and text
+that is no valid Unicode would never be sent. What a client sent is echoed in the details alone, cut.
+"""
+
+from typing import Any, NamedTuple
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc import StatusCode
+
+from service import errors
+
+DOMAIN = "greenplum-backup-service"
+DETAILS_KEY = "grpc-status-details-bin"
+REQUEST_ID_KEY = "x-request-id"
+
+_ECHO_MAX_LENGTH = 128  # characters, at most 4 bytes each: a status stays far below 4 KiB
+
+
+class Status(NamedTuple):
+    """A row of the table."""
+
+    code: StatusCode
+    reason: str
+    text: str
+
+
+INTERNAL = Status(StatusCode.INTERNAL, "INTERNAL", "Internal error. Quote the request id when you report it.")
+
+_TABLE: dict[type[Exception], Status] = {
+    errors.InvalidRequest: Status(StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "The request breaks limits of the API."),
+    errors.InvalidPageToken: Status(StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN", "The page token is not valid for this folder."),
+    errors.UndecodableRequest: Status(
+        StatusCode.INVALID_ARGUMENT, "UNDECODABLE_REQUEST", "The request's bytes are not a message of this method."
+    ),
+    errors.BackupNotFound: Status(StatusCode.NOT_FOUND, "BACKUP_NOT_FOUND", "There is no such backup."),
+    errors.UnknownService: Status(StatusCode.NOT_FOUND, "UNKNOWN_SERVICE", "There is no such service."),
+    errors.TooManyWatchers: Status(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_WATCHERS", "Too many clients watch the health of this server."),
+    errors.DeadlineExceeded: Status(StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "The call took longer than is allowed."),
+    errors.CallInterrupted: Status(StatusCode.UNAVAILABLE, "CALL_INTERRUPTED", "The call was interrupted. Try again."),
+    errors.CatalogUnavailable: Status(StatusCode.UNAVAILABLE, "CATALOG_UNAVAILABLE", "The catalog is unavailable. Try again."),
+}
+
+
+def status_of(error: Exception) -> Status:
+    """The row of an error: its class's, or the nearest base's."""
+    return next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), INTERNAL)
+
+
+def trailers(status: Status, error: Exception, request_id: str) -> tuple[tuple[str, Any], ...]:
+    """The trailing metadata of an error's answer: the request id, and `google.rpc.Status` with all details."""
+    details = [
+        error_details_pb2.ErrorInfo(reason=status.reason, domain=DOMAIN),
+        error_details_pb2.RequestInfo(request_id=request_id),
+        *_details(error),
+    ]
+    answer = status_pb2.Status(code=status.code.value[0], message=status.text, details=[_packed(detail) for detail in details])
+    return ((REQUEST_ID_KEY, request_id), (DETAILS_KEY, answer.SerializeToString()))
+
+
+def _details(error: Exception) -> list[Message]:
+    match error:
+        case errors.InvalidRequest(violations=violations):
+            broken = [
+                error_details_pb2.BadRequest.FieldViolation(field=violation.field, description=violation.description)
+                for violation in violations
+            ]
+            return [error_details_pb2.BadRequest(field_violations=broken)]
+        case errors.BackupNotFound(backup_id=backup_id):
+            return [
+                error_details_pb2.ResourceInfo(
+                    resource_type=_BACKUP,
+                    resource_name=backup_id[:_ECHO_MAX_LENGTH],
+                    description="No such backup, or none that the caller may see.",
+                )
+            ]
+        case _:
+            return []
+
+
+_BACKUP = "yandex.cloud.mdb.greenplum.v1.Backup"
+
+
+def _packed(detail: Message) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    return packed

@@ -1,0 +1,113 @@
+"""
+Logs: one line a call, and one an event in the server's life. The names of what is logged stand here.
+
+A line says nothing that a client chose freely, and no text of an error that is not ours: such texts can hold a password. The types and
+the places of the code say where to look.
+"""
+
+import logging
+import sys
+import time
+import traceback
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import structlog
+
+from service.errors import Error
+
+_LEVELS = logging.getLevelNamesMapping()
+
+
+def configure_logging(*, log_format: str, log_level: str) -> None:
+    """
+    Everything goes to standard error, libraries' own logs too.
+
+    Args:
+        log_format: `json`, or `console` for people.
+        log_level: the least severe level that is logged.
+
+    """
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[log_level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[_describe_exc_info, structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(level=max(_LEVELS[log_level.upper()], logging.WARNING), handlers=[handler], force=True)
+
+
+def event(name: str, /, *, level: str = "info", **facts: Any) -> None:
+    """Logs something in the server's life."""
+    getattr(structlog.get_logger(), level)(name, **facts)
+
+
+class Call(NamedTuple):
+    """What is known of a call when it begins."""
+
+    method: str
+    request_id: str
+    peer: str
+    began: float
+
+    @classmethod
+    def begin(cls, method: str, *, request_id: str, peer: str) -> "Call":
+        return cls(method, request_id, peer, time.perf_counter())
+
+    def ended(self, code: str, *, level: str = "info", error: BaseException | None = None) -> None:
+        """Logs the call, with the cause where it failed."""
+        facts = {} if error is None else {"error": describe(error)}
+        event(
+            "call",
+            level=level,
+            method=self.method,
+            code=code,
+            duration_ms=round((time.perf_counter() - self.began) * 1000, 3),
+            request_id=self.request_id,
+            peer=self.peer,
+            **facts,
+        )
+
+
+def describe(error: BaseException) -> list[dict[str, Any]]:
+    """An error and what caused it, without the texts of errors that are not ours."""
+    chain: list[dict[str, Any]] = []
+    seen: BaseException | None = error
+    while seen is not None and len(chain) < 10:
+        chain.append(_describe_one(seen))
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return chain
+
+
+def _describe_one(error: BaseException) -> dict[str, Any]:
+    facts: dict[str, Any] = {"type": f"{type(error).__module__}.{type(error).__qualname__}"}
+    if isinstance(error, Error):
+        facts["message"] = str(error)
+    return facts | {"at": _places(error.__traceback__)}
+
+
+def _places(trace: TracebackType | None) -> list[str]:
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(trace)[-8:]]
+
+
+def _describe_exc_info(logger: Any, method_name: str, event_dict: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """A library's log of an exception."""
+    if exc_info := event_dict.pop("exc_info", None):
+        error = exc_info[1] if isinstance(exc_info, tuple) else sys.exception()
+        event_dict["error"] = describe(error) if error else None
+    event_dict.pop("exc_text", None)
+    return event_dict
