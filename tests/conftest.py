@@ -1,0 +1,191 @@
+"""What tests share: a PostgreSQL for each process of pytest, in it a database for each test, and a server on a port of its own."""
+
+import os
+
+# Before anything of ours is imported: no setting of the machine reaches a test.
+for _name in [name for name in os.environ if name.startswith(("BACKUPS_", "PG", "GRPC_"))]:
+    del os.environ[_name]
+
+import asyncio
+import itertools
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import grpc
+import pytest
+import uvloop
+
+from service import pb
+from service.backup import Backup
+from service.embedded_postgres import EmbeddedPostgres
+from service.postgres.migration import migrate
+from service.server import Server
+from service.settings import Settings
+
+# No durability for what lives as long as a test; the planner's choices stay as in production.
+_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "128MB", "max_connections": "300"}
+
+ROOT = Path(__file__).parents[1]
+
+_TEMPLATE = "template_backups"
+_numbers = itertools.count(1)
+
+AddBackups = Callable[..., Awaitable[list[Backup]]]
+StartServer = Callable[..., AbstractAsyncContextManager[Server]]
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the server runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(name="postgres", scope="session")
+def _postgres() -> Iterator[EmbeddedPostgres]:
+    postgres = EmbeddedPostgres(Path(tempfile.mkdtemp(prefix="backups-test-", dir="/tmp")), settings=_FAST)
+    with postgres.running():
+        yield postgres
+    postgres.remove()
+
+
+@pytest.fixture(name="template", scope="session")
+async def _template(postgres: EmbeddedPostgres) -> str:
+    """The name of a migrated database, which is cloned for each test."""
+    await _execute(postgres, f"CREATE DATABASE {_TEMPLATE}")
+    await asyncio.to_thread(migrate, postgres.url(_TEMPLATE))
+    return _TEMPLATE
+
+
+@pytest.fixture(name="database_url")
+async def _database_url(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
+    """A migrated database without rows."""
+    name = f"test_{next(_numbers)}"
+    await _execute(postgres, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield postgres.url(name)
+    await _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(name="empty_database_url")
+async def _empty_database_url(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+    """A database without a schema."""
+    name = f"empty_{next(_numbers)}"
+    await _execute(postgres, f"CREATE DATABASE {name}")
+    yield postgres.url(name)
+    await _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def _execute(postgres: EmbeddedPostgres, statement: str) -> None:
+    connection = await asyncpg.connect(postgres.url("postgres"))
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(name="sql")
+async def _sql(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A connection to the test's database."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture(name="add_backups")
+def _add_backups(sql: "asyncpg.Connection[asyncpg.Record]") -> AddBackups:
+    """Inserts backups, each completed a minute before the one above it; returns them as `List` orders them."""
+
+    async def add(count: int = 1, **columns: Any) -> list[Backup]:
+        first = next(_numbers)
+        newest = columns.pop("created_at", datetime(2026, 11, 20, 12, 0, 0, 123456, tzinfo=UTC))
+        step = columns.pop("step", timedelta(minutes=1))
+        backups = [
+            Backup(
+                **{
+                    "id": f"backup-{first}-{count - number:06}",
+                    "folder_id": "f1",
+                    "created_at": newest - number * step,
+                    "source_cluster_id": "c1",
+                    "started_at": newest - number * step - timedelta(hours=1),
+                    "size": 1000 + number,
+                }
+                | columns
+            )
+            for number in range(count)
+        ]
+        await insert(sql, backups)
+        return backups
+
+    return add
+
+
+async def insert(sql: "asyncpg.Connection[asyncpg.Record]", backups: list[Backup], *, tool: str = "manual") -> None:
+    """Writes rows as anybody with SQL would."""
+    await sql.copy_records_to_table("backups", records=[(*backup, tool) for backup in backups], columns=[*Backup._fields, "tool"])
+
+
+class Done(NamedTuple):
+    """A command that has ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+RunCommand = Callable[..., Awaitable[Done]]
+
+
+@pytest.fixture(name="command")
+def _command() -> RunCommand:
+    """Runs `backup-service` in a process of its own, with settings as keyword arguments."""
+
+    async def run(*arguments: str, stdin: bytes = b"", **environment: str) -> Done:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "service", *arguments),
+            cwd=ROOT,
+            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "COLUMNS": "200"} | environment,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        stdout, stderr = await process.communicate(stdin)
+        assert process.returncode is not None
+        return Done(process.returncode, stdout.decode(), stderr.decode())
+
+    return run
+
+
+@pytest.fixture(name="start_server")
+def _start_server(database_url: str) -> StartServer:
+    """Starts a server over the test's database, on a port of its own, with any settings."""
+
+    @asynccontextmanager
+    async def start(**settings: Any) -> AsyncIterator[Server]:
+        server = Server(Settings.read(**{"database_url": database_url, "listen": "127.0.0.1:0", "reflection": True} | settings))
+        try:
+            yield await server.start()
+        finally:
+            await server.stop()
+
+    return start
+
+
+@pytest.fixture(name="server")
+async def _server(start_server: StartServer) -> AsyncIterator[Server]:
+    async with start_server() as server:
+        yield server
+
+
+@pytest.fixture(name="channel")
+async def _channel(server: Server) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(str(server.address)) as channel:
+        yield channel
+
+
+@pytest.fixture(name="stub")
+def _stub(channel: grpc.aio.Channel) -> pb.BackupServiceStub:
+    return pb.BackupServiceStub(channel)
