@@ -58,7 +58,7 @@ def json(backup: pb.Backup, *, indent: int = 0) -> str:
 
 def summary_lines(summary: Summary, target: Target) -> Iterator[str]:
     """What an import did."""
-    counts = {"added": summary.added, "changed": summary.changed, "unchanged": summary.unchanged, "removed": summary.removed}
+    counts = {"added": summary.added, "changed": summary.changed, "unchanged": summary.unchanged, "removed": summary.pruned.removed}
     if summary.moved:
         counts["moved to this folder"] = summary.moved
     skipped = sum(summary.skipped.values())
@@ -67,7 +67,9 @@ def summary_lines(summary: Summary, target: Target) -> Iterator[str]:
     yield f"{verb} cluster {printable(target.source_cluster_id)} into folder {printable(target.folder_id)}: {told}."
     for reason, count in summary.skipped.items():
         yield f"  {count} skipped: {reason}"
-    if not (summary.added or summary.changed or summary.removed or summary.moved):
+    if summary.dry_run and summary.pruned.refusal:
+        yield f"  It would be refused: {summary.pruned.refusal}"
+    if not (summary.added or summary.changed or summary.pruned.removed or summary.moved):
         yield "The catalog already said all this: nothing changed." if summary.entries else "The listing has 0 entries: nothing changed."
 
 

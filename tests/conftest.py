@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
 import grpc
@@ -29,13 +29,14 @@ from service.server import Server
 from service.settings import Settings
 
 # No durability for what lives as long as a test; the planner's choices stay as in production.
-_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "128MB", "max_connections": "300"}
+_FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "128MB", "max_connections": "300"}
 
 ROOT = Path(__file__).parents[1]
 
 _TEMPLATE = "template_backups"
 _numbers = itertools.count(1)
 
+Sql: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 AddBackups = Callable[..., Awaitable[list[Backup]]]
 StartServer = Callable[..., AbstractAsyncContextManager[Server]]
 
@@ -88,7 +89,7 @@ async def _execute(postgres: EmbeddedPostgres, statement: str) -> None:
 
 
 @pytest.fixture(name="sql")
-async def _sql(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+async def _sql(database_url: str) -> AsyncIterator[Sql]:
     """A connection to the test's database."""
     connection = await asyncpg.connect(database_url)
     yield connection
@@ -96,7 +97,7 @@ async def _sql(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.R
 
 
 @pytest.fixture(name="add_backups")
-def _add_backups(sql: "asyncpg.Connection[asyncpg.Record]") -> AddBackups:
+def _add_backups(sql: Sql) -> AddBackups:
     """Inserts backups, each completed a minute before the one above it; returns them as `List` orders them."""
 
     async def add(count: int = 1, **columns: Any) -> list[Backup]:
@@ -123,7 +124,7 @@ def _add_backups(sql: "asyncpg.Connection[asyncpg.Record]") -> AddBackups:
     return add
 
 
-async def insert(sql: "asyncpg.Connection[asyncpg.Record]", backups: list[Backup], *, tool: str = "manual") -> None:
+async def insert(sql: Sql, backups: list[Backup], *, tool: str = "manual") -> None:
     """Writes rows as anybody with SQL would."""
     await sql.copy_records_to_table("backups", records=[(*backup, tool) for backup in backups], columns=[*Backup._fields, "tool"])
 

@@ -9,11 +9,17 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 _CHUNK = 1 << 16  # bytes
 _ELEMENT_MAX = 1 << 24  # characters
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class Readable(Protocol):
+    """What bytes come from; an empty piece is the end."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 class NotAnArray(Exception):
@@ -33,7 +39,7 @@ class NotAnArray(Exception):
 class JsonArray:
     """Iterates over the elements. What precedes and follows the array must be white space (or a byte order mark)."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: Readable) -> None:
         self._stream = stream
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self._json = json.JSONDecoder(parse_constant=_refuse_constant)
@@ -87,7 +93,8 @@ class JsonArray:
                 return element  # type: ignore[no-any-return]
 
     def _is_cut(self, exc: json.JSONDecodeError) -> bool:
-        return exc.pos >= len(self._text.rstrip()) or exc.msg.startswith("Unterminated string")
+        """Whether the text seems to stop in the middle of something: a literal or an escape has at most 12 characters."""
+        return exc.msg.startswith("Unterminated string") or len(self._text.rstrip()) - exc.pos < 12
 
     def _next(self) -> str:
         """The next character that is not white space, not consumed; empty at the end."""

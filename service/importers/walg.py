@@ -14,22 +14,22 @@ One JSON array, usually on a single line, of objects with the keys Name, start_t
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, BinaryIO
+from typing import Any
 
 from service.errors import InvalidEntry, InvalidListing
-from service.importers.json_array import JsonArray, NotAnArray
+from service.importers.json_array import JsonArray, NotAnArray, Readable
 from service.listing import Entry, Skipped, check_id_prefix, checked_id, checked_size, checked_time, shown
 
 TOOL = "walg"
 
 _COMMAND = "wal-g backup-list --detail --json"
-_NAME = re.compile(r"(backup_\d{8}T\d{6}Z(?:_D)?)(?:(?<=_D)_\d{8}T\d{6}Z)?")
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)")
+_NAME = re.compile(r"(backup_\d{8}T\d{6}Z)((_D)_\d{8}T\d{6}Z)?", re.ASCII)
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
 _ZERO_TIME = datetime(1, 1, 1, tzinfo=UTC)  # Go's, where a sentinel has no time
 _LOG_LINE = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR|FATAL)\S*:? \d{4}/\d\d/\d\d ", re.MULTILINE)
 
 
-def read(stream: BinaryIO, *, id_prefix: str) -> Iterator[Entry | Skipped]:
+def read(stream: Readable, *, id_prefix: str) -> Iterator[Entry | Skipped]:
     """
     The entries of a listing, in its order; the stream is read as they are taken, in bounded memory.
 
@@ -43,7 +43,7 @@ def read(stream: BinaryIO, *, id_prefix: str) -> Iterator[Entry | Skipped]:
     return _entries(stream, id_prefix)
 
 
-def _entries(stream: BinaryIO, id_prefix: str) -> Iterator[Entry | Skipped]:
+def _entries(stream: Readable, id_prefix: str) -> Iterator[Entry | Skipped]:
     try:
         for number, item in enumerate(JsonArray(stream), start=1):
             yield _entry(item, number, id_prefix)
@@ -62,14 +62,15 @@ def _entry(item: dict[str, Any], number: int, id_prefix: str) -> Entry | Skipped
     finished = _time(label, item, "finish_time")
     if finished == _ZERO_TIME:
         return Skipped("finish time unknown: made by a WAL-G of before September 2021")
-    started = checked_time(label, "start_time", _time(label, item, "start_time"))
-    if started > finished:
-        raise InvalidEntry(label, "start_time", f"{started.isoformat()} is after finish_time, {finished.isoformat()}")
+    created_at = checked_time(label, "finish_time", finished)
+    started_at = checked_time(label, "start_time", _time(label, item, "start_time"))
+    if started_at > created_at:
+        raise InvalidEntry(label, "start_time", f"{started_at.isoformat()} is after finish_time, {created_at.isoformat()}")
     return Entry(
         label=label,
-        id=_id(label, item, f"{id_prefix}:{matched[1]}"),
-        created_at=checked_time(label, "finish_time", finished),
-        started_at=started,
+        id=_id(label, item, f"{id_prefix}:{matched[1]}{matched[3] or ''}"),
+        created_at=created_at,
+        started_at=started_at,
         size=checked_size(label, "compressed_size", _required(label, item, "compressed_size")),
     )
 

@@ -18,6 +18,7 @@ BACKUP_SERVICE = DESCRIPTOR.services_by_name["BackupService"].full_name
 
 __all__ = [
     "BACKUP_SERVICE",
+    "DESCRIPTOR",
     "Backup",
     "BackupServiceServicer",
     "BackupServiceStub",

@@ -23,6 +23,7 @@ UNAVAILABLE = (
     asyncpg.InterfaceError,  # the connection was lost between acquire and use (also some of our own bugs: their first test shows them)
     asyncpg.InternalClientError,  # the connection was lost in the middle of its set-up
     asyncpg.ObjectNotInPrerequisiteStateError,  # "the database system is in recovery", a standby that takes no queries
+    asyncpg.UndefinedTableError,  # not migrated (yet)
 )
 
 

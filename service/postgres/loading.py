@@ -104,6 +104,14 @@ class Options(NamedTuple):
     """Write nothing."""
 
 
+class Pruned(NamedTuple):
+    """Backups which the listing no longer has."""
+
+    removed: int
+    refusal: str | None
+    """Why they are not removed without --prune-any."""
+
+
 class Summary(NamedTuple):
     """What an import did, or, as a dry run, would do; numbers of backups."""
 
@@ -113,7 +121,7 @@ class Summary(NamedTuple):
     added: int
     changed: int
     unchanged: int
-    removed: int
+    pruned: Pruned
     moved: int
     """From another folder, with their cluster, whether the listing has them or not."""
     skipped: dict[str, int]
@@ -122,7 +130,7 @@ class Summary(NamedTuple):
     @property
     def written(self) -> int:
         """Rows that the import wrote or removed."""
-        return 0 if self.dry_run else self.added + self.changed + self.removed + self.moved
+        return 0 if self.dry_run else self.added + self.changed + self.pruned.removed + self.moved
 
 
 def check_target(target: Target) -> None:
@@ -185,7 +193,7 @@ class _Import:
         await self._connection.fetch(_LOCK, self._target.source_cluster_id)
         await self._refuse_ids()
         moved = await self._move()
-        removed = await self._prune()
+        pruned = await self._prune()
         compared = await self._connection.fetchrow(_COMPARE)
         assert compared is not None
         if not self._options.dry_run:
@@ -196,7 +204,7 @@ class _Import:
             added=compared["listed"] - compared["present"],
             changed=compared["changed"],
             unchanged=compared["present"] - compared["changed"],
-            removed=removed,
+            pruned=pruned,
             moved=moved,
             skipped=dict(self._skipped),
         )
@@ -236,23 +244,31 @@ class _Import:
             await self._connection.execute(_MOVE_IMPORTS, cluster, folder)
         return int(other["backups"])
 
-    async def _prune(self) -> int:
+    async def _prune(self) -> Pruned:
         if not self._options.prune:
-            return 0
+            return Pruned(0, refusal=None)
         _, *of_tool = self._target
         count = await self._connection.fetchrow(_COUNT, *of_tool)
         assert count is not None
-        if not self._options.prune_any:
-            if not self._entries:
-                raise ImportRefused("an empty listing removes nothing: --prune-any, if the cluster really has no backups any more")
-            if count["unlisted"] > count["present"] * _PRUNE_SHARE:
-                raise ImportRefused(
-                    f"{count['unlisted']} of this cluster's {count['present']} backups are not in the listing; is it whole? "
-                    "--dry-run shows what would go, --prune-any removes them"
-                )
-        if not self._options.dry_run:
-            await self._connection.execute(_PRUNE, *of_tool)
-        return int(count["unlisted"])
+        pruned = Pruned(count["unlisted"], self._prune_refusal(present=count["present"], unlisted=count["unlisted"]))
+        if self._options.dry_run:
+            return pruned
+        if pruned.refusal:
+            raise ImportRefused(pruned.refusal)
+        await self._connection.execute(_PRUNE, *of_tool)
+        return pruned
+
+    def _prune_refusal(self, *, present: int, unlisted: int) -> str | None:
+        if self._options.prune_any:
+            return None
+        if not self._entries:
+            return "an empty listing removes nothing: --prune-any, if the cluster really has no backups any more"
+        if unlisted > present * _PRUNE_SHARE:
+            return (
+                f"{unlisted} of this cluster's {present} backups are not in the listing; is it whole? "
+                "--dry-run shows what would happen, --prune-any removes them"
+            )
+        return None
 
     async def _write(self) -> None:
         await self._connection.execute(_MERGE, *self._target)

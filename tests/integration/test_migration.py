@@ -78,7 +78,7 @@ async def test_a_lock_that_is_held_for_long_is_tried_again(empty_database_url: s
     await holder.execute("LOCK TABLE alembic_version")
 
     migration = asyncio.create_task(asyncio.to_thread(migrate, empty_database_url))
-    async with contextlib.aclosing(_lock_waits(empty_database_url)) as waits:
+    async with asyncio.timeout(60), contextlib.aclosing(_lock_waits(empty_database_url)) as waits:
         await anext(waiting async for waiting in waits if waiting)
         await anext(waiting async for waiting in waits if not waiting)
     await holder.close()
@@ -130,9 +130,7 @@ async def _lock_waits(url: str) -> AsyncGenerator[int, None]:
     connection = await asyncpg.connect(url)
     try:
         while True:
-            yield await connection.fetchval(
-                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-            )
+            yield await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
             await asyncio.sleep(0.02)
     finally:
         await connection.close()

@@ -1,0 +1,80 @@
+"""HTTP/2 by hand, for what no client does, or shows."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from hpack import Decoder, Encoder
+from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
+
+from service.settings import Address
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+def message(data: bytes) -> bytes:
+    """A gRPC message: a flag, its length, its bytes."""
+    return b"\0" + len(data).to_bytes(4) + data
+
+
+class Connection:
+    """One connection that sends what it is told, and reads frames as they come."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._encoder, self._decoder = Encoder(), Decoder()
+        self._next_stream = 1
+
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, address: Address, settings: dict[int, int] | None = None) -> AsyncIterator["Connection"]:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        try:
+            connection = cls(reader, writer)
+            writer.write(_PREFACE)
+            connection.send(SettingsFrame(settings=settings or {}))
+            yield connection
+        finally:
+            writer.close()
+
+    def send(self, frame: Frame) -> None:
+        self._writer.write(frame.serialize())
+
+    async def call(self, path: str, body: bytes | None, *, end: bool = True) -> int:
+        """Begins a call; without a body, or without an end, it stays half done."""
+        stream, self._next_stream = self._next_stream, self._next_stream + 2
+        headers = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "test"),
+                   ("te", "trailers"), ("content-type", "application/grpc")]  # fmt: skip
+        flags = ["END_HEADERS"] if body is not None or not end else ["END_HEADERS", "END_STREAM"]
+        self.send(HeadersFrame(stream, data=self._encoder.encode(headers), flags=flags))
+        if body is not None:
+            self.send(DataFrame(stream, data=body, flags=["END_STREAM"] if end else []))
+        await self._writer.drain()
+        return stream
+
+    async def frame(self) -> Frame:
+        """The next frame; answers settings and pings by itself."""
+        while True:
+            head = await self._reader.readexactly(9)
+            frame, length = Frame.parse_frame_header(memoryview(head))
+            frame.parse_body(memoryview(await self._reader.readexactly(length)))
+            if isinstance(frame, SettingsFrame) and "ACK" not in frame.flags:
+                self.send(SettingsFrame(flags=["ACK"]))
+            elif isinstance(frame, PingFrame) and "ACK" not in frame.flags:
+                self.send(PingFrame(opaque_data=frame.opaque_data, flags=["ACK"]))
+            else:
+                return frame
+
+    async def frames_of(self, stream: int) -> list[Frame]:
+        """The frames of one stream, until it ends."""
+        frames: list[Frame] = []
+        while not frames or not (isinstance(frames[-1], RstStreamFrame) or "END_STREAM" in frames[-1].flags):
+            frame = await self.frame()
+            assert not isinstance(frame, GoAwayFrame)
+            if frame.stream_id == stream:
+                frames.append(frame)
+        return frames
+
+    def headers(self, frame: Any) -> dict[str, str]:
+        return {str(key): str(value) for key, value in self._decoder.decode(frame.data)}

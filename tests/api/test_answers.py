@@ -1,0 +1,258 @@
+"""Each situation of the contract has its answer."""
+
+import asyncio
+import base64
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+from grpc import StatusCode
+
+from service import pb
+from service.page_token import DEFAULT_KEY, PageTokens
+from service.server import Server
+from tests.api.answers import failure
+from tests.api.http2 import Connection, message
+from tests.conftest import AddBackups, Sql, StartServer
+
+_GET = "/yandex.cloud.mdb.greenplum.v1.BackupService/Get"
+_LIST = "/yandex.cloud.mdb.greenplum.v1.BackupService/List"
+_CHECK = "/grpc.health.v1.Health/Check"
+_WATCH = "/grpc.health.v1.Health/Watch"
+_REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+
+
+async def test_fields_that_break_limits(stub: pb.BackupServiceStub) -> None:
+    """INVALID_ARGUMENT names every violated field."""
+    answer = await failure(stub.List(pb.ListBackupsRequest(folder_id="f" * 51, page_size=1001, page_token="t" * 101)))
+    assert (answer.code, answer.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert [field for field, _ in answer.violations] == ["folder_id", "page_size", "page_token"]
+
+    answer = await failure(stub.Get(pb.GetBackupRequest()))
+    assert (answer.code, answer.violations) == (StatusCode.INVALID_ARGUMENT, [("backup_id", "Is required.")])
+
+
+@pytest.mark.parametrize("method", [_GET, _LIST, _CHECK])
+@pytest.mark.parametrize("data", [b"\x0a\x02\xff\xfe", b"\x0a\xff", b"\xff" * 100, b"\x08"])
+async def test_bytes_that_are_no_message(channel: Any, method: str, data: bytes) -> None:
+    """INVALID_ARGUMENT with a fixed text, for health checks too."""
+    answer = await failure(channel.unary_unary(method)(data))
+    assert (answer.code, answer.reason) == (StatusCode.INVALID_ARGUMENT, "UNDECODABLE_REQUEST")
+    assert answer.message == "The request's bytes are not a message of this method."
+
+
+@pytest.mark.parametrize("method", [_WATCH, _REFLECT])
+async def test_bytes_that_are_no_message_in_a_stream(channel: Any, method: str) -> None:
+    """A stream of something else gets the same answer."""
+
+    async def requests() -> AsyncIterator[bytes]:
+        yield b"\x0a\x02\xff\xfe"
+
+    async def first() -> Any:
+        call: Any = channel.unary_stream(method)(b"\x0a\x02\xff\xfe") if method == _WATCH else channel.stream_stream(method)(requests())
+        return [response async for response in call]
+
+    assert (await failure(first())).reason == "UNDECODABLE_REQUEST"
+
+
+async def test_unknown_fields_and_nothing_at_all(channel: Any) -> None:
+    """Fields that a later contract adds are passed over; an empty message is one without fields."""
+    known = pb.ListBackupsRequest(folder_id="f").SerializeToString()
+    assert await channel.unary_unary(_LIST)(known + b"\xa2\x06\x01x") == b""
+    assert (await failure(channel.unary_unary(_LIST)(b""))).violations == [("folder_id", "Is required.")]
+
+
+async def test_page_tokens_that_are_not_ours(start_server: StartServer, add_backups: AddBackups, database_url: str) -> None:
+    """A token that is malformed, tampered with, from another folder or from another key: INVALID_ARGUMENT, and no SQL runs."""
+    await add_backups(3)
+    other_key = PageTokens(bytes(32))
+    async with start_server() as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+        stub = pb.BackupServiceStub(channel)
+        token = (await stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=1))).next_page_token
+        position = PageTokens(DEFAULT_KEY).open(token, folder_id="f1")
+        assert position
+        bad = ["x", "\0", "🐘", token[:-1], token + "A", token + "=", token.lower(), other_key.seal(position, folder_id="f1"),
+               PageTokens().seal(position, folder_id="f2"), base64.b64encode(b"1").decode()]  # fmt: skip
+        async with _no_sql(database_url):
+            for page_token in bad:
+                answer = await failure(stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=1, page_token=page_token)))
+                assert (answer.code, answer.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN")
+                assert [field for field, _ in answer.violations] == ["page_token"]
+
+
+@contextlib.asynccontextmanager
+async def _no_sql(database_url: str) -> AsyncIterator[None]:
+    """Whatever asks the table meanwhile waits for a lock, and is seen."""
+    connection = await asyncpg.connect(database_url)
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE backups IN ACCESS EXCLUSIVE MODE")
+        yield
+        assert await connection.fetch("SELECT * FROM pg_locks WHERE NOT granted") == []
+    await connection.close()
+
+
+@pytest.mark.parametrize(
+    "backup_id", ["none", "x" * 50, "x" * 51, "a\0b", "\0", " ", "\n", "ж", "🐘" * 10, "'; DROP TABLE backups; --", "%s"]
+)
+async def test_no_such_backup(stub: pb.BackupServiceStub, add_backups: AddBackups, backup_id: str) -> None:
+    """NOT_FOUND with type and name, whatever the id's length or characters."""
+    await add_backups(1)
+    answer = await failure(stub.Get(pb.GetBackupRequest(backup_id=backup_id)))
+    assert (answer.code, answer.reason) == (StatusCode.NOT_FOUND, "BACKUP_NOT_FOUND")
+    assert answer.resource == ("yandex.cloud.mdb.greenplum.v1.Backup", backup_id)
+
+
+@pytest.mark.parametrize("size", [1_000, 3_000, 7_000, 9_000, 20_000, 100_000, 1_000_000])
+@pytest.mark.parametrize("character", ["x", "\x01", "Ж"])
+async def test_an_id_of_any_length(stub: pb.BackupServiceStub, size: int, character: str) -> None:
+    """NOT_FOUND also where the id would not fit into an answer: what is echoed is cut."""
+    for _ in range(5):  # a client refuses what is too large only sometimes
+        answer = await failure(stub.Get(pb.GetBackupRequest(backup_id=character * size)))
+        assert answer.code is StatusCode.NOT_FOUND
+        assert answer.resource == ("yandex.cloud.mdb.greenplum.v1.Backup", character * 128)
+
+
+async def test_no_database(start_server: StartServer) -> None:
+    """UNAVAILABLE where PostgreSQL is not there; the server itself starts without it, and is not serving."""
+    async with (
+        start_server(database_url="postgresql://127.0.0.1:1/none") as server,
+        grpc.aio.insecure_channel(str(server.address)) as channel,
+    ):
+        stub = pb.BackupServiceStub(channel)
+        for call in (stub.Get(pb.GetBackupRequest(backup_id="a")), stub.List(pb.ListBackupsRequest(folder_id="f"))):
+            answer = await failure(call)
+            assert (answer.code, answer.reason) == (StatusCode.UNAVAILABLE, "CATALOG_UNAVAILABLE")
+
+
+async def test_no_schema(start_server: StartServer, empty_database_url: str) -> None:
+    """UNAVAILABLE where the database has not been migrated yet."""
+    async with start_server(database_url=empty_database_url) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+        assert (await failure(pb.BackupServiceStub(channel).Get(pb.GetBackupRequest(backup_id="a")))).code is StatusCode.UNAVAILABLE
+
+
+async def test_no_connection_free_in_time(start_server: StartServer, sql: Sql, add_backups: AddBackups) -> None:
+    """UNAVAILABLE where all connections are busy for longer than a call waits for one."""
+    [backup] = await add_backups(1)
+    async with start_server(pool_size=1, acquire_timeout="1") as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+        stub = pb.BackupServiceStub(channel)
+        async with sql.transaction():
+            await sql.execute("LOCK TABLE backups")
+            waiting = asyncio.ensure_future(_of(stub.List(pb.ListBackupsRequest(folder_id="f1"))))
+            await _until_a_query_waits(sql)
+            answer = await failure(stub.Get(pb.GetBackupRequest(backup_id=backup.id)))
+        assert answer.code is StatusCode.UNAVAILABLE
+        assert len((await waiting).backups) == 1
+
+
+async def test_the_callers_deadline(server: Server, stub: pb.BackupServiceStub, sql: Sql) -> None:
+    """DEADLINE_EXCEEDED when the caller's own deadline has passed."""
+    async with sql.transaction():
+        await sql.execute("LOCK TABLE backups")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Get(pb.GetBackupRequest(backup_id="a"), timeout=0.3)
+        assert caught.value.code() is StatusCode.DEADLINE_EXCEEDED
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Get(pb.GetBackupRequest(backup_id="a"))
+    assert caught.value.code() is StatusCode.NOT_FOUND  # the connection is whole
+
+
+async def test_the_longest_a_request_may_take(start_server: StartServer, sql: Sql) -> None:
+    """DEADLINE_EXCEEDED when a call has taken as long as any may, whatever deadline its client set."""
+    async with start_server(request_timeout="0.3") as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+        stub = pb.BackupServiceStub(channel)
+        async with sql.transaction():
+            await sql.execute("LOCK TABLE backups")
+            for timeout in (None, 60):
+                answer = await failure(stub.Get(pb.GetBackupRequest(backup_id="a"), timeout=timeout))
+                assert answer.code in (StatusCode.DEADLINE_EXCEEDED, StatusCode.UNAVAILABLE)
+                assert answer.code is StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_the_unforeseen(
+    server: Server, stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """INTERNAL with a fixed text and a request id; the cause is in the log under that id, its text nowhere."""
+
+    async def broken(self: object, backup_id: str) -> bytes:
+        raise RuntimeError("hunter2")
+
+    monkeypatch.setattr("service.postgres.catalog.Catalog.get", broken)
+    answer = await failure(stub.Get(pb.GetBackupRequest(backup_id="a")))
+
+    assert (answer.code, answer.reason) == (StatusCode.INTERNAL, "INTERNAL")
+    assert answer.message == "Internal error. Quote the request id when you report it."
+    captured = capsys.readouterr()
+    logged = captured.out + captured.err
+    assert answer.request_id in logged
+    assert "builtins.RuntimeError" in logged
+    assert "hunter2" not in logged + str(answer.trailers)
+
+
+async def test_cancelled_by_something_else_than_the_client(stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that something within the server cancels is answered: gRPC would leave its client waiting for ever."""
+
+    async def cancelled(self: object, backup_id: str) -> bytes:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr("service.postgres.catalog.Catalog.get", cancelled)
+    answer = await failure(stub.Get(pb.GetBackupRequest(backup_id="a"), timeout=20))
+    assert (answer.code, answer.reason) == (StatusCode.UNAVAILABLE, "CALL_INTERRUPTED")
+
+
+async def test_unknown_methods(channel: Any) -> None:
+    """UNIMPLEMENTED for methods and services that there are not."""
+    for method in ("/yandex.cloud.mdb.greenplum.v1.BackupService/Delete", "/a.B/C", "/"):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(method)(b"")
+        assert caught.value.code() is StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize(
+    ("metadata", "request_id"),
+    [
+        ([("x-client-request-id", "mine-1")], "mine-1"),
+        ([("x-request-id", "mine-2")], "mine-2"),
+        ([("x-request-id", "second"), ("x-client-request-id", "first")], "first"),
+        ([("x-request-id", "second"), ("x-client-request-id", "not sane")], "second"),
+        ([("x-request-id", "x" * 101)], None),
+        ([("x-request-id", "a b")], None),
+        ([("x-request-id", "")], None),
+        ([], None),
+    ],
+)
+async def test_request_ids(stub: pb.BackupServiceStub, metadata: list[tuple[str, str]], request_id: str | None) -> None:
+    """The request id is the client's where it is sane, else a new one, in every answer's trailers."""
+    answer = await failure(stub.Get(pb.GetBackupRequest(backup_id="a"), metadata=metadata))
+    if request_id:
+        assert answer.request_id == request_id
+    else:
+        assert len(answer.request_id) == 36
+
+    call: Any = stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=metadata)
+    await call
+    given = dict(await call.trailing_metadata())["x-request-id"]
+    assert given == request_id if request_id else len(given) == 36
+
+
+async def test_errors_are_trailers_only(start_server: StartServer) -> None:
+    """An error is one frame of headers that ends the stream: a client that has seen initial metadata does not retry."""
+    async with start_server(database_url="postgresql://127.0.0.1:1/none") as server:
+        async with Connection.to(server.address) as connection:
+            stream = await connection.call(_GET, message(pb.GetBackupRequest(backup_id="a").SerializeToString()))
+            frames = await connection.frames_of(stream)
+    assert [(type(frame).__name__, "END_STREAM" in frame.flags) for frame in frames] == [("HeadersFrame", True)]
+    assert connection.headers(frames[0])["grpc-status"] == "14"
+
+
+async def _of(call: Any) -> Any:
+    return await call
+
+
+async def _until_a_query_waits(sql: Sql) -> None:
+    async with asyncio.timeout(10):
+        # Not pg_stat_activity: within a transaction it stays what it was at first.
+        while not await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            await asyncio.sleep(0.01)

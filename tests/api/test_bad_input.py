@@ -1,0 +1,79 @@
+"""Whatever a client sends, the answer is one of the contract's, and never INTERNAL or UNKNOWN."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+from grpc import StatusCode
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from service import pb
+from service.backup import Position
+from service.page_token import PageTokens
+
+_METHODS = ["/yandex.cloud.mdb.greenplum.v1.BackupService/Get", "/yandex.cloud.mdb.greenplum.v1.BackupService/List"]
+_FORESEEN = {StatusCode.OK, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND}
+_settings = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+# Every code point that protobuf can send, with those that do harm elsewhere more often.
+_texts = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\0\x01\x7f\n\r%\\'\"🐘\ufeff\uffff\u202e"), max_size=120)
+
+
+async def _code(call: grpc.aio.UnaryUnaryCall) -> StatusCode:  # type: ignore[type-arg]
+    return await call.code()
+
+
+@given(st.sampled_from(_METHODS), st.binary(max_size=200))
+@_settings
+async def test_random_bytes(channel: Any, method: str, data: bytes) -> None:
+    """Random bytes as a request."""
+    assert await _code(channel.unary_unary(method)(data)) in _FORESEEN
+
+
+@given(st.sampled_from(_METHODS), st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40), st.data())
+@_settings
+async def test_mutilated_messages(channel: Any, method: str, text: str, data: st.DataObject) -> None:
+    """A request cut short, or with a byte changed."""
+    whole = bytearray(pb.ListBackupsRequest(folder_id=text, page_size=len(text), page_token=text).SerializeToString())
+    whole = whole[: data.draw(st.integers(0, len(whole)))]
+    if whole:
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    assert await _code(channel.unary_unary(method)(bytes(whole))) in _FORESEEN
+
+
+@given(folder_id=_texts, page_size=st.integers(-(2**63), 2**63 - 1), page_token=_texts)
+@example(folder_id="f1\0", page_size=1, page_token="")
+@example(folder_id="f", page_size=2**63 - 1, page_token="")
+@example(folder_id="f", page_size=-(2**63), page_token="\0")
+@_settings
+async def test_any_fields_of_list(stub: pb.BackupServiceStub, folder_id: str, page_size: int, page_token: str) -> None:
+    """Any texts and any number in List."""
+    request = pb.ListBackupsRequest(folder_id=folder_id, page_size=page_size, page_token=page_token)
+    assert await _code(stub.List(request)) in _FORESEEN
+
+
+@given(_texts)
+@_settings
+async def test_any_id(stub: pb.BackupServiceStub, backup_id: str) -> None:
+    """Any text as the id of a backup."""
+    expected = StatusCode.NOT_FOUND if backup_id else StatusCode.INVALID_ARGUMENT
+    assert await _code(stub.Get(pb.GetBackupRequest(backup_id=backup_id))) is expected
+
+
+async def test_megabytes(stub: pb.BackupServiceStub) -> None:
+    """Fields of megabytes: a folder's id is too long, a backup's is not found, and what gRPC itself refuses says so."""
+    text = "\U0001f418" * 250_000
+    assert await _code(stub.List(pb.ListBackupsRequest(folder_id=text, page_token=text))) is StatusCode.INVALID_ARGUMENT
+    assert await _code(stub.Get(pb.GetBackupRequest(backup_id=text))) is StatusCode.NOT_FOUND
+    assert await _code(stub.Get(pb.GetBackupRequest(backup_id="x" * 5_000_000))) is StatusCode.RESOURCE_EXHAUSTED
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_page_tokens_with_any_bit_flipped(stub: pb.BackupServiceStub, data: st.DataObject) -> None:
+    """A page token with a single bit flipped is INVALID_ARGUMENT."""
+    token = bytearray(PageTokens().seal(Position(datetime(2026, 11, 20, tzinfo=UTC), "backup-1"), folder_id="f1"), "ascii")
+    token[data.draw(st.integers(0, len(token) - 1))] ^= 1 << data.draw(st.integers(0, 6))
+    request = pb.ListBackupsRequest(folder_id="f1", page_token=token.decode())
+    assert await _code(stub.List(request)) is StatusCode.INVALID_ARGUMENT

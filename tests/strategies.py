@@ -1,0 +1,33 @@
+"""Any backup that the catalog can hold."""
+
+from datetime import UTC, datetime
+
+from hypothesis import strategies as st
+
+from service.backup import Backup
+
+_FIRST, _LAST = datetime(1970, 1, 1), datetime(9999, 12, 31, 23, 59, 59, 999998)  # noqa: DTZ001  # hypothesis adds the zone
+
+times = st.one_of(
+    st.datetimes(min_value=_FIRST, max_value=_LAST, timezones=st.just(UTC)),
+    st.sampled_from(
+        [
+            _FIRST,
+            _LAST,
+            datetime(1970, 1, 1, 0, 0, 0, 1),  # noqa: DTZ001
+            datetime(1970, 1, 1, 0, 2, 7),  # noqa: DTZ001
+            datetime(1970, 1, 1, 0, 2, 8),  # noqa: DTZ001
+            datetime(2038, 1, 19, 3, 14, 8),  # noqa: DTZ001
+            datetime(2026, 11, 20, 0, 0, 0, 999999),  # noqa: DTZ001
+        ]
+    ).map(lambda time: time.replace(tzinfo=UTC)),
+)
+backup_ids = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=50)
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=50)
+sizes = st.integers(0, 2**63 - 1) | st.integers(0, 62).flatmap(lambda bit: st.sampled_from([2**bit - 1, 2**bit, 2**bit + 1]))
+
+
+@st.composite
+def backups(draw: st.DrawFn) -> Backup:
+    started_at, created_at = sorted([draw(times), draw(times)])
+    return Backup(draw(backup_ids), draw(names), created_at, draw(names), started_at, draw(sizes))

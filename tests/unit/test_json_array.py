@@ -1,0 +1,134 @@
+"""An array of objects, read an object at a time."""
+
+import io
+import json
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.importers.json_array import JsonArray, NotAnArray
+
+_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+_objects = st.dictionaries(st.text(max_size=8), _values, max_size=4)
+
+
+class Slow:
+    """Gives few bytes at a time, whatever is asked for: every place of the input is the end of a piece."""
+
+    def __init__(self, data: bytes, piece: int) -> None:
+        self._data, self._piece = data, piece
+
+    def read(self, size: int = -1) -> bytes:
+        piece, self._data = self._data[: self._piece], self._data[self._piece :]
+        return piece
+
+
+@given(st.lists(_objects, max_size=5), st.sampled_from([None, 0, 4]), st.booleans(), st.integers(1, 20))
+def test_the_same_as_at_once(objects: list[dict[str, Any]], indent: int | None, ascii_only: bool, piece: int) -> None:
+    """Whatever the spacing and wherever the pieces end, the objects are those that json.loads finds."""
+    data = json.dumps(objects, indent=indent, ensure_ascii=ascii_only).encode() + b"\n"
+    assert list(JsonArray(Slow(data, piece))) == objects
+
+
+@given(st.lists(_objects, min_size=1, max_size=3), st.data())
+def test_every_truncation_is_noticed(objects: list[dict[str, Any]], data: st.DataObject) -> None:
+    """An input cut anywhere before its last bracket gives only whole leading objects, and then an error."""
+    whole = json.dumps(objects).encode()
+    cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    found: list[Any] = []
+    with pytest.raises(NotAnArray) as caught:
+        found.extend(JsonArray(Slow(cut, 7)))
+    assert found == objects[: len(found)]
+    assert caught.value.reason in ("ends early", "empty", "no UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b" \n\t", "empty"),
+        (b"null", "no array"),
+        (b'{"a":1}', "no array"),
+        (b"[1]", "no JSON object"),
+        (b"[{}", "ends early"),
+        (b"[{},", "ends early"),
+        (b"[{} {}]", "no JSON"),
+        (b"[{},]", "no JSON object"),
+        (b'[{"a":}, {"b": 1}, {"c": 2}]', "no JSON"),
+        (b"[{}]x", "something follows the array"),
+        (b"[{}][{}]", "something follows the array"),
+        (b'[{"a":NaN}]', "no JSON of a reasonable kind"),
+        (b'[{"a":-Infinity}]', "no JSON of a reasonable kind"),
+        (b'[{"a":' + b"9" * 5000 + b"}]", "no JSON of a reasonable kind"),
+        (b'[{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}]", "no JSON of a reasonable kind"),
+        (b'[{"a":"\xff"}]', "no UTF-8"),
+        (b'[{"a":"\xc3', "no UTF-8"),
+    ],
+)
+def test_what_is_none(data: bytes, reason: str) -> None:
+    """What is no array of objects is told apart."""
+    with pytest.raises(NotAnArray) as caught:
+        list(JsonArray(io.BytesIO(data)))
+    assert caught.value.reason == reason
+
+
+def test_byte_order_mark() -> None:
+    """A byte order mark before the array does no harm."""
+    assert list(JsonArray(io.BytesIO(b"\xef\xbb\xbf[{}]"))) == [{}]
+
+
+def test_bounded_memory() -> None:
+    """A long array on one line takes no more memory than a short one."""
+    element = json.dumps({"Name": "x" * 400, "more": list(range(20))}).encode()
+
+    class Endless:
+        """An array of so many elements, made as it is read."""
+
+        def __init__(self, count: int) -> None:
+            self._left, self._start = count, b"["
+
+        def read(self, size: int = -1) -> bytes:
+            take = min(self._left, 100)
+            self._left -= take
+            start, self._start = self._start, b"," if take else b""
+            return start + b",".join([element] * take) if take else start and b"]"
+
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in JsonArray(Endless(20_000))) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000  # of some 10 million bytes of input
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_element_without_end() -> None:
+    """An element that does not end is given up at a stated length, not when memory is."""
+
+    class Endless:
+        """A string that goes on and on."""
+
+        def __init__(self) -> None:
+            self._start = b'[{"a":"'
+            self.given = 0
+
+        def read(self, size: int = -1) -> bytes:
+            start, self._start = self._start, b""
+            self.given += size
+            return start + b"x" * size
+
+    endless = Endless()
+    with pytest.raises(NotAnArray) as caught:
+        list(JsonArray(endless))
+    assert caught.value.reason == "too long, or no JSON"
+    assert endless.given < 100_000_000

@@ -1,0 +1,93 @@
+"""Settings: their forms, their messages, and that no secret is in one."""
+
+from datetime import timedelta
+
+import pytest
+
+from service.errors import InvalidSettings
+from service.page_token import DEFAULT_KEY
+from service.settings import Address, Settings
+
+_KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+
+
+def test_all_absent() -> None:
+    """Without any setting there are defaults; only the database must be named, by those who need it."""
+    settings = Settings.read()
+    assert settings.listen == Address("127.0.0.1", 50051)
+    assert settings.page_token_key.get_secret_value() == DEFAULT_KEY
+    with pytest.raises(InvalidSettings, match="BACKUPS_DATABASE_URL is not set"):
+        settings.require_database_url()
+
+
+def test_all_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each setting is read from its variable."""
+    for name, value in {
+        "DATABASE_URL": "postgresql://u:p%40ss@h1:5432,h2/db?target_session_attrs=any",
+        "LISTEN": "[::1]:0",
+        "PAGE_TOKEN_KEY": _KEY,
+        "PAGE_TOKEN_KEYS_ACCEPTED": f"default, {_KEY}",
+        "POOL_SIZE": "3",
+        "REQUEST_TIMEOUT": "1.5",
+        "REFLECTION": "true",
+        "LOG_FORMAT": "console",
+    }.items():
+        monkeypatch.setenv(f"BACKUPS_{name}", value)
+
+    settings = Settings.read()
+
+    assert settings.require_database_url() == "postgresql://u:p%40ss@h1:5432,h2/db?target_session_attrs=any"
+    assert settings.listen == Address("::1", 0)
+    assert str(settings.listen) == "[::1]:0"
+    assert settings.page_token_key.get_secret_value() == bytes(range(32))
+    assert [key.get_secret_value() for key in settings.page_token_keys_accepted] == [DEFAULT_KEY, bytes(range(32))]
+    assert settings.pool_size == 3
+    assert settings.request_timeout == timedelta(seconds=1.5)
+    assert settings.reflection is True
+    assert settings.log_format == "console"
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("DATABASE_URL", ["", "hunter2", "mysql://u:hunter2@h/d", "postgresql://u:hunter2/x@h/d", "postgresql://u:p@h:hunter2/d"]),
+        ("LISTEN", ["", "50051", "localhost", "h:", ":1", "h:-1", "h:65536", "h:x", "h:\u0661"]),
+        ("PAGE_TOKEN_KEY", ["", "hunter2", _KEY[:-4], _KEY + "hunter2", "Default"]),
+        ("PAGE_TOKEN_KEYS_ACCEPTED", ["hunter2", f"{_KEY},hunter2"]),
+        ("POOL_SIZE", ["0", "-1", "1001", "many", "1.5"]),
+        ("REQUEST_TIMEOUT", ["0", "-1", "nan", "inf", "3601", "soon", "PT1S"]),
+        ("REFLECTION", ["maybe"]),
+        ("LOG_FORMAT", ["xml"]),
+        ("LOG_LEVEL", ["loud"]),
+    ],
+)
+def test_bad_values(monkeypatch: pytest.MonkeyPatch, name: str, values: list[str]) -> None:
+    """A value that cannot be used is one line that names the variable, and does not quote the value."""
+    for value in values:
+        monkeypatch.setenv(f"BACKUPS_{name}", value)
+        with pytest.raises(InvalidSettings) as caught:
+            Settings.read()
+        message = str(caught.value)
+        assert message.startswith(f"BACKUPS_{name}: ")
+        assert "\n" not in message
+        assert "hunter2" not in message
+        assert caught.value.__cause__ is None  # pydantic's error holds the values
+
+
+def test_every_bad_value_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several bad values are told at once, a line each."""
+    monkeypatch.setenv("BACKUPS_POOL_SIZE", "0")
+    monkeypatch.setenv("BACKUPS_LISTEN", "x")
+    with pytest.raises(InvalidSettings) as caught:
+        Settings.read()
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["BACKUPS_LISTEN", "BACKUPS_POOL_SIZE"]
+
+
+def test_no_secret_in_a_repr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the settings' repr nor their str shows a password or a key."""
+    monkeypatch.setenv("BACKUPS_DATABASE_URL", "postgresql://u:hunter2@h/d")
+    monkeypatch.setenv("BACKUPS_PAGE_TOKEN_KEY", _KEY)
+    for text in (repr(Settings.read()), str(Settings.read())):
+        assert "hunter2" not in text
+        assert _KEY not in text
+        assert "\\x00\\x01" not in text

@@ -1,0 +1,68 @@
+"""Logs: what stands in a line, and what never does."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from service import telemetry
+from service.errors import CatalogUnavailable
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    """Logging is the process's: other tests get it as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    structlog.reset_defaults()
+
+
+def test_a_call_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """A call is logged with method, status, duration, peer and request id."""
+    telemetry.configure_logging(log_format="json", log_level="info")
+    telemetry.Call.begin("/s/Get", request_id="r1", peer="ipv4:127.0.0.1:1").ended("OK")
+
+    [line] = capsys.readouterr().err.splitlines()
+    logged = json.loads(line)
+    assert logged.pop("duration_ms") >= 0
+    assert logged.pop("time").endswith("Z")
+    assert logged == {"event": "call", "level": "info", "method": "/s/Get", "code": "OK", "request_id": "r1", "peer": "ipv4:127.0.0.1:1"}
+
+
+def test_a_line_cannot_be_forged(capsys: pytest.CaptureFixture[str]) -> None:
+    """Line breaks in what is logged do not make a line."""
+    telemetry.configure_logging(log_format="json", log_level="info")
+    telemetry.event("x", value='a\n{"event": "forged"}\u2028\r')
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is less severe than the level set is not logged."""
+    telemetry.configure_logging(log_format="json", log_level="warning")
+    telemetry.event("quiet")
+    telemetry.event("loud", level="warning")
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["loud"]
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_texts_of_strangers(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+    """An error that is not ours is logged by type and place, its text left out: it could hold a password. So is a library's own log."""
+    telemetry.configure_logging(log_format=log_format, log_level="debug")
+    try:
+        try:
+            raise ValueError("hunter2")
+        except ValueError as exc:
+            raise CatalogUnavailable("PostgreSQL is gone") from exc
+    except CatalogUnavailable as exc:
+        telemetry.Call.begin("/s/Get", request_id="r", peer="p").ended("UNAVAILABLE", level="warning", error=exc)
+        logging.getLogger("grpc._cython.cygrpc").exception("Unexpected error")
+
+    logged = capsys.readouterr().err
+    assert "hunter2" not in logged
+    assert logged.count("ValueError") >= 2
+    assert logged.count("PostgreSQL is gone") >= 2
+    assert "test_telemetry.py" in logged
