@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -176,34 +176,36 @@ def list_(
     asyncio.run(_print_json(pages) if as_json else _print_table(pages, folder_id, to_the_end=all_))
 
 
-async def _print_table(pages: AsyncIterator[pb.ListBackupsResponse], folder_id: str, *, to_the_end: bool) -> None:
+async def _print_table(pages: AsyncGenerator[pb.ListBackupsResponse], folder_id: str, *, to_the_end: bool) -> None:
     from service import output
 
     table = output.Table(datetime.now(UTC))
     count, page_token = 0, ""
-    async for page in pages:
-        for line in table.lines(page.backups) if page.backups else ():
-            print(line, flush=False)
-        sys.stdout.flush()
-        count, page_token = count + len(page.backups), page.next_page_token
+    async with contextlib.aclosing(pages):
+        async for page in pages:
+            for line in table.lines(page.backups) if page.backups else ():
+                print(line)
+            sys.stdout.flush()
+            count, page_token = count + len(page.backups), page.next_page_token
     if not count:
         print(f"No backups in folder {output.printable(folder_id)}.", file=sys.stderr)
     elif page_token and not to_the_end:
         print(f"There are more: --all, or --page-token {page_token}", file=sys.stderr)
 
 
-async def _print_json(pages: AsyncIterator[pb.ListBackupsResponse]) -> None:
+async def _print_json(pages: AsyncGenerator[pb.ListBackupsResponse]) -> None:
     """One ListBackupsResponse, however many pages it is made of, printed as they come."""
     from service import output
 
     print('{\n  "backups": [', end="")
     separator, page_token = "\n", ""
-    async for page in pages:
-        for backup in page.backups:
-            print(separator + output.json(backup, indent=4), end="")
-            separator = ",\n"
-        sys.stdout.flush()
-        page_token = page.next_page_token
+    async with contextlib.aclosing(pages):
+        async for page in pages:
+            for backup in page.backups:
+                print(separator + output.json(backup, indent=4), end="")
+                separator = ",\n"
+            sys.stdout.flush()
+            page_token = page.next_page_token
     print("\n  ]" + (f',\n  "nextPageToken": "{page_token}"' if page_token else "") + "\n}")
 
 

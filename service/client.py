@@ -1,7 +1,7 @@
 """A caller of the API: what `list`, `get` and `health` of the command ask a running service."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ class Target(NamedTuple):
 
 async def pages(
     target: Target, folder_id: str, *, page_size: int, page_token: str, follow: bool
-) -> AsyncIterator[pb.ListBackupsResponse]:  # fmt: skip
+) -> AsyncGenerator[pb.ListBackupsResponse]:  # fmt: skip
     """
     A folder's backups, a page at a time: one page, or all from there on.
 

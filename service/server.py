@@ -46,7 +46,7 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._closing = contextlib.AsyncExitStack()  # in reverse order of opening
+        self._opened = contextlib.AsyncExitStack()  # closes in reverse order
         self.health = Health()
         self._interceptor = Interceptor(request_timeout=settings.request_timeout)
         self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
@@ -61,20 +61,22 @@ class Server:
             PortTaken: something else listens there.
 
         """
-        database = await self._closing.enter_async_context(_database(self._settings))
-        self._register(database)
-        self.address = self._listen(self._settings.listen)
-        await self._grpc.start()
-        self._closing.push_async_callback(self._interceptor.finished, self._settings.shutdown_grace)
-        self._closing.push_async_callback(self._grpc.stop, self._settings.shutdown_grace.total_seconds())
-        self._keep_ready(database)
+        async with contextlib.AsyncExitStack() as opened:
+            database = await opened.enter_async_context(_database(self._settings))
+            self._register(database)
+            self.address = self._listen(self._settings.listen)
+            await self._grpc.start()
+            opened.push_async_callback(self._interceptor.finished, self._settings.shutdown_grace)
+            opened.push_async_callback(self._grpc.stop, self._settings.shutdown_grace.total_seconds())
+            self._keep_ready(database, opened)
+            self._opened = opened.pop_all()  # what fails to start has closed by now what it had opened
         telemetry.event("listening", address=str(self.address))
         return self
 
     async def stop(self) -> None:
         """Lets calls in flight finish, within the grace period, then closes what was opened."""
         self.health.close()
-        await self._closing.aclose()
+        await self._opened.aclose()
         telemetry.event("stopped")
 
     def _register(self, database: Database) -> None:
@@ -97,12 +99,12 @@ class Server:
                 f"{address} cannot be listened on: is it in use? BACKUPS_LISTEN names another, such as 127.0.0.1:50052"
             ) from exc
 
-    def _keep_ready(self, database: Database) -> None:
+    def _keep_ready(self, database: Database, opened: contextlib.AsyncExitStack) -> None:
         async def is_ready() -> bool:
             return await present_revision(database) >= REQUIRED_REVISION
 
         task = asyncio.create_task(keep_ready(self.health, is_ready, period=_READY_PERIOD))
-        self._closing.callback(task.cancel)
+        opened.callback(task.cancel)
 
 
 def _database(settings: Settings) -> contextlib.AbstractAsyncContextManager[Database]:
@@ -119,9 +121,9 @@ async def _serve(settings: Settings, started: Callable[[Server], None]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = Server(settings)
+    server = await Server(settings).start()
     try:
-        started(await server.start())
+        started(server)
         await stop.wait()
     finally:
         await server.stop()

@@ -9,6 +9,7 @@ import base64
 import binascii
 import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -122,6 +123,7 @@ class Settings(BaseSettings):
         Seconds, Field(description="How long calls in flight may take to finish when the server stops, in seconds.")
     ] = timedelta(seconds=10)
     reflection: Annotated[bool | None, Field(description="Serve gRPC reflection; on in `dev` and off in `serve` unless set.")] = None
+    data_folder: Annotated[Path, Field(description="Where `dev` keeps its embedded PostgreSQL.")] = Path(__file__).parents[1] / ".data"
     log_format: Annotated[Literal["json", "console"], Field(description="json, or console for people.")] = "json"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="The least severe level that is logged.")] = "info"
 

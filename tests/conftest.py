@@ -48,10 +48,11 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 @pytest.fixture(name="postgres", scope="session")
 def _postgres() -> Iterator[EmbeddedPostgres]:
-    postgres = EmbeddedPostgres(Path(tempfile.mkdtemp(prefix="backups-test-", dir="/tmp")), settings=_FAST)
-    with postgres.running():
-        yield postgres
-    postgres.remove()
+    with tempfile.TemporaryDirectory(prefix="backups-test-", dir="/tmp") as folder:
+        postgres = EmbeddedPostgres(Path(folder, "postgres"), settings=_FAST)
+        with postgres.running():
+            yield postgres
+        postgres.remove()
 
 
 @pytest.fixture(name="template", scope="session")
@@ -140,15 +141,20 @@ class Done(NamedTuple):
 RunCommand = Callable[..., Awaitable[Done]]
 
 
+def environment(**settings: str) -> dict[str, str]:
+    """What a process of ours gets: the settings given, and nothing else of the machine's."""
+    return {"PATH": os.defpath, "LC_ALL": "C.UTF-8"} | settings
+
+
 @pytest.fixture(name="command")
 def _command() -> RunCommand:
     """Runs `backup-service` in a process of its own, with settings as keyword arguments."""
 
-    async def run(*arguments: str, stdin: bytes = b"", **environment: str) -> Done:
+    async def run(*arguments: str, stdin: bytes = b"", **settings: str) -> Done:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "service", *arguments),
             cwd=ROOT,
-            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "COLUMNS": "200"} | environment,
+            env=environment(**settings),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -166,9 +172,10 @@ def _start_server(database_url: str) -> StartServer:
 
     @asynccontextmanager
     async def start(**settings: Any) -> AsyncIterator[Server]:
-        server = Server(Settings.read(**{"database_url": database_url, "listen": "127.0.0.1:0", "reflection": True} | settings))
+        read = Settings.read(**{"database_url": database_url, "listen": "127.0.0.1:0", "reflection": True} | settings)
+        server = await Server(read).start()
         try:
-            yield await server.start()
+            yield server
         finally:
             await server.stop()
 

@@ -1,0 +1,341 @@
+"""The command as people and scripts use it, in processes of its own, against a real server and database."""
+
+import asyncio
+import contextlib
+import json
+import os
+import pty
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.server import Server
+from tests.conftest import ROOT, AddBackups, Done, RunCommand, Sql, environment
+
+_SAMPLE = (ROOT / "samples" / "walg-backup-list.json").read_bytes()
+_ENTRY = json.loads(_SAMPLE)[0]
+_OF_C1 = ("--folder-id", "f1", "--cluster-id", "c1")
+
+
+class _Cli:
+    """The command, pointed at the test's database and server."""
+
+    def __init__(self, run: RunCommand, database_url: str, server: Server) -> None:
+        self._run = run
+        self._settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_ADDRESS": str(server.address)}
+
+    async def __call__(self, *arguments: str, stdin: bytes = b"") -> Done:
+        return await self._run(*arguments, stdin=stdin, **self._settings)
+
+    async def refused(self, *arguments: str, stdin: bytes = b"") -> str:
+        """What a command that fails says: its exit status is 1, and it prints nothing else."""
+        done = await self(*arguments, stdin=stdin)
+        assert (done.status, done.stdout) == (1, "")
+        assert "Traceback" not in done.stderr
+        assert done.stderr.startswith("backup-service: ")
+        return done.stderr.removeprefix("backup-service: ").rstrip("\n")
+
+
+@pytest.fixture(name="cli")
+def _cli(command: RunCommand, database_url: str, server: Server) -> _Cli:
+    return _Cli(command, database_url, server)
+
+
+async def test_import_and_list(cli: _Cli, tmp_path: Path) -> None:
+    """A listing comes from a file or from standard input; the second import changes nothing and says so; the list is newest first."""
+    file = tmp_path / "listing.json"
+    file.write_bytes(_SAMPLE)
+    added = await cli("import", "walg", str(file), *_OF_C1)
+    assert (added.status, added.stderr) == (0, "")
+    assert added.stdout == "Imported cluster c1 into folder f1: 4 added, 0 changed, 0 unchanged, 0 removed, 0 skipped.\n"
+
+    again = await cli("import", "walg", *_OF_C1, stdin=_SAMPLE)
+    assert again.stdout.splitlines() == [
+        "Imported cluster c1 into folder f1: 0 added, 0 changed, 4 unchanged, 0 removed, 0 skipped.",
+        "The catalog already said all this: nothing changed.",
+    ]
+
+    listed = await cli("list", "--folder-id", "f1")
+    rows = [line.split() for line in listed.stdout.splitlines()]
+    assert rows[0] == ["ID", "CLUSTER", "COMPLETED", "AGE", "DURATION", "SIZE"]
+    assert [row[0] for row in rows[1:]] == [
+        "c9q3vd0k8m1nt5rj2hfe",
+        "c1:backup_20261122T031502Z_D",
+        "c1:backup_20261121T031502Z_D",
+        "c1:backup_20261120T031501Z",
+    ]
+    assert "2026-11-23 20:02:11Z" in listed.stdout
+    assert listed.stdout.splitlines()[1].endswith("2h 22m    851.0 GiB")
+
+
+async def test_list_follows_the_pages(cli: _Cli, add_backups: AddBackups) -> None:
+    """One page says how to go on, --page-token does, and --all follows to the end."""
+    backups = await add_backups(25)
+    ids = [backup.id for backup in backups]
+
+    one = await cli("list", "--folder-id", "f1", "--page-size", "10")
+    assert [line.split()[0] for line in one.stdout.splitlines()[1:]] == ids[:10]
+    hint = one.stderr.strip()
+    assert hint.startswith("There are more: --all, or --page-token ")
+    rest = await cli("list", "--folder-id", "f1", "--page-token", hint.split()[-1])
+    assert [line.split()[0] for line in rest.stdout.splitlines()[1:]] == ids[10:]
+
+    every = await cli("list", "--folder-id", "f1", "--page-size", "10", "--all")
+    assert ([line.split()[0] for line in every.stdout.splitlines()[1:]], every.stderr) == (ids, "")
+
+
+async def test_json(cli: _Cli, add_backups: AddBackups) -> None:
+    """With --json, what is printed is protobuf's JSON: of one page with its token, of all pages, of nothing, of one backup."""
+    [*_, oldest] = await add_backups(5)
+
+    page = json.loads((await cli("list", "--folder-id", "f1", "--page-size", "2", "--json")).stdout)
+    assert len(page["backups"]) == 2
+    assert page["nextPageToken"]
+    every = json.loads((await cli("list", "--folder-id", "f1", "--page-size", "2", "--all", "--json")).stdout)
+    assert len(every["backups"]) == 5
+    assert "nextPageToken" not in every
+    assert json.loads((await cli("list", "--folder-id", "none", "--json")).stdout) == {"backups": []}
+    one = json.loads((await cli("get", oldest.id, "--json")).stdout)
+    assert one == every["backups"][-1]
+    assert one["size"] == str(oldest.size)
+    assert one["createdAt"] == oldest.created_at.isoformat().replace("+00:00", "Z")
+
+
+async def test_get(cli: _Cli, add_backups: AddBackups) -> None:
+    """One backup is shown a line a field."""
+    [backup] = await add_backups(1)
+    done = await cli("get", backup.id)
+    assert dict(line.split(maxsplit=1) for line in done.stdout.splitlines())["id"] == backup.id
+
+
+async def test_errors_of_the_service(cli: _Cli) -> None:
+    """An error prints the status, the message and every violation, and the request id."""
+    message = await cli.refused("list", "--folder-id", "f" * 51, "--page-size", "1001")
+    lines = message.splitlines()
+    assert lines[0] == "INVALID_ARGUMENT: The request breaks limits of the API."
+    assert lines[1].startswith("  request id: ")
+    assert lines[2:] == ["  folder_id: Must have 0 to 50 characters.", "  page_size: Must be from 0 to 1000."]
+
+    assert (await cli.refused("get", "none")).startswith("NOT_FOUND: There is no such backup.")
+
+
+async def test_no_service(cli: _Cli) -> None:
+    """A server that is not there is one clear line."""
+    for arguments in (["list", "--folder-id", "f"], ["get", "x"], ["health"]):
+        message = await cli.refused(*arguments, "--address", "127.0.0.1:1")
+        assert message.startswith("no service answers at 127.0.0.1:1: is it running, and is --address right?")
+        assert "\n" not in message
+
+
+async def test_health(cli: _Cli, start_server: Any) -> None:
+    """`health` is 0 for a server that is ready, and 1 with the reason for one that is not."""
+    async with asyncio.timeout(20):
+        while (done := await cli("health")).status:
+            pass
+    assert done.stdout == "SERVING\n"
+    async with start_server(database_url="postgresql://127.0.0.1:1/none") as down:
+        assert "is not ready" in await cli.refused("health", "--address", str(down.address))
+
+
+async def test_output_that_nobody_reads_on(cli: _Cli, command: RunCommand, server: Server, add_backups: AddBackups) -> None:
+    """A pipe that is closed early, as by head, ends the command without a traceback."""
+    await add_backups(1000)
+    process = await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", f"{sys.executable} -m service list --folder-id f1 --page-size 100 --all | head -n 1"),
+        cwd=ROOT,
+        env=environment(BACKUPS_ADDRESS=str(server.address)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    stdout, stderr = await process.communicate()
+    assert stdout.startswith(b"ID ")
+    assert b"Traceback" not in stderr
+
+
+async def test_a_locale_without_the_characters(command: RunCommand, server: Server, add_backups: AddBackups) -> None:
+    """What a locale cannot show is escaped, and no reason to fail."""
+    await add_backups(1, source_cluster_id="кластер")
+    done = await command(
+        "list", "--folder-id", "f1", BACKUPS_ADDRESS=str(server.address), LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"
+    )
+    assert done.status == 0
+    assert "\\u043a" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("listing", "message"),
+    [
+        (b"", "the input is empty"),
+        (_SAMPLE[:-5], "the input ends early, after 3 whole entries"),
+        (b"INFO: 2026/11/20 09:00:00.000001 Using storages: [default]\n" + _SAMPLE, "line 1 is a line of WAL-G's log"),
+        (
+            json.dumps([_ENTRY, _ENTRY | {"compressed_size": -1}]).encode(),
+            "entry 2 ('backup_20261120T031501Z'): compressed_size: -1 is not",
+        ),
+        (json.dumps([_ENTRY, _ENTRY | {"compressed_size": 1}]).encode(), "differ, but would both take the id c1:backup_20261120T031501Z"),
+    ],
+)
+async def test_refused_imports(cli: _Cli, sql: Sql, listing: bytes, message: str) -> None:
+    """What cannot be imported exits with 1, says why, and writes nothing."""
+    assert message in await cli.refused("import", "walg", *_OF_C1, stdin=listing)
+    assert await sql.fetchval("SELECT count(*) FROM backups") == 0
+    assert await sql.fetchval("SELECT count(*) FROM imports") == 0
+
+
+async def test_import_options(cli: _Cli, sql: Sql) -> None:
+    """Prune, its guard, dry runs, another folder and another prefix, from the command's side."""
+    await cli("import", "walg", *_OF_C1, stdin=_SAMPLE)
+    one = json.dumps(json.loads(_SAMPLE)[:1]).encode()
+
+    refused = await cli.refused("import", "walg", *_OF_C1, "--prune", stdin=one)
+    assert refused.startswith("3 of this cluster's 4 backups are not in the listing")
+    dry = await cli("import", "walg", *_OF_C1, "--prune", "--dry-run", stdin=one)
+    assert dry.stdout.splitlines()[0] == "Would import cluster c1 into folder f1: 0 added, 0 changed, 1 unchanged, 3 removed, 0 skipped."
+    assert "It would be refused: 3 of this cluster's 4" in dry.stdout
+    assert await sql.fetchval("SELECT count(*) FROM backups") == 4
+    done = await cli("import", "walg", *_OF_C1, "--prune", "--prune-any", stdin=one)
+    assert "3 removed" in done.stdout
+
+    assert "--move-folder" in await cli.refused("import", "walg", "--folder-id", "f2", "--cluster-id", "c1", stdin=one)
+    moved = await cli("import", "walg", "--folder-id", "f2", "--cluster-id", "c1", "--move-folder", stdin=one)
+    assert "1 moved to this folder" in moved.stdout
+
+    uuid = "6f1c2d3e-4b5a-6978-8796-a5b4c3d2e1f0"
+    assert "--id-prefix" in await cli.refused("import", "walg", "--folder-id", "f1", "--cluster-id", uuid, stdin=one)
+    done = await cli("import", "walg", "--folder-id", "f1", "--cluster-id", uuid, "--id-prefix", "c7", stdin=one)
+    assert done.status == 0
+    assert await sql.fetchval("SELECT id FROM backups WHERE source_cluster_id = $1", uuid) == "c7:backup_20261120T031501Z"
+
+
+async def test_import_of_a_file_that_is_not_there(cli: _Cli) -> None:
+    """A file that cannot be read is one line."""
+    assert await cli.refused("import", "walg", "/none/listing.json", *_OF_C1) == "/none/listing.json: No such file or directory"
+
+
+async def test_from_the_future_and_in_any_order(cli: _Cli) -> None:
+    """A backup from the future is imported, and first; the order of the listing does not matter."""
+    soon = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=2)
+    listing = json.loads(_SAMPLE)
+    listing[1] |= {"finish_time": soon.isoformat().replace("+00:00", "Z")}
+    await cli("import", "walg", *_OF_C1, stdin=json.dumps(listing[::-1]).encode())
+    rows = (await cli("list", "--folder-id", "f1")).stdout.splitlines()
+    assert rows[1].startswith("c1:backup_20261121T031502Z_D ")
+    assert " -1h 59m " in rows[1]
+
+
+async def test_a_long_listing_on_one_line(cli: _Cli, sql: Sql, database_url: str) -> None:
+    """100,000 entries on a single line are imported in bounded memory: less than the listing itself is long."""
+    count = 100_000
+    script = (
+        "import resource, sys; from service.cli import app; app(standalone_mode=False); "
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    listing = b"[" + b",".join(_entries(count)) + b"]\n"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, "import", "walg", *_OF_C1),
+        cwd=ROOT,
+        env=environment(BACKUPS_DATABASE_URL=database_url),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    stdout, stderr = await process.communicate(listing)
+    assert stdout.decode().startswith(f"Imported cluster c1 into folder f1: {count} added, "), stderr
+    peak = int(stderr.split()[-1]) * 1024
+    print(f"peak memory {peak / 2**20:.0f} MiB for a listing of {len(listing) / 2**20:.0f} MiB")
+    assert peak < 150_000_000
+    assert await sql.fetchval("SELECT count(*) FROM backups") == count
+
+
+def _entries(count: int) -> Iterator[bytes]:
+    for number in range(count):
+        name = f"backup_{20200101 + number // 86400:08}T{number % 86400:06}Z"
+        yield json.dumps(_ENTRY | {"Name": name}, separators=(",", ":")).encode()
+
+
+async def test_progress_on_a_terminal(database_url: str, tmp_path: Path) -> None:
+    """On a terminal a bar shows how far an import is, and leaves only the summary."""
+    file = tmp_path / "listing.json"
+    file.write_bytes(_SAMPLE)
+    leader, follower = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service", "import", "walg", str(file), *_OF_C1),
+        cwd=ROOT,
+        env=environment(BACKUPS_DATABASE_URL=database_url, TERM="xterm"),
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+    )
+    os.close(follower)
+    assert await process.wait() == 0
+    shown = os.read(leader, 65536).decode()
+    os.close(leader)
+    assert "Importing" in shown
+    assert "4 added" in shown
+
+
+async def test_dry_run_of_migrate(command: RunCommand) -> None:
+    """`migrate --dry-run` prints SQL, and needs no database."""
+    done = await command("migrate", "--dry-run")
+    assert (done.status, done.stderr) == (0, "")
+    assert "CREATE TABLE backups" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["serve"], ["migrate"], ["import", "walg", *_OF_C1]])
+async def test_no_database_named(command: RunCommand, arguments: list[str]) -> None:
+    """Without BACKUPS_DATABASE_URL, what needs one says so in one line."""
+    done = await command(*arguments, stdin=_SAMPLE)
+    assert (done.status, done.stdout) == (1, "")
+    assert done.stderr == "backup-service: BACKUPS_DATABASE_URL is not set (postgresql://user:password@host:port/database)\n"
+
+
+async def test_bad_settings(command: RunCommand) -> None:
+    """A bad setting is a clear message at the start, without its value."""
+    done = await command("serve", BACKUPS_PAGE_TOKEN_KEY="hunter2", BACKUPS_POOL_SIZE="0")
+    assert done.status == 1
+    assert "BACKUPS_PAGE_TOKEN_KEY: must be base64" in done.stderr
+    assert "BACKUPS_POOL_SIZE: " in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+@contextlib.asynccontextmanager
+async def _serve(database_url: str, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service", "serve"),
+        cwd=ROOT,
+        env=environment(BACKUPS_DATABASE_URL=database_url, BACKUPS_LISTEN=f"127.0.0.1:{port}"),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_serve_from_start_to_end(database_url: str, command: RunCommand) -> None:
+    """`serve` logs JSON, a second one on its port is one clear line, and SIGTERM ends it with 0."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with _serve(database_url, port) as process:
+        assert process.stderr
+        assert json.loads(await asyncio.wait_for(process.stderr.readline(), 20))["event"] == "listening"
+        assert json.loads(await asyncio.wait_for(process.stderr.readline(), 20))["event"] == "serving"
+
+        second = await command("serve", BACKUPS_DATABASE_URL=database_url, BACKUPS_LISTEN=f"127.0.0.1:{port}")
+        assert second.status == 1
+        [line] = [line for line in second.stderr.splitlines() if line.startswith("backup-service: ")]
+        assert f"127.0.0.1:{port} cannot be listened on: is it in use? BACKUPS_LISTEN names another" in line
+
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+        rest = [json.loads(line)["event"] for line in (await process.stderr.read()).splitlines()]
+        assert rest == ["not serving", "stopped"]
