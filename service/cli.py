@@ -33,7 +33,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a locale may lack a character of an id
     try:
-        app()
+        app(prog_name="backup-service")
     except Error as exc:
         print(f"backup-service: {exc}", file=sys.stderr)
         sys.exit(1)
