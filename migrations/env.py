@@ -1,5 +1,4 @@
-"""
-How a migration runs: one transaction a step, with timeouts, under an advisory lock of the session.
+"""How a migration runs: one transaction a step, with timeouts, under an advisory lock of the session.
 
 Called by service/postgres/schema.py, which gives the database's URL; the `alembic` command itself serves to write new revisions
 and to print their SQL.
@@ -57,8 +56,7 @@ def migrate_connected(connection: Connection) -> None:
 
 
 def await_lock(connection: Connection) -> None:
-    """
-    Asks again and again: a session that waits in SQL would hold a snapshot, on which CREATE INDEX CONCURRENTLY waits in turn.
+    """Asks again and again: a session that waits in SQL would hold a snapshot, on which CREATE INDEX CONCURRENTLY waits in turn.
 
     A lock of the session, not of a transaction: it outlives the steps, and ends with the connection.
     """

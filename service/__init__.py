@@ -1,5 +1,4 @@
-"""
-Which backups of Greenplum clusters exist: the BackupService API over a catalog in PostgreSQL.
+"""Which backups of Greenplum clusters exist: the BackupService API over a catalog in PostgreSQL.
 
 How a request travels: `server` listens, and hands each call to `api/interceptor`, which surrounds it and decodes the request;
 `api/backup_service` checks it (`api/validation`), opens its page token (`page_token`) and asks `postgres/catalog`, whose one query goes

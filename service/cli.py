@@ -99,8 +99,7 @@ def walg(
     move_folder: Annotated[bool, typer.Option("--move-folder", help="Move the cluster's backups here from another folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen; change nothing.")] = False,
 ) -> None:
-    """
-    Import what `wal-g backup-list --detail --json` prints.
+    """Import what `wal-g backup-list --detail --json` prints.
 
     All or nothing; importing the same listing again changes nothing. A backup's size is WAL-G's compressed_size: the bytes of its own
     files, without the append-optimized files that backups share.

@@ -31,12 +31,10 @@ class Target(NamedTuple):
 async def pages(
     target: Target, folder_id: str, *, page_size: int, page_token: str, follow: bool
 ) -> AsyncGenerator[pb.ListBackupsResponse]:  # fmt: skip
-    """
-    A folder's backups, a page at a time: one page, or all from there on.
+    """A folder's backups, a page at a time: one page, or all from there on.
 
     Raises:
         CallFailed: the service answers an error, or is not there.
-
     """
     async with _channel(target) as channel:
         stub = pb.BackupServiceStub(channel)
@@ -50,12 +48,10 @@ async def pages(
 
 
 async def get(target: Target, backup_id: str) -> pb.Backup:
-    """
-    One backup.
+    """One backup.
 
     Raises:
         CallFailed: the service answers an error, or is not there.
-
     """
     async with _channel(target) as channel:
         request = pb.GetBackupRequest(backup_id=backup_id)
@@ -63,12 +59,10 @@ async def get(target: Target, backup_id: str) -> pb.Backup:
 
 
 async def is_serving(target: Target) -> bool:
-    """
-    Whether the service says that it should be sent calls.
+    """Whether the service says that it should be sent calls.
 
     Raises:
         CallFailed: the service answers an error, or is not there.
-
     """
     async with _channel(target) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its types lack the methods

@@ -1,11 +1,11 @@
-"""
-`dev`: embedded PostgreSQL, migrate, sample, serve; Ctrl-C stops all of it.
+"""`dev`: embedded PostgreSQL, migrate, sample, serve; Ctrl-C stops all of it.
 
 What starts a process comes before the server: gRPC does not survive a fork.
 """
 
 import asyncio
 import shlex
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -22,16 +22,14 @@ _ROOT = Path(__file__).parents[1]
 _DATABASE = "postgres"
 _SAMPLE = _ROOT / "samples" / "walg-backup-list.json"
 _FOLDER, _CLUSTER = "demo-folder", "demo-cluster"
-_DEFAULTS = {"reflection": True, "log_format": "console"}
+_DEFAULTS = {"reflection": True, "log_format": "console", "drain_delay": timedelta(0)}
 
 
 def run(settings: Settings) -> None:
-    """
-    Runs until Ctrl-C, over the database of the settings, or an embedded one that keeps its data from run to run.
+    """Runs until Ctrl-C, over the database of the settings, or an embedded one that keeps its data from run to run.
 
     Raises:
         EmbeddedPostgresError, SchemaError, PortTaken: it cannot start; whatever had started is stopped.
-
     """
     settings = settings.model_copy(update={name: value for name, value in _DEFAULTS.items() if name not in settings.model_fields_set})
     telemetry.configure_logging(log_format=settings.log_format, log_level=settings.log_level)

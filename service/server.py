@@ -1,15 +1,15 @@
-"""
-The composition root, and a life in order: build, start, ready, drain, stop.
+"""The composition root, and a life in order: build, start, ready, drain, stop.
 
 The only place, beside the commands, that has read the settings: everything else is given values.
 """
 
 import asyncio
 import contextlib
+import faulthandler
 import signal
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Self
+from typing import Any, Self
 
 import grpc
 import uvloop
@@ -17,9 +17,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service import pb, telemetry
+from service.api.admission import Admission
+from service.api.authentication import Anonymous, Authenticator, JwtAuthenticator, Keys, jwks_reader
 from service.api.backup_service import BackupService
 from service.api.health import Health, keep_ready
 from service.api.interceptor import Interceptor
+from service.api.tls import FollowedCertificate, TlsFiles
 from service.errors import PortTaken
 from service.page_token import PageTokens
 from service.postgres.catalog import Catalog
@@ -28,6 +31,17 @@ from service.postgres.schema import REQUIRED_REVISION, present_revision
 from service.settings import Address, Settings
 
 _READY_PERIOD = timedelta(seconds=1)
+_JWKS_RETRY = timedelta(seconds=10)
+
+# Between the last call and the end of the listener: gRPC answers CANCELLED, which nobody retries, to calls that arrive while it stops.
+_QUIET_WINDOW = timedelta(milliseconds=100)
+_QUIET_WITHIN = timedelta(seconds=2)
+
+# For the notice that a connection ends to be on its way before the answers that make clients call again.
+_NOTICE = timedelta(milliseconds=20)
+
+# What the steps of an end may take beyond their own bounds, before the process is ended.
+_WATCHDOG_MARGIN = timedelta(seconds=10)
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # with it, a second server would take half of the first one's calls
@@ -38,6 +52,8 @@ _OPTIONS = (
     # Equal: between two different limits, metadata is refused at random.
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
+    # A header that could not be parsed would stay in the connection's table, and break whoever shares the connection.
+    ("grpc.http2.hpack_table_size.decoder", 0),
 )
 
 
@@ -47,37 +63,78 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._opened = contextlib.AsyncExitStack()  # closes in reverse order
+        self._hurried = asyncio.Event()
         self.health = Health()
-        self._interceptor = Interceptor(request_timeout=settings.request_timeout)
-        self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
+        self.admission = Admission(settings.admission_limit)
+        self._keys = _keys(settings)
+        self._interceptor = Interceptor(
+            admission=self.admission, authenticator=_authenticator(settings, self._keys), request_timeout=settings.request_timeout
+        )
+        self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_options(settings))
         self.address = settings.listen
         """Where it listens, once started: port 0 has become a real one."""
+        self.health_address = settings.health_listen
+        """Where it listens for health checks in plaintext, if it does."""
 
     async def start(self) -> Self:
-        """
-        Listens and answers, whether PostgreSQL is there or not.
+        """Listens and answers, whether PostgreSQL is there or not.
 
         Raises:
             PortTaken: something else listens there.
-
+            InvalidSettings: it must not listen there, or the certificate cannot be used.
         """
+        settings = self._settings
+        settings.require_safe_address()
         async with contextlib.AsyncExitStack() as opened:
-            database = await opened.enter_async_context(_database(self._settings))
+            database = await opened.enter_async_context(_database(settings))
             self._register(database)
-            self.address = self._listen(self._settings.listen)
+            self.address = self._listen(settings.listen)
+            opened.push_async_callback(self._interceptor.finished, settings.shutdown_grace)
             await self._grpc.start()
-            opened.push_async_callback(self._interceptor.finished, self._settings.shutdown_grace)
-            opened.push_async_callback(self._grpc.stop, self._settings.shutdown_grace.total_seconds())
-            self._keep_ready(database, opened)
+            opened.push_async_callback(self._stop_listening)
+            if settings.health_listen:
+                self.health_address = await self._start_health(settings.health_listen, opened)
+            self._start_background(database, opened)
             self._opened = opened.pop_all()  # what fails to start has closed by now what it had opened
         telemetry.event("listening", address=str(self.address))
         return self
 
     async def stop(self) -> None:
-        """Lets calls in flight finish, within the grace period, then closes what was opened."""
+        """Not serving, still answering while balancers notice, refusing, then waiting for what is in flight; each step bounded."""
+        self.health.leave()
+        await self._unless_hurried(self._settings.drain_delay)
+        self.admission.close()
+        if not self._hurried.is_set():
+            await self.admission.quiet(_QUIET_WINDOW, within=_QUIET_WITHIN)
         self.health.close()
         await self._opened.aclose()
         telemetry.event("stopped")
+
+    def hurry(self) -> None:
+        """Makes `stop` wait for nothing."""
+        self._hurried.set()
+
+    @property
+    def longest_end(self) -> timedelta:
+        """What `stop` may take, with each of its steps at its bound."""
+        settings = self._settings
+        return settings.drain_delay + _QUIET_WITHIN + 2 * settings.shutdown_grace + settings.acquire_timeout
+
+    async def _unless_hurried(self, delay: timedelta) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hurried.wait(), delay.total_seconds())
+
+    async def _stop_listening(self) -> None:
+        """Calls in flight may finish within the grace period, unless somebody is in a hurry."""
+        stopping = asyncio.ensure_future(self._grpc.stop(self._settings.shutdown_grace.total_seconds()))
+        await asyncio.sleep(_NOTICE.total_seconds())
+        self.admission.dismiss()
+        hurried = asyncio.ensure_future(self._hurried.wait())
+        await asyncio.wait((stopping, hurried), return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        if not stopping.done():
+            await self._grpc.stop(0)
+        await stopping
 
     def _register(self, database: Database) -> None:
         settings = self._settings
@@ -92,19 +149,63 @@ class Server:
             reflection.enable_server_reflection(names, self._grpc)
 
     def _listen(self, address: Address) -> Address:
-        try:
-            return address._replace(port=self._grpc.add_insecure_port(str(address)))
-        except RuntimeError as exc:
-            raise PortTaken(
-                f"{address} cannot be listened on: is it in use? BACKUPS_LISTEN names another, such as 127.0.0.1:50052"
-            ) from exc
+        settings = self._settings
+        if settings.tls_cert is None or settings.tls_key is None:
+            return _bound(address, self._grpc.add_insecure_port, "LISTEN")
+        credentials = FollowedCertificate(TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)).credentials()
+        return _bound(address, lambda text: self._grpc.add_secure_port(text, credentials), "LISTEN")
 
-    def _keep_ready(self, database: Database, opened: contextlib.AsyncExitStack) -> None:
+    async def _start_health(self, address: Address, opened: contextlib.AsyncExitStack) -> Address:
+        """A listener for health checks alone, in plaintext."""
+        server = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+        bound = _bound(address, server.add_insecure_port, "HEALTH_LISTEN")
+        await server.start()
+        opened.push_async_callback(server.stop, 1)
+        return bound
+
+    def _start_background(self, database: Database, opened: contextlib.AsyncExitStack) -> None:
         async def is_ready() -> bool:
-            return await present_revision(database) >= REQUIRED_REVISION
+            return (self._keys is None or self._keys.fresh) and await present_revision(database) >= REQUIRED_REVISION
 
-        task = asyncio.create_task(keep_ready(self.health, is_ready, period=_READY_PERIOD))
-        opened.callback(task.cancel)
+        tasks = [asyncio.create_task(keep_ready(self.health, is_ready, period=_READY_PERIOD))]
+        if self._keys:
+            tasks.append(asyncio.create_task(self._keys.keep_fresh()))
+        for task in tasks:
+            opened.callback(task.cancel)
+
+
+def _bound(address: Address, add_port: Callable[[str], int], setting: str) -> Address:
+    try:
+        return address._replace(port=add_port(str(address)))
+    except RuntimeError as exc:
+        raise PortTaken(f"{address} cannot be listened on: is it in use? BACKUPS_{setting} names another, such as 127.0.0.1:50052") from exc
+
+
+def _options(settings: Settings) -> list[tuple[str, Any]]:
+    age = settings.connection_max_age
+    if age is None:
+        return list(_OPTIONS)
+    grace_ms = settings.shutdown_grace // timedelta(milliseconds=1)
+    return [*_OPTIONS, ("grpc.max_connection_age_ms", age // timedelta(milliseconds=1)), ("grpc.max_connection_age_grace_ms", grace_ms)]
+
+
+def _keys(settings: Settings) -> Keys | None:
+    if settings.auth == "none" or settings.jwks is None:
+        return None
+    return Keys(
+        jwks_reader(settings.jwks),
+        family=settings.jwt_family,
+        refresh=settings.jwks_refresh,
+        max_age=settings.jwks_max_age,
+        retry=min(_JWKS_RETRY, settings.jwks_refresh),
+    )
+
+
+def _authenticator(settings: Settings, keys: Keys | None) -> Authenticator:
+    if keys is None or settings.jwt_issuer is None or settings.jwt_audience is None:
+        return Anonymous()
+    return JwtAuthenticator(keys, family=settings.jwt_family, issuer=settings.jwt_issuer, audience=settings.jwt_audience)
 
 
 def _database(settings: Settings) -> contextlib.AbstractAsyncContextManager[Database]:
@@ -118,23 +219,31 @@ def _database(settings: Settings) -> contextlib.AbstractAsyncContextManager[Data
 
 
 async def _serve(settings: Settings, started: Callable[[Server], None]) -> None:
-    stop = asyncio.Event()
+    signalled = asyncio.Event()
+    server = Server(settings)
+
+    def on_signal() -> None:
+        if signalled.is_set():
+            server.hurry()  # the second one
+        signalled.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = await Server(settings).start()
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    await server.start()
     try:
         started(server)
-        await stop.wait()
+        await signalled.wait()
     finally:
+        # A hang beyond all bounds ends with a trace of every thread, and exit status 1.
+        faulthandler.dump_traceback_later((server.longest_end + _WATCHDOG_MARGIN).total_seconds(), exit=True)
         await server.stop()
 
 
 def serve(settings: Settings, *, started: Callable[[Server], None] = lambda server: None) -> None:
-    """
-    Runs the server until SIGINT or SIGTERM.
+    """Runs the server until SIGINT or SIGTERM; a second one hurries.
 
     Raises:
         PortTaken, InvalidSettings: it cannot start.
-
     """
     uvloop.run(_serve(settings, started))
+    faulthandler.cancel_dump_traceback_later()

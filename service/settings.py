@@ -1,5 +1,4 @@
-"""
-Every setting of the server and its commands: the only reader of the environment.
+"""Every setting of the server and its commands: the only reader of the environment.
 
 A setting that is absent has a default with which the service works; a value that cannot be used is one clear line, without the value
 where that could be secret.
@@ -7,19 +6,22 @@ where that could be secret.
 
 import base64
 import binascii
+import ipaddress
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretBytes, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretBytes, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import InvalidSettings
 from service.page_token import DEFAULT_KEY, KEY_LENGTHS
 
 ENV_PREFIX = "BACKUPS_"
+
+_LONGEST_S = 7 * 24 * 3600
 
 _HOST = r"(\[[0-9a-fA-F:.]+\]|[\w.%/-]*)(:\d{1,5})?"
 _HOSTS = re.compile(rf"{_HOST}(,{_HOST})*")
@@ -30,6 +32,15 @@ class Address(NamedTuple):
 
     host: str
     port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -80,14 +91,22 @@ def _seconds(value: object) -> object:
     try:
         seconds = float(value)
     except ValueError:
-        seconds = 0
-    if not 0 < seconds <= 3600:
-        raise ValueError("must be a number of seconds, more than 0 and at most 3600")
+        seconds = -1
+    if not 0 <= seconds <= _LONGEST_S:
+        raise ValueError(f"must be a number of seconds from 0 to {_LONGEST_S}")
     return timedelta(seconds=seconds)
 
 
+def _positive(value: timedelta) -> timedelta:
+    if not value:
+        raise ValueError(f"must be a number of seconds, more than 0 and at most {_LONGEST_S}")
+    return value
+
+
 Key = Annotated[SecretBytes, BeforeValidator(_key)]
-Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+SecondsOrZero = Annotated[timedelta, BeforeValidator(_seconds)]
+Seconds = Annotated[SecondsOrZero, AfterValidator(_positive)]
+OptionalAddress = Annotated[Address | None, NoDecode, BeforeValidator(lambda text: text and _address(text))]
 
 
 class Settings(BaseSettings):
@@ -122,6 +141,34 @@ class Settings(BaseSettings):
     shutdown_grace: Annotated[
         Seconds, Field(description="How long calls in flight may take to finish when the server stops, in seconds.")
     ] = timedelta(seconds=10)
+    drain_delay: Annotated[
+        SecondsOrZero,
+        Field(description="How long a server that is to stop still serves, NOT_SERVING, for balancers to notice, in seconds; 0 in `dev`."),
+    ] = timedelta(seconds=5)
+    connection_max_age: Annotated[
+        Seconds | None, Field(description="How long a client's connection lives, in seconds, for balancers that only see TCP.")
+    ] = None
+    admission_limit: Annotated[
+        int, Field(ge=1, description="Calls at once, a page counting one more for each hundred backups; beyond, RESOURCE_EXHAUSTED.")
+    ] = 1000
+    auth: Annotated[
+        Literal["none", "jwt"], Field(description="`jwt`: callers need a bearer token; `none`: everybody reads everything.")
+    ] = "none"
+    allow_anonymous: Annotated[bool, Field(description="Let `none` listen on other addresses than loopback.")] = False
+    jwks: Annotated[str | None, Field(description="The keys that sign tokens: a JWKS, as a file or an https URL.")] = None
+    jwks_refresh: Annotated[Seconds, Field(description="How often the keys are read again, in seconds.")] = timedelta(minutes=5)
+    jwks_max_age: Annotated[Seconds, Field(description="How long the last keys are used where they cannot be read again, in seconds.")] = (
+        timedelta(days=1)
+    )
+    jwt_family: Annotated[Literal["RS", "PS", "ES", "EdDSA"], Field(description="The family of algorithms that sign tokens.")] = "RS"
+    jwt_issuer: Annotated[str | None, Field(description="`iss` of tokens.")] = None
+    jwt_audience: Annotated[str | None, Field(description="`aud` of tokens.")] = None
+    tls_cert: Annotated[Path | None, Field(description="Certificate chain, PEM; followed when it changes.")] = None
+    tls_key: Annotated[Path | None, Field(description="Its private key, PEM, without a password.")] = None
+    tls_client_ca: Annotated[Path | None, Field(description="With it, clients need a certificate of this authority.")] = None
+    health_listen: Annotated[
+        OptionalAddress, Field(description="host:port for health checks alone, in plaintext: for probes without TLS.")
+    ] = None
     reflection: Annotated[bool | None, Field(description="Serve gRPC reflection; on in `dev` and off in `serve` unless set.")] = None
     data_folder: Annotated[Path, Field(description="Where `dev` keeps its embedded PostgreSQL.")] = Path(__file__).parents[1] / ".data"
     log_format: Annotated[Literal["json", "console"], Field(description="json, or console for people.")] = "json"
@@ -129,29 +176,50 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls, **overrides: Any) -> "Settings":
-        """
-        The settings of the environment; overrides come from a command's options.
+        """The settings of the environment; overrides come from a command's options.
 
         Raises:
             InvalidSettings: one line a setting that cannot be used.
-
         """
         try:
             return cls(**overrides)
         except ValidationError as exc:
-            lines = [f"{ENV_PREFIX}{str(error['loc'][0]).upper()}: {_reason(error['msg'])}" for error in exc.errors(include_input=False)]
+            lines = [_line(error["loc"], error["msg"]) for error in exc.errors(include_input=False)]
             raise InvalidSettings("\n".join(dict.fromkeys(lines))) from None
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        """What belongs together."""
+        if self.auth == "jwt":
+            for name in ("jwks", "jwt_issuer", "jwt_audience"):
+                if not getattr(self, name):
+                    raise ValueError(f"{ENV_PREFIX}AUTH=jwt needs {ENV_PREFIX}{name.upper()}")
+        if (self.tls_cert is None) != (self.tls_key is None) or (self.tls_client_ca and not self.tls_cert):
+            raise ValueError(f"{ENV_PREFIX}TLS_CERT and {ENV_PREFIX}TLS_KEY are needed together, {ENV_PREFIX}TLS_CLIENT_CA only with them")
+        return self
+
+    def require_safe_address(self) -> None:
+        """
+        Raises:
+            InvalidSettings: everybody who can reach the address could read everything.
+        """
+        if self.auth == "none" and not self.allow_anonymous and not self.listen.is_loopback:
+            raise InvalidSettings(
+                f"{ENV_PREFIX}LISTEN is {self.listen}, where everybody could read everything: "
+                f"set {ENV_PREFIX}AUTH=jwt, or {ENV_PREFIX}ALLOW_ANONYMOUS=true if that is meant"
+            )
 
     def require_database_url(self) -> str:
         """
         Raises:
             InvalidSettings: there is none.
-
         """
         if self.database_url is None:
             raise InvalidSettings(f"{ENV_PREFIX}DATABASE_URL is not set (postgresql://user:password@host:port/database)")
         return self.database_url.get_secret_value()
 
 
-def _reason(message: str) -> str:
-    return message.removeprefix("Value error, ")
+def _line(location: tuple[int | str, ...], message: str) -> str:
+    """What is wrong with a setting, or with several together."""
+    reason = message.removeprefix("Value error, ")
+    return f"{ENV_PREFIX}{str(location[0]).upper()}: {reason}" if location else reason

@@ -1,5 +1,4 @@
-"""
-Logs: one line a call, and one an event in the server's life. The names of what is logged stand here.
+"""Logs: one line a call, and one an event in the server's life. The names of what is logged stand here.
 
 A line says nothing that a client chose freely, and no text of an error that is not ours: such texts can hold a password. The types and
 the places of the code say where to look.
@@ -20,13 +19,11 @@ _LEVELS = logging.getLevelNamesMapping()
 
 
 def configure_logging(*, log_format: str, log_level: str) -> None:
-    """
-    Everything goes to standard error, libraries' own logs too.
+    """Everything goes to standard error, libraries' own logs too.
 
     Args:
         log_format: `json`, or `console` for people.
         log_level: the least severe level that is logged.
-
     """
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,

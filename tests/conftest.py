@@ -172,7 +172,7 @@ def _start_server(database_url: str) -> StartServer:
 
     @asynccontextmanager
     async def start(**settings: Any) -> AsyncIterator[Server]:
-        read = Settings.read(**{"database_url": database_url, "listen": "127.0.0.1:0", "reflection": True} | settings)
+        read = Settings.read(**{"database_url": database_url, "listen": "127.0.0.1:0", "reflection": True, "drain_delay": "0"} | settings)
         server = await Server(read).start()
         try:
             yield server

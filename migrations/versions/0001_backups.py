@@ -1,5 +1,4 @@
-"""
-The table of backups, whose column `wire` is the row as the API sends it, and what is known of each import.
+"""The table of backups, whose column `wire` is the row as the API sends it, and what is known of each import.
 
 `wire` holds one element of `ListBackupsResponse.backups` in protobuf's encoding: tag 1, length, then the fields of `Backup`; as always
 in proto3, a default value is left out. tests/integration/test_wire.py holds it to protobuf's own encoder.

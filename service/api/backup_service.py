@@ -1,5 +1,4 @@
-"""
-`Get` and `List`. Identity, deadline, decoding, errors and logs are the interceptor's.
+"""`Get` and `List`. Identity, deadline, decoding, errors and logs are the interceptor's.
 
 Both answer in bytes: the catalog's rows already are protobuf, and encodings that follow each other are one message.
 """
@@ -7,8 +6,10 @@ Both answer in bytes: the catalog's rows already are protobuf, and encodings tha
 from datetime import UTC
 
 from service import pb
+from service.api.authentication import current_caller
 from service.api.validation import validate
 from service.backup import Position
+from service.errors import BackupNotFound
 from service.page_token import PageTokens
 from service.postgres.catalog import Catalog
 
@@ -25,10 +26,16 @@ class BackupService(pb.BackupServiceServicer):
     async def Get(self, request: pb.GetBackupRequest, context: object) -> bytes:  # type: ignore[override]  # a Backup, encoded
         """One backup."""
         validate(request)
-        return _message(await self._catalog.get(request.backup_id))
+        backup = _message(await self._catalog.get(request.backup_id))
+        caller = current_caller()
+        if caller.folders is not None and not caller.may_read(pb.Backup.FromString(backup).folder_id):
+            raise BackupNotFound(request.backup_id)  # a stranger is not even told that it exists
+        return backup
 
     async def List(self, request: pb.ListBackupsRequest, context: object) -> bytes:  # type: ignore[override]  # encoded
         """One page of a folder's backups, newest first."""
+        if request.folder_id:
+            current_caller().require_read(request.folder_id)  # first: a stranger is told nothing else
         validate(request)
         after = self._page_tokens.open(request.page_token, folder_id=request.folder_id)
         page = await self._catalog.page(request.folder_id, after=after, size=request.page_size or DEFAULT_PAGE_SIZE)

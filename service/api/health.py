@@ -1,5 +1,4 @@
-"""
-grpc.health.v1: whether the server should be sent calls.
+"""grpc.health.v1: whether the server should be sent calls.
 
 A servicer of our own: the one of grpcio-health-checking writes to watchers under a lock, so that one that does not read freezes what
 all others are told.
@@ -30,19 +29,24 @@ class Health(health_pb2_grpc.HealthServicer):
         self._serving = False
         self._changed = asyncio.Event()
         self._watchers = 0
-        self._closed = False
+        self._left = self._closed = False
 
     def set(self, *, serving: bool) -> None:
-        """Changes the state at once, and wakes the watchers; never waits for one. Has no effect once closed."""
-        if self._closed or serving == self._serving:
+        """Changes the state at once, and wakes the watchers; never waits for one. Has no effect once left."""
+        if self._left or serving == self._serving:
             return
         telemetry.event("serving" if serving else "not serving")
         self._serving = serving
         self._wake()
 
+    def leave(self) -> None:
+        """Not serving for good; watchers are told."""
+        self.set(serving=False)
+        self._left = True
+
     def close(self) -> None:
         """Not serving for good; watchers are told, and end."""
-        self.set(serving=False)
+        self.leave()
         self._closed = True
         self._wake()
 
@@ -54,19 +58,16 @@ class Health(health_pb2_grpc.HealthServicer):
         """
         Raises:
             UnknownService: there is none of this name.
-
         """
         if request.service not in _SERVICES:
             raise UnknownService(request.service)
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: _Context) -> None:
-        """
-        Tells the state now and whenever it changes; a slow reader misses what was between.
+        """Tells the state now and whenever it changes; a slow reader misses what was between.
 
         Raises:
             TooManyWatchers: each holds memory for as long as it likes.
-
         """
         if self._watchers >= _MAX_WATCHERS:
             raise TooManyWatchers

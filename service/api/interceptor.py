@@ -1,5 +1,4 @@
-"""
-What surrounds every call, in order, in one coroutine: observe, decode, deadline, handler, status.
+"""What surrounds every call, in order, in one coroutine: observe, admit, authenticate, deadline, decode, weigh, handler, status.
 
 gRPC decodes a request before a handler runs, and would answer its own texts to what goes wrong in either: so the handlers that this
 interceptor returns take and give bytes, and nothing but its own table decides what a client is told.
@@ -9,32 +8,50 @@ import asyncio
 import inspect
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import timedelta
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
 from grpc.aio import ServicerContext
 
+from service.api.admission import Admission
+from service.api.authentication import Authenticator, set_current_caller
 from service.api.status import REQUEST_ID_KEY, status_of, trailers
-from service.errors import CallInterrupted, DeadlineExceeded, UndecodableRequest
+from service.errors import CallInterrupted, DeadlineExceeded, ShuttingDown, UndecodableRequest
 from service.telemetry import Call
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,100}")
 _LEVELS = {StatusCode.INTERNAL: "error", StatusCode.UNAVAILABLE: "warning"}
 
+_REQUEST_ID_KEYS = ("x-client-request-id", REQUEST_ID_KEY)
+_HEALTH = "/grpc.health.v1.Health/"
+
 _Context = ServicerContext[Any, Any]
-_Handle = Callable[[Any, _Context], Coroutine[Any, Any, Any]]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
+
+
+class _Method(NamedTuple):
+    """What is done for the calls of a method."""
+
+    name: str
+    decode: Callable[[Any], Any]
+    handle: Callable[[Any, Any], Coroutine[Any, Any, Any]]
+    longest: float | None
+    """Seconds; a stream lasts as long as its client wants."""
+    is_guarded: bool
+    """Admitted and authenticated; health checks are neither."""
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
     """Surrounds the handlers of all services, health and reflection too."""
 
-    def __init__(self, *, request_timeout: timedelta) -> None:
+    def __init__(self, *, admission: Admission, authenticator: Authenticator, request_timeout: timedelta) -> None:
+        self._admission = admission
+        self._authenticator = authenticator
         self._request_timeout = request_timeout.total_seconds()
         self._handlers: dict[str, _Handler] = {}
         self._calls: set[asyncio.Task[Any]] = set()
@@ -54,33 +71,37 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if self._calls:
             await asyncio.wait(self._calls, timeout=within.total_seconds())
 
-    def _handler(self, method: str, handler: _Handler) -> _Handler:
-        decode = _decoder(handler.request_deserializer)
+    def _handler(self, name: str, handler: _Handler) -> _Handler:
+        decode, encode = _decoder(handler.request_deserializer), handler.response_serializer
+        is_guarded = not name.startswith(_HEALTH)
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._surround(method, _unary(handler.unary_unary, decode), self._request_timeout))
-        # A stream lasts as long as its client wants.
+            method = _Method(name, decode, _encoded(handler.unary_unary), self._request_timeout, is_guarded)
+            return grpc.unary_unary_rpc_method_handler(self._surround(method))
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(
-                self._surround(method, _stream(handler.unary_stream, decode), None), response_serializer=handler.response_serializer
-            )
-        assert handler.stream_stream, f"{method}: no service here takes a stream and gives one message"
-        return grpc.stream_stream_rpc_method_handler(
-            self._surround(method, _stream(handler.stream_stream, lambda requests: requests), None),
-            request_deserializer=decode,
-            response_serializer=handler.response_serializer,
-        )
+            method = _Method(name, decode, _written(handler.unary_stream), None, is_guarded)
+            return grpc.unary_stream_rpc_method_handler(self._surround(method), response_serializer=encode)
+        assert handler.stream_stream, f"{name}: no service here takes a stream and gives one message"
+        method = _Method(name, lambda requests: requests, _written(handler.stream_stream), None, is_guarded)
+        return grpc.stream_stream_rpc_method_handler(self._surround(method), request_deserializer=decode, response_serializer=encode)
 
-    def _surround(self, method: str, handle: _Handle, longest: float | None) -> _Handle:
+    def _surround(self, method: _Method) -> Callable[[Any, _Context], Coroutine[Any, Any, Any]]:
         async def surrounded(request: Any, context: _Context) -> Any:
-            call = Call.begin(method, request_id=_request_id(context), peer=context.peer())
+            metadata = context.invocation_metadata() or ()
+            call = Call.begin(method.name, request_id=_request_id(metadata), peer=context.peer())
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             task = asyncio.current_task()
             assert task
             self._calls.add(task)
-            deadline = asyncio.timeout(_allowed(context, longest))
+            deadline = asyncio.timeout(_allowed(context, method.longest))
+            weight = 0
             try:
+                if method.is_guarded:
+                    weight = self._admission.admit()
+                    set_current_caller(self._authenticator.authenticate(metadata))  # before the request is looked at
                 async with deadline:
-                    response = await handle(request, context)
+                    message = method.decode(request)
+                    weight += self._admission.weigh(message)
+                    response = await method.handle(message, context)
             except asyncio.CancelledError as exc:
                 if task.cancelling():  # by gRPC: the client has gone, or the server's grace is over
                     call.ended(StatusCode.CANCELLED.name)
@@ -88,29 +109,36 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 await _answer(call, CallInterrupted(), exc, context)
             except Exception as exc:
                 error = DeadlineExceeded() if isinstance(exc, TimeoutError) and deadline.expired() else exc
+                if isinstance(error, ShuttingDown):
+                    await self._admission.dismissed()
                 await _answer(call, error, exc, context)
             else:
                 call.ended(StatusCode.OK.name)
                 return response
             finally:
+                self._admission.release(weight)
                 self._calls.discard(task)
 
         return surrounded
 
 
-def _unary(handle: Callable[..., Any], decode: Callable[[bytes], Any]) -> _Handle:
-    async def handled(request: bytes, context: _Context) -> bytes:
-        response: Message | bytes = await handle(decode(request), context)
+def _encoded(handle: Callable[..., Any]) -> Callable[[Any, Any], Coroutine[Any, Any, Any]]:
+    """A handler of one message: what it returns, if that is not encoded yet."""
+
+    async def handled(request: Any, context: _Context) -> bytes:
+        response: Message | bytes = await handle(request, context)
         return response if isinstance(response, bytes) else response.SerializeToString()
 
     return handled
 
 
-def _stream(handle: Callable[..., Any], decode: Callable[[Any], Any]) -> _Handle:
+def _written(handle: Callable[..., Any]) -> Callable[[Any, Any], Coroutine[Any, Any, Any]]:
+    """A handler of a stream, whether it writes by itself or generates what to write."""
+
     async def handled(request: Any, context: _Context) -> None:
-        responses = handle(decode(request), context)
+        responses = handle(request, context)
         if not inspect.isasyncgen(responses):
-            await responses  # it writes by itself
+            await responses
             return
         async for response in responses:
             await context.write(response)
@@ -144,10 +172,10 @@ def _decoder(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], An
     return decode
 
 
-def _request_id(context: _Context) -> str:
+def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     """The client's where it is sane, else a new one."""
-    given = {key: value for key, value in context.invocation_metadata() or () if key in ("x-client-request-id", "x-request-id")}
-    for key in ("x-client-request-id", "x-request-id"):
+    given = {key: value for key, value in metadata if key in _REQUEST_ID_KEYS}
+    for key in _REQUEST_ID_KEYS:
         value = given.get(key)
         if isinstance(value, str) and _SANE_REQUEST_ID.fullmatch(value):
             return value

@@ -1,10 +1,10 @@
-"""
-THE table: what the API answers to each error. What it does not know is a bug of ours, and gets a fixed text.
+"""THE table: what the API answers to each error. What it does not know is a bug of ours, and gets a fixed text.
 
 The texts are fixed and echo nothing: gRPC's own message is percent-encoded into the trailers, of which receivers take 8 KiB, and text
 that is no valid Unicode would never be sent. What a client sent is echoed in the details alone, cut.
 """
 
+import random
 from typing import Any, NamedTuple
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -16,8 +16,10 @@ from service import errors
 
 DOMAIN = "greenplum-backup-service"
 DETAILS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
 REQUEST_ID_KEY = "x-request-id"
 
+_PUSHBACK_MS = (500, 1500)  # apart, lest those who were refused together come again together
 _ECHO_MAX_LENGTH = 128  # characters, at most 4 bytes each: a status stays far below 4 KiB
 
 
@@ -40,6 +42,11 @@ _TABLE: dict[type[Exception], Status] = {
     errors.BackupNotFound: Status(StatusCode.NOT_FOUND, "BACKUP_NOT_FOUND", "There is no such backup."),
     errors.UnknownService: Status(StatusCode.NOT_FOUND, "UNKNOWN_SERVICE", "There is no such service."),
     errors.TooManyWatchers: Status(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_WATCHERS", "Too many clients watch the health of this server."),
+    errors.Unauthenticated: Status(StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", "A valid bearer token is required."),
+    errors.Forbidden: Status(StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED", "The caller may not read this folder."),
+    errors.KeysUnavailable: Status(StatusCode.UNAVAILABLE, "KEYS_UNAVAILABLE", "Credentials cannot be verified now. Try again."),
+    errors.Overloaded: Status(StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "Too many calls at once. Try again later."),
+    errors.ShuttingDown: Status(StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "This server is about to stop. Try again."),
     errors.DeadlineExceeded: Status(StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "The call took longer than is allowed."),
     errors.CallInterrupted: Status(StatusCode.UNAVAILABLE, "CALL_INTERRUPTED", "The call was interrupted. Try again."),
     errors.CatalogUnavailable: Status(StatusCode.UNAVAILABLE, "CATALOG_UNAVAILABLE", "The catalog is unavailable. Try again."),
@@ -52,14 +59,15 @@ def status_of(error: Exception) -> Status:
 
 
 def trailers(status: Status, error: Exception, request_id: str) -> tuple[tuple[str, Any], ...]:
-    """The trailing metadata of an error's answer: the request id, and `google.rpc.Status` with all details."""
+    """The trailing metadata of an error's answer: the request id, `google.rpc.Status` with all details, when to try again."""
     details = [
         error_details_pb2.ErrorInfo(reason=status.reason, domain=DOMAIN),
         error_details_pb2.RequestInfo(request_id=request_id),
         *_details(error),
     ]
     answer = status_pb2.Status(code=status.code.value[0], message=status.text, details=[_packed(detail) for detail in details])
-    return ((REQUEST_ID_KEY, request_id), (DETAILS_KEY, answer.SerializeToString()))
+    pushback = ((PUSHBACK_KEY, str(random.randint(*_PUSHBACK_MS))),) if isinstance(error, errors.Overloaded) else ()  # noqa: S311
+    return ((REQUEST_ID_KEY, request_id), (DETAILS_KEY, answer.SerializeToString()), *pushback)
 
 
 def _details(error: Exception) -> list[Message]:

@@ -18,7 +18,6 @@ def validate(request: Message) -> None:
     """
     Raises:
         InvalidRequest: with every violation, one a field.
-
     """
     violations = [
         Violation(field, description)

@@ -1,5 +1,4 @@
-"""
-A JSON array of objects, read one object at a time: a million entries on a single line take no more memory than one.
+"""A JSON array of objects, read one object at a time: a million entries on a single line take no more memory than one.
 
 Python's own decoder does the parsing: it refuses what is nested without end, where event parsers with paths (ijson) take memory
 by the square of the depth.
@@ -52,7 +51,6 @@ class JsonArray:
         """
         Raises:
             NotAnArray: as soon as the input shows it.
-
         """
         if self._next() != "[":
             raise self._trouble("empty" if self._finished() else "no array")

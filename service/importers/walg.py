@@ -1,5 +1,4 @@
-"""
-WAL-G: what `wal-g backup-list --detail --json` prints for Greenplum.
+"""WAL-G: what `wal-g backup-list --detail --json` prints for Greenplum.
 
 One JSON array, usually on a single line, of objects with the keys Name, start_time, finish_time, compressed_size, user_data and others
 (wal-g/wal-g, internal/databases/greenplum/backup_list_handler.go). Only completed backups are in it.
@@ -30,14 +29,12 @@ _LOG_LINE = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR|FATAL)\S*:? \d{4}/\d\d/\d\
 
 
 def read(stream: Readable, *, id_prefix: str) -> Iterator[Entry | Skipped]:
-    """
-    The entries of a listing, in its order; the stream is read as they are taken, in bounded memory.
+    """The entries of a listing, in its order; the stream is read as they are taken, in bounded memory.
 
     Raises:
         InvalidIdPrefix: at once.
         InvalidListing: when the input turns out not to be such a listing, or to end early.
         InvalidEntry: at an entry that cannot be a backup.
-
     """
     check_id_prefix(id_prefix)
     return _entries(stream, id_prefix)

@@ -27,13 +27,11 @@ class Catalog:
         self._database = database
 
     async def get(self, backup_id: str) -> bytes:
-        """
-        One backup, as an element of `ListBackupsResponse.backups`, tag and length included.
+        """One backup, as an element of `ListBackupsResponse.backups`, tag and length included.
 
         Raises:
             BackupNotFound: there is none of this id.
             CatalogUnavailable: see `Database.fetch`.
-
         """
         if not is_backup_id(backup_id):  # what cannot be an id never reaches SQL, which refuses NUL
             raise BackupNotFound(backup_id)
@@ -42,12 +40,10 @@ class Catalog:
         raise BackupNotFound(backup_id)
 
     async def page(self, folder_id: str, *, after: Position | None, size: int) -> Page:
-        """
-        The folder's newest backups after this position, at most `size` of them.
+        """The folder's newest backups after this position, at most `size` of them.
 
         Raises:
             CatalogUnavailable: see `Database.fetch`.
-
         """
         if "\0" in folder_id:  # no folder's id: SQL refuses it
             return Page([], has_more=False)

@@ -46,12 +46,10 @@ class Database:
         self._releases: set[asyncio.Task[None]] = set()
 
     async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
-        """
-        Runs one query on a connection of the pool.
+        """Runs one query on a connection of the pool.
 
         Raises:
             CatalogUnavailable: PostgreSQL is gone, going or too slow, or no connection came free in time.
-
         """
         try:
             connection = await self._pool.acquire(timeout=self._limits.acquire.total_seconds())

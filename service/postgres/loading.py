@@ -1,5 +1,4 @@
-"""
-What an import writes: a tool's listing becomes a cluster's rows, in one transaction, all or nothing.
+"""What an import writes: a tool's listing becomes a cluster's rows, in one transaction, all or nothing.
 
 The listing is copied into a temporary table; a few queries find what it would add, change and remove, and what forbids it;
 one MERGE then leaves unchanged rows alone (an upsert would rewrite all of them).
@@ -137,7 +136,6 @@ def check_target(target: Target) -> None:
     """
     Raises:
         ImportRefused: these can be no ids of a folder and a cluster.
-
     """
     for what, value in (("folder", target.folder_id), ("cluster", target.source_cluster_id)):
         if not (1 <= len(value) <= _ID_MAX_LENGTH and value.isprintable()):
@@ -145,14 +143,12 @@ def check_target(target: Target) -> None:
 
 
 async def load(url: str, listing: Iterable[Entry | Skipped], target: Target, options: Options) -> Summary:
-    """
-    Makes the catalog say of a cluster and tool what the listing says, and records the import.
+    """Makes the catalog say of a cluster and tool what the listing says, and records the import.
 
     Raises:
         InvalidListing: the listing is not one, or an entry cannot be a backup; nothing is written, as with every other error.
         ImportRefused: an id is taken, the cluster is in another folder, or too much would be removed.
         CatalogUnavailable: PostgreSQL is gone, going or too slow.
-
     """
     async with _connected(url) as connection:
         async with connection.transaction():

@@ -19,15 +19,13 @@ _LOCK_NOT_AVAILABLE = "55P03"
 
 
 def migrate(url: str, *, to: str = "head", patience: timedelta = timedelta(minutes=10)) -> None:
-    """
-    Brings the schema to a revision, each step in a transaction of its own; safe to run twice at once (see migrations/env.py).
+    """Brings the schema to a revision, each step in a transaction of its own; safe to run twice at once (see migrations/env.py).
 
     A step gives up after a short wait for a lock, so that the calls which queue behind it do not wait long, and is tried again
     until `patience` is over. Runs an event loop of its own.
 
     Raises:
         SchemaError: there is no such revision, or a step failed; what was done before it stays.
-
     """
     deadline = time.monotonic() + patience.total_seconds()
     while True:
@@ -45,12 +43,10 @@ def migrate(url: str, *, to: str = "head", patience: timedelta = timedelta(minut
 
 
 def migration_sql(*, to: str = "head", since: int = 0) -> str:
-    """
-    The SQL of the steps from one revision to another, for people to read; needs no database.
+    """The SQL of the steps from one revision to another, for people to read; needs no database.
 
     Raises:
         SchemaError: there is no such revision.
-
     """
     script = io.StringIO()
     try:

@@ -9,11 +9,9 @@ _PRESENT = "SELECT version_num FROM alembic_version"
 
 
 async def present_revision(database: Database) -> int:
-    """
-    The revision of a database's schema.
+    """The revision of a database's schema.
 
     Raises:
         CatalogUnavailable: see `Database.fetch`; also before the first migration.
-
     """
     return max((int(row["version_num"]) for row in await database.fetch(_PRESENT)), default=0)

@@ -71,7 +71,7 @@ async def test_python_example(dev: StartDev) -> None:
 
 def test_every_setting_is_listed() -> None:
     """The table of settings has every setting, and no other."""
-    listed = re.findall(rf"^\| `({ENV_PREFIX}\w+)`", _README, re.MULTILINE)
+    listed = [name for row in re.findall(r"^\| (`.+?) \|", _README, re.MULTILINE) for name in re.findall(rf"`({ENV_PREFIX}\w+)`", row)]
     assert sorted(listed) == sorted(f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields)
 
 

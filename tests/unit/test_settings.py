@@ -55,7 +55,7 @@ def test_all_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ("PAGE_TOKEN_KEY", ["", "hunter2", _KEY[:-4], _KEY + "hunter2", "Default"]),
         ("PAGE_TOKEN_KEYS_ACCEPTED", ["hunter2", f"{_KEY},hunter2"]),
         ("POOL_SIZE", ["0", "-1", "1001", "many", "1.5"]),
-        ("REQUEST_TIMEOUT", ["0", "-1", "nan", "inf", "3601", "soon", "PT1S"]),
+        ("REQUEST_TIMEOUT", ["0", "-1", "nan", "inf", "604801", "soon", "PT1S"]),
         ("REFLECTION", ["maybe"]),
         ("LOG_FORMAT", ["xml"]),
         ("LOG_LEVEL", ["loud"]),

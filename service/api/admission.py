@@ -1,0 +1,89 @@
+"""How much may be in flight at once: what is beyond is refused at once, and told when to come again.
+
+Weighed in calls: a `Get` is one, a `List` one more for each hundred backups of its page. Health checks are not weighed: a server that is
+busy is not ill.
+"""
+
+import asyncio
+import contextlib
+from datetime import timedelta
+
+from service import pb
+from service.errors import Overloaded, ShuttingDown
+
+_DEFAULT_PAGE_SIZE = 100
+_MAX_PAGE_SIZE = 1000
+
+_LONGEST_WAIT_S = 5.0
+
+
+class Admission:
+    """Counts what is in flight against a limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.in_flight = 0
+        """The weight of the calls that are being answered."""
+        self._open = True
+        self._arrivals = 0
+        self._dismissed = asyncio.Event()
+
+    def admit(self) -> int:
+        """One call, weighing one until it is known to weigh more; gives what is to be released.
+
+        Raises:
+            Overloaded: as much as is allowed is in flight.
+            ShuttingDown: the server refuses new calls.
+        """
+        self._arrivals += 1
+        if not self._open:
+            raise ShuttingDown
+        return self._add(1)
+
+    def weigh(self, request: object) -> int:
+        """What a request weighs beyond one, as its fields say; gives what is to be released as well.
+
+        Raises:
+            Overloaded: there is no room for that much.
+        """
+        if not isinstance(request, pb.ListBackupsRequest):
+            return 0
+        size = request.page_size or _DEFAULT_PAGE_SIZE
+        return self._add(min(max(size, 0), _MAX_PAGE_SIZE) // 100)
+
+    def _add(self, weight: int) -> int:
+        if self.in_flight + weight > self.limit:
+            raise Overloaded
+        self.in_flight += weight
+        return weight
+
+    def release(self, weight: int) -> None:
+        """The call has been answered."""
+        self.in_flight -= weight
+
+    def close(self) -> None:
+        """Refuses new calls from now on."""
+        self._open = False
+
+    async def quiet(self, window: timedelta, *, within: timedelta) -> None:
+        """Waits until no call has come for this long; but not for ever."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within.total_seconds()):
+                arrivals = -1
+                while arrivals != self._arrivals:
+                    arrivals = self._arrivals
+                    await asyncio.sleep(window.total_seconds())
+
+    def dismiss(self) -> None:
+        """Lets the refused calls go."""
+        self._dismissed.set()
+
+    async def dismissed(self) -> None:
+        """Where a refused call waits until its client has been told to go elsewhere.
+
+        Refused at once, a client that calls on and on would always have a call on its way when the listener stops, and gRPC answers
+        CANCELLED to those, which nobody retries. So the listener stops first, which tells clients that this connection ends, and then
+        they are refused.
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._dismissed.wait(), _LONGEST_WAIT_S)

@@ -1,0 +1,87 @@
+"""The server's certificate, picked up again when its files change: a new handshake gets the new one, connections stay."""
+
+import ssl
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+
+from service import telemetry
+from service.errors import InvalidSettings
+
+
+class TlsFiles(NamedTuple):
+    """PEM files."""
+
+    cert: Path
+    """The certificate, then those between it and the root."""
+    key: Path
+    client_ca: Path | None = None
+    """Whose certificates clients must have; None: clients need none."""
+
+
+class FollowedCertificate:
+    """The pair that the files last agreed on."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        """
+        Raises:
+            InvalidSettings: the files are not there, or do not belong together.
+        """
+        self._files = files
+        self._seen = self._versions()
+        self._problem: str | None = None
+        try:
+            self._configuration = self._load()
+        except (OSError, ssl.SSLError) as exc:
+            raise InvalidSettings(f"BACKUPS_TLS_CERT, BACKUPS_TLS_KEY: {_problem(exc)}") from None
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """What gRPC listens with; it asks `_current` at every handshake."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._configuration,
+            self._current,  # type: ignore[arg-type]  # None is gRPC's own "as before"
+            require_client_authentication=self._files.client_ca is not None,
+        )
+
+    def _current(self) -> grpc.ServerCertificateConfiguration | None:
+        """The pair to use from now on, None being the one before. Files that do not fit each other (yet) change nothing."""
+        versions = self._versions()
+        if versions == self._seen:
+            return None
+        try:
+            configuration = self._load()
+        except (OSError, ssl.SSLError) as exc:
+            if (problem := _problem(exc)) != self._problem:
+                self._problem = problem
+                telemetry.event("the new certificate cannot be used (yet); the one before stays", level="warning", problem=problem)
+            return None
+        self._seen, self._problem = versions, None
+        telemetry.event("certificate", path=str(self._files.cert))
+        return configuration
+
+    def _load(self) -> grpc.ServerCertificateConfiguration:
+        # OpenSSL itself says whether certificate and key belong together: gRPC would find out at the handshake.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._files.cert, self._files.key, password="")  # never asks
+        client_ca = self._files.client_ca.read_bytes() if self._files.client_ca else None
+        return grpc.ssl_server_certificate_configuration([(self._files.key.read_bytes(), self._files.cert.read_bytes())], client_ca)
+
+    def _versions(self) -> list[tuple[int, int, int] | None]:
+        """Changes whenever a file does, also where a link on the way is pointed elsewhere."""
+        return [_version(file) for file in self._files if file is not None]
+
+
+def _version(file: Path) -> tuple[int, int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _problem(exc: OSError) -> str:
+    return (
+        f"{exc.filename}: {exc.strerror}"
+        if exc.filename
+        else f"the certificate and the key cannot be used together ({exc.strerror or exc.args[-1]})"
+    )

@@ -1,0 +1,207 @@
+"""A server's life, in a process of its own: how it starts, and how signals end it."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service import pb
+from service.settings import Address
+from tests.api.answers import failure
+from tests.api.http2 import Connection, message
+from tests.conftest import ROOT, RunCommand, Sql, environment
+
+_SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Process:
+    """`serve`, and what it logs."""
+
+    def __init__(self, process: asyncio.subprocess.Process, address: Address) -> None:
+        self.process, self.address = process, address
+        self.channel = grpc.aio.insecure_channel(str(address))
+        self.stub = pb.BackupServiceStub(self.channel)
+        self.health: Any = health_pb2_grpc.HealthStub(self.channel)
+        self._log: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.reading = asyncio.ensure_future(self._read_log())
+
+    async def _read_log(self) -> None:
+        """All the time: a pipe that is full would hold the server."""
+        assert self.process.stderr
+        async for line in self.process.stderr:
+            self._log.put_nowait(json.loads(line))
+
+    async def event(self, name: str) -> dict[str, Any]:
+        """Waits for a line of the log."""
+        async with asyncio.timeout(20):
+            while True:
+                line = await self._log.get()
+                if line["event"] == name:
+                    return line
+
+    async def ended(self, within: float) -> int:
+        return await asyncio.wait_for(self.process.wait(), within)
+
+
+@contextlib.asynccontextmanager
+async def serving(database_url: str, *, host: str = "127.0.0.1", **settings: str) -> AsyncIterator[Process]:
+    with socket.socket() as free:
+        free.bind((host, 0))
+        address = Address(host, free.getsockname()[1])
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service", "serve"),
+        cwd=ROOT,
+        env=environment(**{"BACKUPS_DATABASE_URL": database_url, "BACKUPS_LISTEN": str(address)} | settings),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    server = Process(process, address)
+    try:
+        await server.event("listening")
+        yield server
+    finally:
+        await server.channel.close()
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await server.reading
+
+
+async def test_calls_in_flight_finish(database_url: str, sql: Sql) -> None:
+    """SIGTERM: not serving at once, answering on while balancers notice, what is in flight finishes, exit 0."""
+    async with serving(database_url, BACKUPS_DRAIN_DELAY="0.5") as server:
+        await server.event("serving")
+        async with sql.transaction():
+            await sql.execute("LOCK TABLE backups")
+            held = [asyncio.ensure_future(failure(server.stub.Get(pb.GetBackupRequest(backup_id="a")))) for _ in range(5)]
+            async with asyncio.timeout(10):
+                while await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 5:
+                    await asyncio.sleep(0.01)
+            server.process.send_signal(signal.SIGTERM)
+            await server.event("not serving")
+            assert (await server.health.Check(health_pb2.HealthCheckRequest())).status == _NOT_SERVING
+            # Still answered: the balancer has not noticed yet.
+            held.append(asyncio.ensure_future(failure(server.stub.Get(pb.GetBackupRequest(backup_id="\0")))))
+            assert (await held[-1]).code is StatusCode.NOT_FOUND
+            # Then refused, in a way that clients retry elsewhere.
+            async with asyncio.timeout(10):
+                while (answer := await failure(server.stub.Get(pb.GetBackupRequest(backup_id="\0")))).code is StatusCode.NOT_FOUND:
+                    await asyncio.sleep(0.02)
+            assert (answer.code, answer.reason) == (StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+        assert [answer.code for answer in await asyncio.gather(*held)] == [StatusCode.NOT_FOUND] * 6
+        assert await server.ended(within=10) == 0
+
+
+async def test_never_cancelled(database_url: str) -> None:
+    """Callers that go on calling while the server stops get OK or UNAVAILABLE, and never CANCELLED, which nobody retries."""
+    async with serving(database_url, BACKUPS_DRAIN_DELAY="0.1") as server:
+        await server.event("serving")
+        codes: set[StatusCode] = set()
+        stop = asyncio.Event()
+
+        async def call_on() -> None:
+            async with grpc.aio.insecure_channel(str(server.address), options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+                stub = pb.BackupServiceStub(channel)
+                while not stop.is_set():
+                    codes.add(await stub.List(pb.ListBackupsRequest(folder_id="f"), timeout=20).code())
+
+        callers = [asyncio.ensure_future(call_on()) for _ in range(16)]
+        async with asyncio.timeout(30):
+            while StatusCode.OK not in codes:
+                await asyncio.sleep(0.01)
+            server.process.send_signal(signal.SIGTERM)
+            assert await server.process.wait() == 0
+            stop.set()
+            await asyncio.gather(*callers)
+        assert codes == {StatusCode.OK, StatusCode.UNAVAILABLE}
+
+
+async def test_a_second_signal_hurries(database_url: str, sql: Sql) -> None:
+    """A second signal waits for nothing."""
+    async with serving(database_url, BACKUPS_DRAIN_DELAY="60", BACKUPS_SHUTDOWN_GRACE="60", BACKUPS_REQUEST_TIMEOUT="60") as server:
+        await server.event("serving")
+        async with sql.transaction():
+            await sql.execute("LOCK TABLE backups")
+            held = asyncio.ensure_future(server.stub.Get(pb.GetBackupRequest(backup_id="a")).code())
+            async with asyncio.timeout(10):
+                while not await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                    await asyncio.sleep(0.01)
+            server.process.send_signal(signal.SIGTERM)
+            await server.event("not serving")
+            server.process.send_signal(signal.SIGTERM)
+            assert await server.ended(within=20) == 0
+        assert await held in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED)
+
+
+@pytest.mark.parametrize("peer", ["watcher", "stalled watcher", "half a call", "silent"])
+async def test_peers_that_never_leave(database_url: str, peer: str) -> None:
+    """Whoever stays connected holds the end for no longer than the grace period."""
+    async with serving(database_url, BACKUPS_DRAIN_DELAY="0", BACKUPS_SHUTDOWN_GRACE="1") as server:
+        await server.event("serving")
+        async with contextlib.AsyncExitStack() as stack:
+            if peer == "watcher":
+                await server.health.Watch(health_pb2.HealthCheckRequest()).read()
+            else:
+                settings = {4: 0} if peer == "stalled watcher" else None
+                connection = await stack.enter_async_context(Connection.to(server.address, settings))
+                if peer == "stalled watcher":
+                    stream = await connection.call("/grpc.health.v1.Health/Watch", message(b""))
+                    while (await connection.frame()).stream_id != stream:
+                        pass
+                elif peer == "half a call":
+                    await connection.call("/yandex.cloud.mdb.greenplum.v1.BackupService/Get", None)
+                else:
+                    await connection.frame()
+            server.process.send_signal(signal.SIGTERM)
+            assert await server.ended(within=5) == 0
+
+
+async def test_starts_without_its_database(database_url: str, sql: Sql) -> None:
+    """The server starts while its database cannot be used, and serves by itself once it can."""
+    await sql.execute("ALTER TABLE alembic_version RENAME TO hidden")
+    async with serving(database_url) as server:
+        assert (await server.health.Check(health_pb2.HealthCheckRequest())).status == _NOT_SERVING
+        await sql.execute("ALTER TABLE hidden RENAME TO alembic_version")
+        await server.event("serving")
+        assert await server.stub.List(pb.ListBackupsRequest(folder_id="f")) == pb.ListBackupsResponse()
+
+
+async def test_connection_age(database_url: str) -> None:
+    """Connections end at their age, with a notice, so that calls go on over new ones without an error."""
+    async with serving(database_url, BACKUPS_CONNECTION_MAX_AGE="0.3") as server:
+        await server.event("serving")
+        peers: set[str] = set()
+        async with asyncio.timeout(20):
+            while len(peers) < 3:
+                await server.stub.List(pb.ListBackupsRequest(folder_id="f"))
+                peers.add((await server.event("call"))["peer"])
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "example.org:1"])
+async def test_not_open_to_everybody_by_mistake(command: RunCommand, database_url: str, listen: str) -> None:
+    """Without authentication only loopback is listened on, unless the operator says that more is meant."""
+    done = await command("serve", BACKUPS_DATABASE_URL=database_url, BACKUPS_LISTEN=listen)
+    assert done.status == 1
+    assert "everybody could read everything: set BACKUPS_AUTH=jwt, or BACKUPS_ALLOW_ANONYMOUS=true" in done.stderr
+
+
+async def test_authentication_needs_its_settings(command: RunCommand, database_url: str) -> None:
+    """BACKUPS_AUTH=jwt without what verifies tokens is one line that says what is missing."""
+    done = await command("serve", BACKUPS_DATABASE_URL=database_url, BACKUPS_AUTH="jwt")
+    assert (done.status, done.stderr) == (1, "backup-service: BACKUPS_AUTH=jwt needs BACKUPS_JWKS\n")
+
+
+async def test_open_to_everybody_on_purpose(database_url: str) -> None:
+    """With BACKUPS_ALLOW_ANONYMOUS it listens wherever it is told."""
+    async with serving(database_url, host="0.0.0.0", BACKUPS_ALLOW_ANONYMOUS="true", BACKUPS_DRAIN_DELAY="0") as server:
+        await server.event("serving")
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.ended(within=20) == 0

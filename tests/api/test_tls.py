@@ -1,0 +1,193 @@
+"""TLS: files that are followed, clients with certificates, and health checks beside it in plaintext."""
+
+import asyncio
+import contextlib
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service import pb
+from service.errors import InvalidSettings
+from service.settings import Address
+from tests.conftest import RunCommand, StartServer
+
+
+class Pair(NamedTuple):
+    """A certificate and its key, PEM."""
+
+    cert: bytes
+    key: bytes
+
+
+class Authority:
+    """Signs certificates for localhost."""
+
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+        self.cert = self._signed(self._name, self._key.public_key(), is_authority=True)
+
+    def pair(self, name: str) -> Pair:
+        key = ec.generate_private_key(ec.SECP256R1())
+        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        return Pair(self._signed(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key.public_key()), pem)
+
+    def _signed(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, is_authority: bool = False) -> bytes:
+        now = datetime.now(UTC)
+        builder = x509.CertificateBuilder(
+            issuer_name=self._name,
+            subject_name=subject,
+            public_key=key,
+            serial_number=x509.random_serial_number(),
+            not_valid_before=now - timedelta(days=1),
+            not_valid_after=now + timedelta(days=1),
+        )
+        builder = builder.add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.fixture(name="authority", scope="module")
+def _authority() -> Authority:
+    return Authority()
+
+
+class Files:
+    """The server's pair, as files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cert, self.key = folder / "tls.crt", folder / "tls.key"
+
+    def write(self, pair: Pair) -> None:
+        self.cert.write_bytes(pair.cert)
+        self.key.write_bytes(pair.key)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"tls_cert": str(self.cert), "tls_key": str(self.key)}
+
+
+@pytest.fixture(name="files")
+def _files(tmp_path: Path, authority: Authority) -> Files:
+    files = Files(tmp_path)
+    files.write(authority.pair("first"))
+    return files
+
+
+async def _name(address: Address, authority: Authority) -> str:
+    """The name in the certificate that a new connection is shown."""
+    context = ssl.create_default_context(cadata=authority.cert.decode())
+    context.set_alpn_protocols(["h2"])
+    _, writer = await asyncio.open_connection(address.host, address.port, ssl=context, server_hostname="localhost")
+    subject: Any = writer.get_extra_info("peercert")["subject"]
+    writer.close()
+    return str(subject[0][0][1])
+
+
+def _channel(address: Address, authority: Authority, client: Pair | None = None) -> grpc.aio.Channel:
+    credentials = grpc.ssl_channel_credentials(authority.cert, client.key if client else None, client.cert if client else None)
+    return grpc.aio.secure_channel(f"localhost:{address.port}", credentials)
+
+
+async def _list(channel: grpc.aio.Channel) -> pb.ListBackupsResponse:
+    return await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f"), timeout=10)
+
+
+async def test_calls_over_tls(start_server: StartServer, authority: Authority, files: Files, command: RunCommand, tmp_path: Path) -> None:
+    """Calls come over TLS, from the command too, and plaintext does not get in."""
+    async with start_server(**files.settings) as server:
+        async with _channel(server.address, authority) as channel:
+            await _list(channel)
+        ca_file = tmp_path / "ca.crt"
+        ca_file.write_bytes(authority.cert)
+        address = f"localhost:{server.address.port}"
+        done = await command("list", "--folder-id", "f", "--address", address, "--tls", "--ca-file", str(ca_file))
+        assert (done.status, done.stderr) == (0, "No backups in folder f.\n")
+        assert (await command("list", "--folder-id", "f", "--address", address)).status == 1
+
+
+async def test_a_new_pair(start_server: StartServer, authority: Authority, files: Files) -> None:
+    """A new pair is picked up without a restart; connections that are open stay."""
+    async with start_server(**files.settings) as server, _channel(server.address, authority) as channel:
+        await _list(channel)
+        assert await _name(server.address, authority) == "first"
+        files.write(authority.pair("second"))
+        assert await _name(server.address, authority) == "second"
+        await _list(channel)
+
+
+async def test_one_file_before_the_other(start_server: StartServer, authority: Authority, files: Files) -> None:
+    """While the certificate is new and the key is not, or a file is half written or missing, the pair before stays."""
+    second = authority.pair("second")
+    async with start_server(**files.settings) as server:
+        for cert in (second.cert, second.cert[:100], b"", None):
+            if cert is None:
+                files.cert.unlink()
+            else:
+                files.cert.write_bytes(cert)
+            assert await _name(server.address, authority) == "first"
+        files.cert.write_bytes(second.cert)
+        assert await _name(server.address, authority) == "first"
+        files.key.write_bytes(second.key)
+        assert await _name(server.address, authority) == "second"
+
+
+async def test_links_pointed_elsewhere(start_server: StartServer, authority: Authority, tmp_path: Path) -> None:
+    """The pair is followed through a link, as Kubernetes swaps it for both files at once."""
+    for version in ("first", "second"):
+        (tmp_path / version).mkdir()
+        Files(tmp_path / version).write(authority.pair(version))
+    current = tmp_path / "current"
+    current.symlink_to("first")
+    async with start_server(**Files(current).settings) as server:
+        assert await _name(server.address, authority) == "first"
+        (tmp_path / "new").symlink_to("second")
+        (tmp_path / "new").replace(current)
+        assert await _name(server.address, authority) == "second"
+
+
+async def test_client_certificates(start_server: StartServer, authority: Authority, files: Files, tmp_path: Path) -> None:
+    """With an authority for clients, only those who have its certificate get in."""
+    clients = Authority()
+    (tmp_path / "clients.crt").write_bytes(clients.cert)
+    async with start_server(**files.settings, tls_client_ca=str(tmp_path / "clients.crt")) as server:
+        async with _channel(server.address, authority, clients.pair("client")) as channel:
+            await _list(channel)
+        for stranger in (None, authority.pair("stranger")):
+            async with _channel(server.address, authority, stranger) as channel:
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await _list(channel)
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_health_in_plaintext(start_server: StartServer, authority: Authority, files: Files) -> None:
+    """Health checks have a listener of their own, for probes that speak no TLS; nothing else is there."""
+    async with start_server(**files.settings, health_listen="127.0.0.1:0") as server:
+        async with grpc.aio.insecure_channel(str(server.health_address)) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)).status
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await _list(channel)
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("spoil", ["cert", "key", "other key"])
+async def test_files_that_cannot_be_used(start_server: StartServer, authority: Authority, files: Files, spoil: str) -> None:
+    """At the start, files that are missing or do not fit are a clear error, without what is in them."""
+    if spoil == "cert":
+        files.cert.unlink()
+    else:
+        files.key.write_bytes(authority.pair("x").key if spoil == "other key" else b"hunter2")
+    with pytest.raises(InvalidSettings, match="BACKUPS_TLS_CERT, BACKUPS_TLS_KEY: ") as caught:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(start_server(**files.settings))
+    assert "hunter2" not in str(caught.value)
