@@ -6,3 +6,5 @@ through `postgres/database`. Back come rows which already are protobuf. What goe
 everything, and becomes a status in `api/status`. How a backup gets into the catalog: `importers/` read a tool's listing,
 `postgres/loading` merges it into the table. `cli` is the way in to all of it.
 """
+
+VERSION = "0.1.0"

@@ -6,6 +6,7 @@ The only place, beside the commands, that has read the settings: everything else
 import asyncio
 import contextlib
 import faulthandler
+import platform
 import signal
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,7 +17,7 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service import pb, telemetry
+from service import VERSION, pb, telemetry
 from service.api.admission import Admission
 from service.api.authentication import Anonymous, Authenticator, JwtAuthenticator, Keys, jwks_reader
 from service.api.backup_service import BackupService
@@ -24,6 +25,7 @@ from service.api.health import Health, keep_ready
 from service.api.interceptor import Interceptor
 from service.api.tls import FollowedCertificate, TlsFiles
 from service.errors import PortTaken
+from service.metrics import Metrics
 from service.page_token import PageTokens
 from service.postgres.catalog import Catalog
 from service.postgres.database import Database, Limits, open_database
@@ -67,14 +69,20 @@ class Server:
         self.health = Health()
         self.admission = Admission(settings.admission_limit)
         self._keys = _keys(settings)
+        self._metrics = Metrics()
         self._interceptor = Interceptor(
-            admission=self.admission, authenticator=_authenticator(settings, self._keys), request_timeout=settings.request_timeout
+            admission=self.admission,
+            authenticator=_authenticator(settings, self._keys),
+            metrics=self._metrics,
+            request_timeout=settings.request_timeout,
         )
         self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_options(settings))
         self.address = settings.listen
         """Where it listens, once started: port 0 has become a real one."""
         self.health_address = settings.health_listen
         """Where it listens for health checks in plaintext, if it does."""
+        self.metrics_address = settings.metrics_listen
+        """Where it answers scrapes, if it does."""
 
     async def start(self) -> Self:
         """Listens and answers, whether PostgreSQL is there or not.
@@ -88,6 +96,7 @@ class Server:
         async with contextlib.AsyncExitStack() as opened:
             database = await opened.enter_async_context(_database(settings))
             self._register(database)
+            self._measure(database, opened)
             self.address = self._listen(settings.listen)
             opened.push_async_callback(self._interceptor.finished, settings.shutdown_grace)
             await self._grpc.start()
@@ -155,6 +164,22 @@ class Server:
         credentials = FollowedCertificate(TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)).credentials()
         return _bound(address, lambda text: self._grpc.add_secure_port(text, credentials), "LISTEN")
 
+    def _measure(self, database: Database, opened: contextlib.AsyncExitStack) -> None:
+        metrics, admission = self._metrics, self.admission
+        metrics.build(version=VERSION, python=platform.python_version(), grpcio=grpc.__version__, schema_required=str(REQUIRED_REVISION))
+        metrics.gauge("backups_ready", "1 where the server says that it should be sent calls.", lambda: self.health.serving)
+        metrics.gauge("backups_admission_in_flight", "The weight of the calls that are being answered.", lambda: admission.in_flight)
+        metrics.gauge("backups_admission_limit", "The weight that is admitted at once.", lambda: admission.limit)
+        metrics.gauge("backups_pool_connections", "Connections to PostgreSQL.", lambda: database.connections)
+        metrics.gauge("backups_pool_idle_connections", "Connections to PostgreSQL that are not in use.", lambda: database.idle_connections)
+        metrics.gauge("backups_pool_size", "The most connections to PostgreSQL.", lambda: self._settings.pool_size)
+        if address := self._settings.metrics_listen:
+            try:
+                port = opened.enter_context(metrics.served(address.host, address.port))
+            except OSError as exc:
+                raise _port_taken(address, "METRICS_LISTEN") from exc
+            self.metrics_address = address._replace(port=port)
+
     async def _start_health(self, address: Address, opened: contextlib.AsyncExitStack) -> Address:
         """A listener for health checks alone, in plaintext."""
         server = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
@@ -179,7 +204,12 @@ def _bound(address: Address, add_port: Callable[[str], int], setting: str) -> Ad
     try:
         return address._replace(port=add_port(str(address)))
     except RuntimeError as exc:
-        raise PortTaken(f"{address} cannot be listened on: is it in use? BACKUPS_{setting} names another, such as 127.0.0.1:50052") from exc
+        raise _port_taken(address, setting) from exc
+
+
+def _port_taken(address: Address, setting: str) -> PortTaken:
+    example = address._replace(port=address.port + 1 if 0 < address.port < 2**16 - 1 else 50052)
+    return PortTaken(f"{address} cannot be listened on: is it in use? BACKUPS_{setting} names another, such as {example}")
 
 
 def _options(settings: Settings) -> list[tuple[str, Any]]:

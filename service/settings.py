@@ -169,6 +169,7 @@ class Settings(BaseSettings):
     health_listen: Annotated[
         OptionalAddress, Field(description="host:port for health checks alone, in plaintext: for probes without TLS.")
     ] = None
+    metrics_listen: Annotated[OptionalAddress, Field(description="host:port for Prometheus' metrics, over HTTP.")] = None
     reflection: Annotated[bool | None, Field(description="Serve gRPC reflection; on in `dev` and off in `serve` unless set.")] = None
     data_folder: Annotated[Path, Field(description="Where `dev` keeps its embedded PostgreSQL.")] = Path(__file__).parents[1] / ".data"
     log_format: Annotated[Literal["json", "console"], Field(description="json, or console for people.")] = "json"

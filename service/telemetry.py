@@ -9,11 +9,12 @@ import sys
 import time
 import traceback
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 
 from service.errors import Error
+from service.metrics import MethodMetrics
 
 _LEVELS = logging.getLevelNamesMapping()
 
@@ -53,27 +54,33 @@ def event(name: str, /, *, level: str = "info", **facts: Any) -> None:
     getattr(structlog.get_logger(), level)(name, **facts)
 
 
-class Call(NamedTuple):
-    """What is known of a call when it begins."""
+class Call:
+    """One call: what is known of it, from its beginning to its end."""
 
-    method: str
-    request_id: str
-    peer: str
-    began: float
+    __slots__ = ("_began", "_metrics", "caller", "method", "peer", "request_id")
 
-    @classmethod
-    def begin(cls, method: str, *, request_id: str, peer: str) -> "Call":
-        return cls(method, request_id, peer, time.perf_counter())
+    def __init__(self, method: str, metrics: MethodMetrics, *, request_id: str, peer: str) -> None:
+        self.method, self.request_id, self.peer = method, request_id, peer
+        self.caller = ""
+        """Who calls, by the token, once that is known."""
+        self._metrics = metrics
+        self._began = time.perf_counter()
+        metrics.started.inc()
 
     def ended(self, code: str, *, level: str = "info", error: BaseException | None = None) -> None:
-        """Logs the call, with the cause where it failed."""
-        facts = {} if error is None else {"error": describe(error)}
+        """Counts the call, and logs it, with the cause where it failed."""
+        seconds = time.perf_counter() - self._began
+        self._metrics.handled(code).inc()
+        self._metrics.seconds.observe(seconds)
+        facts: dict[str, Any] = {"caller": self.caller} if self.caller else {}
+        if error is not None:
+            facts["error"] = describe(error)
         event(
             "call",
             level=level,
             method=self.method,
             code=code,
-            duration_ms=round((time.perf_counter() - self.began) * 1000, 3),
+            duration_ms=round(seconds * 1000, 3),
             request_id=self.request_id,
             peer=self.peer,
             **facts,

@@ -31,6 +31,10 @@ class Health(health_pb2_grpc.HealthServicer):
         self._watchers = 0
         self._left = self._closed = False
 
+    @property
+    def serving(self) -> bool:
+        return self._serving
+
     def set(self, *, serving: bool) -> None:
         """Changes the state at once, and wakes the watchers; never waits for one. Has no effect once left."""
         if self._left or serving == self._serving:

@@ -21,12 +21,14 @@ from service.api.admission import Admission
 from service.api.authentication import Authenticator, set_current_caller
 from service.api.status import REQUEST_ID_KEY, status_of, trailers
 from service.errors import CallInterrupted, DeadlineExceeded, ShuttingDown, UndecodableRequest
+from service.metrics import MethodMetrics, Metrics
 from service.telemetry import Call
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,100}")
 _LEVELS = {StatusCode.INTERNAL: "error", StatusCode.UNAVAILABLE: "warning"}
 
 _REQUEST_ID_KEYS = ("x-client-request-id", REQUEST_ID_KEY)
+_KINDS = {(False, False): "unary", (False, True): "server_stream", (True, True): "bidi_stream"}
 _HEALTH = "/grpc.health.v1.Health/"
 
 _Context = ServicerContext[Any, Any]
@@ -38,6 +40,7 @@ class _Method(NamedTuple):
     """What is done for the calls of a method."""
 
     name: str
+    metrics: MethodMetrics
     decode: Callable[[Any], Any]
     handle: Callable[[Any, Any], Coroutine[Any, Any, Any]]
     longest: float | None
@@ -49,9 +52,10 @@ class _Method(NamedTuple):
 class Interceptor(grpc.aio.ServerInterceptor):
     """Surrounds the handlers of all services, health and reflection too."""
 
-    def __init__(self, *, admission: Admission, authenticator: Authenticator, request_timeout: timedelta) -> None:
+    def __init__(self, *, admission: Admission, authenticator: Authenticator, metrics: Metrics, request_timeout: timedelta) -> None:
         self._admission = admission
         self._authenticator = authenticator
+        self._metrics = metrics
         self._request_timeout = request_timeout.total_seconds()
         self._handlers: dict[str, _Handler] = {}
         self._calls: set[asyncio.Task[Any]] = set()
@@ -74,20 +78,21 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def _handler(self, name: str, handler: _Handler) -> _Handler:
         decode, encode = _decoder(handler.request_deserializer), handler.response_serializer
         is_guarded = not name.startswith(_HEALTH)
+        metrics = self._metrics.of_method(name, kind=_KINDS[handler.request_streaming, handler.response_streaming])
         if handler.unary_unary:
-            method = _Method(name, decode, _encoded(handler.unary_unary), self._request_timeout, is_guarded)
+            method = _Method(name, metrics, decode, _encoded(handler.unary_unary), self._request_timeout, is_guarded)
             return grpc.unary_unary_rpc_method_handler(self._surround(method))
         if handler.unary_stream:
-            method = _Method(name, decode, _written(handler.unary_stream), None, is_guarded)
+            method = _Method(name, metrics, decode, _written(handler.unary_stream), None, is_guarded)
             return grpc.unary_stream_rpc_method_handler(self._surround(method), response_serializer=encode)
         assert handler.stream_stream, f"{name}: no service here takes a stream and gives one message"
-        method = _Method(name, lambda requests: requests, _written(handler.stream_stream), None, is_guarded)
+        method = _Method(name, metrics, lambda requests: requests, _written(handler.stream_stream), None, is_guarded)
         return grpc.stream_stream_rpc_method_handler(self._surround(method), request_deserializer=decode, response_serializer=encode)
 
     def _surround(self, method: _Method) -> Callable[[Any, _Context], Coroutine[Any, Any, Any]]:
         async def surrounded(request: Any, context: _Context) -> Any:
             metadata = context.invocation_metadata() or ()
-            call = Call.begin(method.name, request_id=_request_id(metadata), peer=context.peer())
+            call = Call(method.name, method.metrics, request_id=_request_id(metadata), peer=context.peer())
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             task = asyncio.current_task()
             assert task
@@ -97,7 +102,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
             try:
                 if method.is_guarded:
                     weight = self._admission.admit()
-                    set_current_caller(self._authenticator.authenticate(metadata))  # before the request is looked at
+                    caller = self._authenticator.authenticate(metadata)  # before the request is looked at
+                    set_current_caller(caller)
+                    call.caller = caller.subject
                 async with deadline:
                     message = method.decode(request)
                     weight += self._admission.weigh(message)

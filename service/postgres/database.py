@@ -71,6 +71,15 @@ class Database:
         if not task.cancelled():
             task.exception()  # a connection that cannot be released has been terminated, which is all there is to do
 
+    @property
+    def connections(self) -> int:
+        """How many there are, in use or not."""
+        return self._pool.get_size()
+
+    @property
+    def idle_connections(self) -> int:
+        return self._pool.get_idle_size()
+
     async def close(self) -> None:
         """Waits for the connections in use, then gives up on them."""
         try:

@@ -9,6 +9,7 @@ import structlog
 
 from service import telemetry
 from service.errors import CatalogUnavailable
+from service.metrics import Metrics
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +22,15 @@ def _restore() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+def _call(request_id: str) -> telemetry.Call:
+    metrics = Metrics().of_method("/s/Get", kind="unary")
+    return telemetry.Call("/s/Get", metrics, request_id=request_id, peer="ipv4:127.0.0.1:1")
+
+
 def test_a_call_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     """A call is logged with method, status, duration, peer and request id."""
     telemetry.configure_logging(log_format="json", log_level="info")
-    telemetry.Call.begin("/s/Get", request_id="r1", peer="ipv4:127.0.0.1:1").ended("OK")
+    _call("r1").ended("OK")
 
     [line] = capsys.readouterr().err.splitlines()
     logged = json.loads(line)
@@ -58,7 +64,7 @@ def test_no_texts_of_strangers(capsys: pytest.CaptureFixture[str], log_format: s
         except ValueError as exc:
             raise CatalogUnavailable("PostgreSQL is gone") from exc
     except CatalogUnavailable as exc:
-        telemetry.Call.begin("/s/Get", request_id="r", peer="p").ended("UNAVAILABLE", level="warning", error=exc)
+        _call("r").ended("UNAVAILABLE", level="warning", error=exc)
         logging.getLogger("grpc._cython.cygrpc").exception("Unexpected error")
 
     logged = capsys.readouterr().err

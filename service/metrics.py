@@ -1,0 +1,75 @@
+"""Prometheus' metrics, under gRPC's usual names, over HTTP on a port of their own. No label is anything that a client chose."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
+
+_METHOD_LABELS = ("grpc_service", "grpc_method", "grpc_type")
+
+# From what a Get takes to what a call may take.
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class MethodMetrics(NamedTuple):
+    """What is counted of one method; its children are looked up once."""
+
+    started: Counter
+    handled: Callable[[str], Counter]
+    """By the name of the status code."""
+    seconds: Histogram
+
+
+class Metrics:
+    """A server's metrics, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._started = Counter("grpc_server_started", "Calls begun.", _METHOD_LABELS, registry=self._registry)
+        self._handled = Counter("grpc_server_handled", "Calls answered.", (*_METHOD_LABELS, "grpc_code"), registry=self._registry)
+        self._seconds = Histogram(
+            "grpc_server_handling_seconds", "How long calls took.", _METHOD_LABELS, registry=self._registry, buckets=_SECONDS
+        )
+
+    def of_method(self, path: str, *, kind: str) -> MethodMetrics:
+        """
+        Args:
+            path: `/package.Service/Method`, of a method that there is.
+            kind: `unary`, `server_stream` or `bidi_stream`.
+        """
+        _, service, method = path.split("/")
+        labels = (service, method, kind)
+        handled: dict[str, Counter] = {}
+
+        def of_code(code: str) -> Counter:
+            if code not in handled:
+                handled[code] = self._handled.labels(*labels, code)
+            return handled[code]
+
+        return MethodMetrics(self._started.labels(*labels), of_code, self._seconds.labels(*labels))
+
+    def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
+        """A value that is read when it is asked for."""
+        Gauge(name, help_text, registry=self._registry).set_function(read)
+
+    def build(self, **facts: str) -> None:
+        """What this server is, as `backups_build_info`."""
+        Info("backups_build", "What this server is.", registry=self._registry).info(facts)
+
+    @contextmanager
+    def served(self, host: str, port: int) -> Iterator[int]:
+        """Answers scrapes in a thread; gives the port.
+
+        Raises:
+            OSError: it cannot be listened on.
+        """
+        server, thread = start_http_server(port, host, self._registry)
+        try:
+            yield server.server_port
+        finally:
+            # Its loop looks up twice a second; nobody waits for that.
+            threading.Thread(target=server.shutdown, daemon=True).start()
+            thread.join(timeout=1)
+            server.server_close()

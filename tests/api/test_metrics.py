@@ -1,0 +1,76 @@
+"""What Prometheus is told."""
+
+import asyncio
+import socket
+import urllib.request
+from typing import Any
+
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service import VERSION, pb
+from service.errors import PortTaken
+from service.server import Server
+from tests.conftest import AddBackups, StartServer
+
+_SERVICE = "yandex.cloud.mdb.greenplum.v1.BackupService"
+
+
+async def _scrape(server: Server) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    def fetch() -> str:
+        with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=10) as response:
+            return str(response.read().decode())
+
+    families = text_string_to_metric_families(await asyncio.to_thread(fetch))
+    return {(sample.name, frozenset(sample.labels.items())): sample.value for family in families for sample in family.samples}
+
+
+def _of(scraped: dict[Any, float], name: str, **labels: str) -> float:
+    """The sum of a metric's samples with these labels."""
+    return sum(value for (found, has), value in scraped.items() if found == name and set(labels.items()) <= has)
+
+
+async def test_calls_are_counted(start_server: StartServer, add_backups: AddBackups) -> None:
+    """Calls are counted when they begin and by their status when they end, with their durations; by no label that a client chooses."""
+    [backup] = await add_backups(1)
+    async with start_server(metrics_listen="127.0.0.1:0") as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+        stub = pb.BackupServiceStub(channel)
+        for backup_id in (backup.id, "none", "none", ""):
+            await stub.Get(pb.GetBackupRequest(backup_id=backup_id), metadata=[("x-request-id", "chosen")]).code()
+        await stub.List(pb.ListBackupsRequest(folder_id="f1"))
+        unknown: Any = channel.unary_unary("/a.B/Chosen")
+        await unknown(b"").code()
+        scraped = await _scrape(server)
+
+    get = {"grpc_service": _SERVICE, "grpc_method": "Get", "grpc_type": "unary"}
+    assert _of(scraped, "grpc_server_started_total", **get) == 4
+    by_code = {code: _of(scraped, "grpc_server_handled_total", **get, grpc_code=code) for code in ("OK", "NOT_FOUND", "INVALID_ARGUMENT")}
+    assert by_code == {"OK": 1, "NOT_FOUND": 2, "INVALID_ARGUMENT": 1}
+    assert _of(scraped, "grpc_server_handling_seconds_count", **get) == 4
+    assert _of(scraped, "grpc_server_handled_total", grpc_method="List", grpc_code="OK") == 1
+    labels = {label for _, has in scraped for label in has}
+    assert not [value for _, value in labels if "hosen" in value or value in (backup.id, "f1")]
+
+
+async def test_the_state_of_the_server(start_server: StartServer) -> None:
+    """Readiness, admission, the pool and what the server is can be read."""
+    async with start_server(metrics_listen="127.0.0.1:0", pool_size=3, admission_limit=7) as server:
+        async with asyncio.timeout(10):
+            while not _of(scraped := await _scrape(server), "backups_ready"):
+                await asyncio.sleep(0.05)
+    assert _of(scraped, "backups_build_info", version=VERSION) == 1
+    assert _of(scraped, "backups_admission_limit") == 7
+    assert _of(scraped, "backups_admission_in_flight") == 0
+    assert _of(scraped, "backups_pool_size") == 3
+    assert 1 <= _of(scraped, "backups_pool_connections") <= 3
+
+
+async def test_a_port_that_is_taken(start_server: StartServer) -> None:
+    """A port for metrics that is taken is a clear error, and nothing is left open."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(PortTaken, match="BACKUPS_METRICS_LISTEN"):
+            async with start_server(metrics_listen=f"127.0.0.1:{taken.getsockname()[1]}"):
+                pass
