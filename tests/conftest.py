@@ -5,6 +5,8 @@ import os
 # Before anything of ours is imported: no setting of the machine reaches a test.
 for _name in [name for name in os.environ if name.startswith(("BACKUPS_", "PG", "GRPC_"))]:
     del os.environ[_name]
+# Tests start processes while gRPC runs in this one, whose handlers of a fork may crash the child.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 import asyncio
 import itertools

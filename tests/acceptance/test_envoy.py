@@ -1,0 +1,186 @@
+"""Behind Envoy: both APIs over one port, whatever happens to a replica, and whatever a client does to the others."""
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from grpc import StatusCode
+
+from service import pb
+from tests.acceptance.deployment import Deployment, Reply, deployed
+from tests.api.answers import failure
+from tests.conftest import AddBackups
+
+_NO_RETRIES = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+_BACKUPS = "/managed-greenplum/v1/backups"
+
+
+@pytest.fixture(name="deployment")
+async def _deployment(database_url: str) -> AsyncIterator[Deployment]:
+    async with deployed(database_url) as deployment:
+        yield deployment
+
+
+@pytest.fixture(name="public")
+async def _public(deployment: Deployment) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(deployment.address) as channel:
+        yield channel
+
+
+async def test_both_apis(deployment: Deployment, public: grpc.aio.Channel, add_backups: AddBackups) -> None:
+    """gRPC and REST answer the same, page by page; JSON has the public API's names, and int64 as text."""
+    backups = await add_backups(5)
+    stub = pb.BackupServiceStub(public)
+    first = await stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=2))
+    page = await deployment.rest(f"{_BACKUPS}?folderId=f1&pageSize=2")
+    assert page.status == 200
+    assert page.headers["content-type"] == "application/json"
+    assert [backup["id"] for backup in page.body["backups"]] == [backup.id for backup in first.backups]
+    assert page.body["nextPageToken"] == first.next_page_token
+    rest = await deployment.rest(f"{_BACKUPS}?folder_id=f1&page_token={first.next_page_token}")
+    assert [backup["id"] for backup in rest.body["backups"]] == [backup.id for backup in backups[2:]]
+
+    one = await deployment.rest(f"{_BACKUPS}/{backups[0].id}")
+    assert one.body == {
+        "id": backups[0].id,
+        "folderId": "f1",
+        "createdAt": "2026-11-20T12:00:00.123456Z",
+        "sourceClusterId": "c1",
+        "startedAt": "2026-11-20T11:00:00.123456Z",
+        "size": "1000",
+    }
+    assert (await deployment.rest(f"{_BACKUPS}?folderId=none")).body == {}
+
+
+async def test_errors_of_the_service_over_rest(deployment: Deployment) -> None:
+    """An error is google.rpc.Status in JSON, with all its details."""
+    for path, status, reason in [
+        (f"?folderId={'f' * 51}&pageSize=-1", 400, "INVALID_REQUEST"),
+        ("?folderId=f&pageToken=x", 400, "INVALID_PAGE_TOKEN"),
+        ("/none", 404, "BACKUP_NOT_FOUND"),
+        ("/", 400, "INVALID_REQUEST"),  # List, without a folder
+        ("/%00", 404, "BACKUP_NOT_FOUND"),
+        ("/%FF", 400, "UNDECODABLE_REQUEST"),
+    ]:
+        reply = await deployment.rest(f"{_BACKUPS}{path}", headers={"x-request-id": "mine"})
+        assert (path, reply.status, reply.headers["content-type"]) == (path, status, "application/json")
+        details = {detail["@type"].rpartition(".")[2]: detail for detail in reply.body["details"]}
+        assert details["ErrorInfo"]["reason"] == reason
+        assert details["RequestInfo"]["requestId"] == "mine"
+
+
+async def test_errors_of_envoy_over_rest(deployment: Deployment) -> None:
+    """Unknown paths and parameters and values of a wrong type are JSON too."""
+    for path, method, status in [
+        ("/nowhere", "GET", 404),
+        ("/", "GET", 404),
+        (_BACKUPS, "POST", 404),
+        (f"{_BACKUPS}?folderId=f&unknown=1", "GET", 400),
+        (f"{_BACKUPS}?folderId=f&pageSize=abc", "GET", 400),
+        (f"{_BACKUPS}?folderId=f&pageSize=9223372036854775808", "GET", 400),
+    ]:
+        reply = await deployment.rest(path, method=method)
+        assert (path, reply.status, reply.headers["content-type"]) == (path, status, "application/json")
+        assert reply.body["message"]
+
+
+async def test_native_grpc_passes_through(deployment: Deployment, public: grpc.aio.Channel) -> None:
+    """gRPC's errors arrive as the service sent them, and unknown methods are UNIMPLEMENTED."""
+    stub = pb.BackupServiceStub(public)
+    answer = await failure(stub.List(pb.ListBackupsRequest(folder_id="f" * 51)))
+    assert (answer.code, answer.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    unknown: Any = public.unary_unary("/yandex.cloud.mdb.greenplum.v1.BackupService/Delete")
+    assert await unknown(b"").code() is StatusCode.UNIMPLEMENTED
+    for size in (3_000, 9_000, 100_000, 1_000_000):
+        for _ in range(5):
+            assert (await failure(stub.Get(pb.GetBackupRequest(backup_id="Ж" * (size // 2))))).code is StatusCode.NOT_FOUND
+
+
+async def test_no_database(database_url: str, deployment: Deployment, public: grpc.aio.Channel, sql: Any) -> None:
+    """Where no replica can serve, both APIs say UNAVAILABLE, and nothing is ejected for it."""
+    await sql.execute("ALTER TABLE alembic_version RENAME TO hidden")
+    await deployment.until_healthy(0)
+    reply = await deployment.rest(f"{_BACKUPS}?folderId=f")
+    assert reply.status == 200  # the replicas can still answer, and so they do
+    await sql.execute("ALTER TABLE hidden RENAME TO alembic_version")
+    await deployment.until_healthy(2)
+
+
+async def test_a_clients_mistakes_eject_nobody(deployment: Deployment, public: grpc.aio.Channel) -> None:
+    """Deadlines that are too short, and statuses that a client causes, are no reason to take a replica away from others."""
+    stub = pb.BackupServiceStub(public)
+    for _ in range(40):
+        await stub.List(pb.ListBackupsRequest(folder_id="f"), timeout=0.0005).code()
+        await stub.Get(pb.GetBackupRequest(backup_id="none")).code()
+    stats = await deployment.stats("cluster.service.outlier_detection")
+    assert stats["cluster.service.outlier_detection.ejections_active"] == 0
+    assert stats["cluster.service.outlier_detection.ejections_enforced_total"] == 0
+
+
+async def test_one_clients_header_breaks_no_other(deployment: Deployment, public: grpc.aio.Channel) -> None:
+    """A header that cannot be parsed stays a matter of the call that has it."""
+    stub = pb.BackupServiceStub(public)
+    for _ in range(3):
+        bad: Any = await deployment.rest(f"{_BACKUPS}?folderId=f", headers={"grpc-timeout": "abc"})
+        assert bad.status >= 200
+    codes = [await stub.List(pb.ListBackupsRequest(folder_id="f"), timeout=10).code() for _ in range(20)]
+    assert codes == [StatusCode.OK] * 20
+
+
+async def _under_load(deployment: Deployment, disturb: Callable[[], Awaitable[None]]) -> Counter[str]:
+    """What callers of both APIs, who retry nothing, are answered while something is done to the deployment."""
+    outcomes: Counter[str] = Counter()
+    stop = asyncio.Event()
+
+    async def call_grpc() -> None:
+        async with grpc.aio.insecure_channel(
+            deployment.address, options=[("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
+            stub = pb.BackupServiceStub(channel)
+            while not stop.is_set():
+                outcomes[(await stub.List(pb.ListBackupsRequest(folder_id="f1"), timeout=10).code()).name] += 1
+                await asyncio.sleep(0.005)
+
+    async def call_rest() -> None:
+        while not stop.is_set():
+            reply: Reply = await deployment.rest(f"{_BACKUPS}?folderId=f1")
+            outcomes[f"HTTP {reply.status}"] += 1
+            await asyncio.sleep(0.02)
+
+    callers = [asyncio.ensure_future(call_grpc()) for _ in range(8)] + [asyncio.ensure_future(call_rest()) for _ in range(2)]
+    try:
+        await disturb()
+    finally:
+        stop.set()
+        await asyncio.gather(*callers)
+    return outcomes
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_replicas_are_restarted_in_turn(deployment: Deployment, number: int) -> None:
+    """No call fails while replicas are restarted one after the other, by SIGTERM or kill -9, with no retry in the client.
+
+    Mitigations: drain delay and retries of Envoy. Without retry_on some calls fail.
+    """
+
+    async def restart_in_turn() -> None:
+        for replica in deployment.replicas:
+            await replica.restart(number)
+            await deployment.settled()
+
+    outcomes = await _under_load(deployment, restart_in_turn)
+    print(dict(outcomes))
+    assert set(outcomes) == {"OK", "HTTP 200"}
+    assert outcomes["OK"] > 100
+
+
+async def test_queries_are_in_no_log(deployment: Deployment, add_backups: AddBackups) -> None:
+    """Page tokens and ids, which REST has in its URLs, are in no log of the service."""
+    await deployment.rest(f"{_BACKUPS}?folderId=f1&pageToken=secret-token", headers={"x-request-id": "find-me"})
+    lines = [line for replica in deployment.replicas for line in replica.log()]
+    assert any(line.get("request_id") == "find-me" for line in lines)
+    assert "secret-token" not in str(lines)
