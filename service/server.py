@@ -193,7 +193,7 @@ class Server:
         async def is_ready() -> bool:
             return (self._keys is None or self._keys.fresh) and await present_revision(database) >= REQUIRED_REVISION
 
-        tasks = [asyncio.create_task(keep_ready(self.health, is_ready, period=_READY_PERIOD))]
+        tasks = [asyncio.create_task(keep_ready(self.health, is_ready, period=_READY_PERIOD)), asyncio.create_task(database.renew())]
         if self._keys:
             tasks.append(asyncio.create_task(self._keys.keep_fresh()))
         for task in tasks:
@@ -244,6 +244,7 @@ def _database(settings: Settings) -> contextlib.AbstractAsyncContextManager[Data
         connect=settings.connect_timeout,
         acquire=settings.acquire_timeout,
         statement=settings.request_timeout,
+        max_age=settings.pool_max_age,
     )
     return open_database(settings.require_database_url(), limits)
 

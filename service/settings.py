@@ -129,6 +129,10 @@ class Settings(BaseSettings):
         list[Key], NoDecode, BeforeValidator(_keys), Field(description="Further keys whose page tokens are accepted, with commas between.")
     ] = []
     pool_size: Annotated[int, Field(ge=1, le=1000, description="The most connections to PostgreSQL that a server holds.")] = 10
+    pool_max_age: Annotated[
+        Seconds,
+        Field(description="How old a connection to PostgreSQL may become, in seconds: a server whose role has changed is left by then."),
+    ] = timedelta(minutes=5)
     connect_timeout: Annotated[Seconds, Field(description="The longest that connecting to PostgreSQL may take, in seconds.")] = timedelta(
         seconds=3
     )

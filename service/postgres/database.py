@@ -35,6 +35,8 @@ class Limits(NamedTuple):
     acquire: timedelta
     """For a connection of the pool, and, once a call was cancelled, for PostgreSQL to let go of its query."""
     statement: timedelta
+    max_age: timedelta
+    """Of a connection: one to a server that has changed its role is left by then."""
 
 
 class Database:
@@ -79,6 +81,12 @@ class Database:
     @property
     def idle_connections(self) -> int:
         return self._pool.get_idle_size()
+
+    async def renew(self) -> None:
+        """Replaces every connection once it is as old as it may become, for as long as the server runs; those in use, after use."""
+        while True:
+            await asyncio.sleep(self._limits.max_age.total_seconds())
+            await self._pool.expire_connections()
 
     async def close(self) -> None:
         """Waits for the connections in use, then gives up on them."""

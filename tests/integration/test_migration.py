@@ -16,7 +16,8 @@ from service.postgres.migration import downgrade, heads, migrate, migration_sql
 from service.postgres.schema import REQUIRED_REVISION, present_revision
 from tests.conftest import RunCommand
 
-_LIMITS = Limits(pool_size=1, connect=timedelta(seconds=3), acquire=timedelta(seconds=3), statement=timedelta(seconds=3))
+_SECONDS = timedelta(seconds=3)
+_LIMITS = Limits(pool_size=1, connect=_SECONDS, acquire=_SECONDS, statement=_SECONDS, max_age=timedelta(hours=1))
 
 
 async def test_one_head_which_this_code_requires() -> None:

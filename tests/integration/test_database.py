@@ -1,0 +1,134 @@
+"""Connections: bounded waits, nothing leaked, and none that grows old."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from service.errors import CatalogUnavailable
+from service.postgres.database import Database, Limits, open_database
+from tests.conftest import Sql
+
+_LIMITS = Limits(
+    pool_size=2,
+    connect=timedelta(seconds=3),
+    acquire=timedelta(seconds=1),
+    statement=timedelta(seconds=10),
+    max_age=timedelta(hours=1),
+)
+_PID = "SELECT pg_backend_pid()"
+
+
+@pytest.fixture(name="database")
+async def _database(database_url: str) -> AsyncIterator[Database]:
+    async with open_database(database_url, _LIMITS) as database:
+        yield database
+
+
+async def _pid(database: Database) -> int:
+    return int((await database.fetch(_PID))[0][0])
+
+
+async def test_connections_are_kept(database: Database) -> None:
+    """Connections are used again, and there are no more than are needed: a second while the first is on its way back."""
+    assert len({await _pid(database) for _ in range(20)}) <= 2
+    assert database.connections <= 2
+
+
+async def test_the_pool_is_read_only(database: Database) -> None:
+    """The service's connections cannot write."""
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+        await database.fetch("DELETE FROM backups")
+
+
+async def test_connections_do_not_grow_old(database_url: str) -> None:
+    """A connection is replaced once it is as old as it may become."""
+    async with open_database(database_url, _LIMITS._replace(max_age=timedelta(seconds=0.05))) as database:
+        renewing = asyncio.ensure_future(database.renew())
+        first = await _pid(database)
+        async with asyncio.timeout(10):
+            while await _pid(database) == first:
+                await asyncio.sleep(0.02)
+        renewing.cancel()
+
+
+async def test_every_backend_killed(database: Database, sql: Sql) -> None:
+    """Backends that are killed between and in queries are UNAVAILABLE, no other error, and the pool is whole afterwards."""
+    outcomes = set()
+    for _ in range(20):
+        slow = asyncio.ensure_future(database.fetch("SELECT pg_sleep(0.05)"))
+        await asyncio.sleep(0.01)
+        await sql.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'backup-service'")
+        for query in (slow, database.fetch(_PID)):
+            try:
+                await query
+                outcomes.add("ok")
+            except CatalogUnavailable:
+                outcomes.add("unavailable")
+    assert outcomes == {"ok", "unavailable"}
+    async with asyncio.timeout(10):
+        while True:
+            with contextlib.suppress(CatalogUnavailable):
+                await asyncio.gather(*(_pid(database) for _ in range(20)))
+                break
+    assert database.connections <= 2
+
+
+async def test_cancelled_calls_leak_nothing(database: Database, sql: Sql) -> None:
+    """Thousands of calls that are cancelled in a query or while they wait for a connection leave pool and backends as they were."""
+    for _ in range(40):
+        calls = [asyncio.ensure_future(database.fetch("SELECT pg_sleep(5)")) for _ in range(50)]
+        await asyncio.sleep(0.002)
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+    async with asyncio.timeout(10):
+        assert len(set(await asyncio.gather(*(_pid(database) for _ in range(20))))) <= 2
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'backup-service' AND datname = current_database()"
+        while await sql.fetchval(query) > 2:
+            await asyncio.sleep(0.05)
+    assert database.connections <= 2
+
+
+async def test_a_statement_that_takes_too_long(database_url: str) -> None:
+    """The server itself ends a statement that takes longer than any may."""
+    async with open_database(database_url, _LIMITS._replace(statement=timedelta(seconds=0.2))) as database:
+        with pytest.raises(CatalogUnavailable):
+            await database.fetch("SELECT pg_sleep(10)")
+
+
+async def test_a_black_hole(database_url: str) -> None:
+    """A server that takes connections and never says a word costs no more than the stated waits, and the pool closes."""
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    hole: Any = await asyncio.start_server(swallow, "127.0.0.1", 0)
+    port = hole.sockets[0].getsockname()[1]
+    limits = _LIMITS._replace(connect=timedelta(seconds=0.2), acquire=timedelta(seconds=0.5))
+    async with asyncio.timeout(5):
+        async with open_database(f"postgresql://u@127.0.0.1:{port}/d", limits) as database:
+            for _ in range(3):
+                with pytest.raises(CatalogUnavailable):
+                    await database.fetch(_PID)
+    hole.close()
+
+
+async def test_several_hosts(postgres: Any, database_url: str) -> None:
+    """Of several hosts the first that can be used is; target_session_attrs says which may."""
+    name = database_url.removeprefix("postgresql://postgres@/").partition("?")[0]
+    sockets = str(postgres._sockets)
+    url = f"postgresql://postgres@/{name}?host=/nowhere,{sockets}&port=5432,5432"
+    async with open_database(f"{url}&target_session_attrs=primary", _LIMITS) as database:
+        assert await _pid(database)
+    async with open_database(f"{url}&target_session_attrs=prefer-standby", _LIMITS) as database:
+        assert await _pid(database)
+    async with open_database(f"{url}&target_session_attrs=standby", _LIMITS) as database:
+        with pytest.raises(CatalogUnavailable):
+            await database.fetch(_PID)
