@@ -7,6 +7,7 @@ and to print their SQL.
 import asyncio
 import time
 from datetime import timedelta
+from typing import Any
 
 import asyncpg
 from alembic import context
@@ -27,6 +28,8 @@ def print_sql() -> None:
     context.configure(dialect_name="postgresql", literal_binds=True, transaction_per_migration=True)
     with context.begin_transaction():
         context.run_migrations()
+    if roles := context.config.attributes.get("roles"):
+        context.execute(grants(roles))
 
 
 async def migrate() -> None:
@@ -53,6 +56,29 @@ def migrate_connected(connection: Connection) -> None:
     context.configure(connection=connection, transaction_per_migration=True)
     with context.begin_transaction():
         context.run_migrations()
+    if roles := context.config.attributes.get("roles"):
+        connection.execute(text(grants(roles)))
+        connection.commit()
+
+
+def grants(roles: Any) -> str:
+    """What the roles of `service.postgres.migration.Roles` may do, where they exist. MAINTAIN, for VACUUM, is new in PostgreSQL 17."""
+    service, imports = roles
+    return f"""
+DO $$ BEGIN
+  IF to_regclass('backups') IS NULL THEN
+    RETURN;
+  END IF;
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{service}') THEN
+    GRANT SELECT ON backups, imports, alembic_version TO "{service}";
+  END IF;
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{imports}') THEN
+    GRANT SELECT, INSERT, UPDATE, DELETE ON backups, imports TO "{imports}";
+    IF current_setting('server_version_num')::integer >= 170000 THEN
+      GRANT MAINTAIN ON backups TO "{imports}";
+    END IF;
+  END IF;
+END $$"""  # noqa: S608  # the settings admit no quotes in a name
 
 
 def await_lock(connection: Connection) -> None:

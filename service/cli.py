@@ -73,10 +73,12 @@ def migrate(
     """Bring the schema of BACKUPS_DATABASE_URL to the newest revision; safe to run twice at once."""
     from service.postgres import migration
 
+    settings = Settings.read()
+    roles = migration.Roles(service=settings.service_role, imports=settings.import_role)
     if dry_run:
-        typer.echo(migration.migration_sql(to=to))
+        typer.echo(migration.migration_sql(to=to, roles=roles))
     else:
-        migration.migrate(Settings.read().require_database_url(), to=to)
+        migration.migrate(settings.require_database_url(), to=to, roles=roles)
         typer.echo(f"The schema is at revision {to}.")
 
 

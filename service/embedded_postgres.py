@@ -52,8 +52,8 @@ class EmbeddedPostgres:
         self._lock = self.folder / "lock"
         self._bin = _wheel()
 
-    def url(self, database: str) -> str:
-        return f"postgresql://{_SUPERUSER}@/{quote(database)}?host={quote(str(self._sockets), safe='')}"
+    def url(self, database: str, *, user: str = _SUPERUSER) -> str:
+        return f"postgresql://{user}@/{quote(database)}?host={quote(str(self._sockets), safe='')}"
 
     def program(self, name: str) -> Path:
         """One of PostgreSQL's programs, such as psql."""

@@ -23,6 +23,8 @@ ENV_PREFIX = "BACKUPS_"
 
 _LONGEST_S = 7 * 24 * 3600
 
+_ROLE = re.compile(r"[a-z_][a-z0-9_$-]{0,62}")
+
 _HOST = r"(\[[0-9a-fA-F:.]+\]|[\w.%/-]*)(:\d{1,5})?"
 _HOSTS = re.compile(rf"{_HOST}(,{_HOST})*")
 
@@ -66,6 +68,12 @@ def _database_url(text: object) -> object:
     return text
 
 
+def _role(name: str) -> str:
+    if not _ROLE.fullmatch(name):
+        raise ValueError("must be the name of a PostgreSQL role: a small letter, then small letters, digits, _ $ -, at most 63 in all")
+    return name
+
+
 def _key(text: object) -> object:
     """The bytes of a page token key: base64, as `openssl rand -base64 32` prints it, or the word `default`."""
     if not isinstance(text, str):
@@ -103,6 +111,7 @@ def _positive(value: timedelta) -> timedelta:
     return value
 
 
+Role = Annotated[str, AfterValidator(_role)]
 Key = Annotated[SecretBytes, BeforeValidator(_key)]
 SecondsOrZero = Annotated[timedelta, BeforeValidator(_seconds)]
 Seconds = Annotated[SecondsOrZero, AfterValidator(_positive)]
@@ -119,6 +128,10 @@ class Settings(BaseSettings):
         BeforeValidator(_database_url),
         Field(description="PostgreSQL, as postgresql://user:password@host:port/database."),
     ] = None
+    service_role: Annotated[Role, Field(description="The role that `migrate` lets read the catalog, where it exists.")] = "backups_service"
+    import_role: Annotated[Role, Field(description="The role that `migrate` lets write the catalog's rows, where it exists.")] = (
+        "backups_import"
+    )
     listen: Annotated[
         Address, NoDecode, BeforeValidator(_address), Field(description="host:port to serve gRPC on; port 0 is any free one.")
     ] = Address("127.0.0.1", 50051)

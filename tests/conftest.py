@@ -26,7 +26,7 @@ import uvloop
 from service import pb
 from service.backup import Backup
 from service.embedded_postgres import EmbeddedPostgres
-from service.postgres.migration import migrate
+from service.postgres.migration import Roles, migrate
 from service.server import Server
 from service.settings import Settings
 
@@ -35,6 +35,7 @@ _FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "128MB", "
 
 ROOT = Path(__file__).parents[1]
 
+OWNER = "backups_owner"
 _TEMPLATE = "template_backups"
 _numbers = itertools.count(1)
 
@@ -53,6 +54,7 @@ def _postgres() -> Iterator[EmbeddedPostgres]:
     with tempfile.TemporaryDirectory(prefix="backups-test-", dir="/tmp") as folder:
         postgres = EmbeddedPostgres(Path(folder, "postgres"), settings=_FAST)
         with postgres.running():
+            asyncio.run(_execute(postgres, "; ".join(f"CREATE ROLE {role} LOGIN" for role in (OWNER, *Roles()))))
             yield postgres
         postgres.remove()
 
@@ -60,26 +62,44 @@ def _postgres() -> Iterator[EmbeddedPostgres]:
 @pytest.fixture(name="template", scope="session")
 async def _template(postgres: EmbeddedPostgres) -> str:
     """The name of a migrated database, which is cloned for each test."""
-    await _execute(postgres, f"CREATE DATABASE {_TEMPLATE}")
-    await asyncio.to_thread(migrate, postgres.url(_TEMPLATE))
+    await _execute(postgres, f"CREATE DATABASE {_TEMPLATE} OWNER {OWNER}")
+    await asyncio.to_thread(migrate, postgres.url(_TEMPLATE, user=OWNER))
     return _TEMPLATE
 
 
-@pytest.fixture(name="database_url")
-async def _database_url(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
-    """A migrated database without rows."""
+@pytest.fixture(name="database_name")
+async def _database_name(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
+    """The name of a migrated database without rows."""
     name = f"test_{next(_numbers)}"
-    await _execute(postgres, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield postgres.url(name)
+    await _execute(postgres, f"CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {template}")
+    yield name
     await _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(name="database_url")
+def _database_url(postgres: EmbeddedPostgres, database_name: str) -> str:
+    """The test's database, as the service's role sees it: it can read."""
+    return postgres.url(database_name, user=Roles().service)
+
+
+@pytest.fixture(name="import_url")
+def _import_url(postgres: EmbeddedPostgres, database_name: str) -> str:
+    """The same database, for the role of imports: it can write rows."""
+    return postgres.url(database_name, user=Roles().imports)
+
+
+@pytest.fixture(name="owner_url")
+def _owner_url(postgres: EmbeddedPostgres, database_name: str) -> str:
+    """The same database, for the role that owns the schema."""
+    return postgres.url(database_name, user=OWNER)
 
 
 @pytest.fixture(name="empty_database_url")
 async def _empty_database_url(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
-    """A database without a schema."""
+    """A database without a schema, for its owner."""
     name = f"empty_{next(_numbers)}"
-    await _execute(postgres, f"CREATE DATABASE {name}")
-    yield postgres.url(name)
+    await _execute(postgres, f"CREATE DATABASE {name} OWNER {OWNER}")
+    yield postgres.url(name, user=OWNER)
     await _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
@@ -92,9 +112,9 @@ async def _execute(postgres: EmbeddedPostgres, statement: str) -> None:
 
 
 @pytest.fixture(name="sql")
-async def _sql(database_url: str) -> AsyncIterator[Sql]:
-    """A connection to the test's database."""
-    connection = await asyncpg.connect(database_url)
+async def _sql(postgres: EmbeddedPostgres, database_name: str) -> AsyncIterator[Sql]:
+    """A connection to the test's database, as a superuser."""
+    connection = await asyncpg.connect(postgres.url(database_name))
     yield connection
     await connection.close()
 

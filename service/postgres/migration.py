@@ -4,6 +4,7 @@ import io
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from alembic import command
 from alembic.config import Config
@@ -18,8 +19,19 @@ _MIGRATIONS = Path(__file__).parents[2] / "migrations"
 _LOCK_NOT_AVAILABLE = "55P03"
 
 
-def migrate(url: str, *, to: str = "head", patience: timedelta = timedelta(minutes=10)) -> None:
+class Roles(NamedTuple):
+    """Roles of PostgreSQL which `migrate` grants what they need, where they exist."""
+
+    service: str = "backups_service"
+    """Reads, and no more."""
+    imports: str = "backups_import"
+    """Writes rows."""
+
+
+def migrate(url: str, *, to: str = "head", roles: Roles = Roles(), patience: timedelta = timedelta(minutes=10)) -> None:  # noqa: B008
     """Brings the schema to a revision, each step in a transaction of its own; safe to run twice at once (see migrations/env.py).
+
+    The role that it connects as owns the schema. Others are granted what they need each time, since they may have been made meanwhile.
 
     A step gives up after a short wait for a lock, so that the calls which queue behind it do not wait long, and is tried again
     until `patience` is over. Runs an event loop of its own.
@@ -30,7 +42,7 @@ def migrate(url: str, *, to: str = "head", patience: timedelta = timedelta(minut
     deadline = time.monotonic() + patience.total_seconds()
     while True:
         try:
-            command.upgrade(_config(url, patience=patience), to)
+            command.upgrade(_config(url, patience=patience, roles=roles), to)
             return
         except DBAPIError as exc:
             if _sqlstate(exc) != _LOCK_NOT_AVAILABLE or time.monotonic() > deadline:
@@ -42,7 +54,7 @@ def migrate(url: str, *, to: str = "head", patience: timedelta = timedelta(minut
             raise SchemaError(str(exc)) from exc
 
 
-def migration_sql(*, to: str = "head", since: int = 0) -> str:
+def migration_sql(*, to: str = "head", since: int = 0, roles: Roles = Roles()) -> str:  # noqa: B008
     """The SQL of the steps from one revision to another, for people to read; needs no database.
 
     Raises:
@@ -50,7 +62,7 @@ def migration_sql(*, to: str = "head", since: int = 0) -> str:
     """
     script = io.StringIO()
     try:
-        command.upgrade(_config(None, output=script), f"{since:04}:{to}" if since else to, sql=True)
+        command.upgrade(_config(None, output=script, roles=roles), f"{since:04}:{to}" if since else to, sql=True)
     except AlembicError as exc:
         raise SchemaError(str(exc)) from exc
     return script.getvalue()
@@ -66,10 +78,12 @@ def heads() -> list[str]:
     return ScriptDirectory.from_config(_config(None)).get_heads()
 
 
-def _config(url: str | None, *, patience: timedelta = timedelta(0), output: io.StringIO | None = None) -> Config:
+def _config(
+    url: str | None, *, roles: Roles | None = None, patience: timedelta = timedelta(0), output: io.StringIO | None = None
+) -> Config:
     config = Config(output_buffer=output or io.StringIO())
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    config.attributes.update(url=url, patience=patience)
+    config.attributes.update(url=url, patience=patience, roles=roles)
     return config
 
 

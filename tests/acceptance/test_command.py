@@ -26,9 +26,9 @@ _OF_C1 = ("--folder-id", "f1", "--cluster-id", "c1")
 class _Cli:
     """The command, pointed at the test's database and server."""
 
-    def __init__(self, run: RunCommand, database_url: str, server: Server) -> None:
+    def __init__(self, run: RunCommand, import_url: str, server: Server) -> None:
         self._run = run
-        self._settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_ADDRESS": str(server.address)}
+        self._settings = {"BACKUPS_DATABASE_URL": import_url, "BACKUPS_ADDRESS": str(server.address)}
 
     async def __call__(self, *arguments: str, stdin: bytes = b"") -> Done:
         return await self._run(*arguments, stdin=stdin, **self._settings)
@@ -43,8 +43,8 @@ class _Cli:
 
 
 @pytest.fixture(name="cli")
-def _cli(command: RunCommand, database_url: str, server: Server) -> _Cli:
-    return _Cli(command, database_url, server)
+def _cli(command: RunCommand, import_url: str, server: Server) -> _Cli:
+    return _Cli(command, import_url, server)
 
 
 async def test_import_and_list(cli: _Cli, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ async def test_from_the_future_and_in_any_order(cli: _Cli) -> None:
     assert " -1h 59m " in rows[1]
 
 
-async def test_a_long_listing_on_one_line(cli: _Cli, sql: Sql, database_url: str) -> None:
+async def test_a_long_listing_on_one_line(cli: _Cli, sql: Sql, import_url: str) -> None:
     """100,000 entries on a single line are imported in bounded memory: less than the listing itself is long."""
     count = 100_000
     script = (
@@ -240,7 +240,7 @@ async def test_a_long_listing_on_one_line(cli: _Cli, sql: Sql, database_url: str
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", script, "import", "walg", *_OF_C1),
         cwd=ROOT,
-        env=environment(BACKUPS_DATABASE_URL=database_url),
+        env=environment(BACKUPS_DATABASE_URL=import_url),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -259,7 +259,7 @@ def _entries(count: int) -> Iterator[bytes]:
         yield json.dumps(_ENTRY | {"Name": name}, separators=(",", ":")).encode()
 
 
-async def test_progress_on_a_terminal(database_url: str, tmp_path: Path) -> None:
+async def test_progress_on_a_terminal(import_url: str, tmp_path: Path) -> None:
     """On a terminal a bar shows how far an import is, and leaves only the summary."""
     file = tmp_path / "listing.json"
     file.write_bytes(_SAMPLE)
@@ -267,7 +267,7 @@ async def test_progress_on_a_terminal(database_url: str, tmp_path: Path) -> None
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "service", "import", "walg", str(file), *_OF_C1),
         cwd=ROOT,
-        env=environment(BACKUPS_DATABASE_URL=database_url, TERM="xterm"),
+        env=environment(BACKUPS_DATABASE_URL=import_url, TERM="xterm"),
         stdin=follower,
         stdout=follower,
         stderr=follower,

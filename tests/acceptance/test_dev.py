@@ -160,9 +160,9 @@ async def test_a_port_that_is_taken(folder: Path) -> None:
     assert _servers_of(folder) == []
 
 
-async def test_another_database(database_url: str, folder: Path, command: RunCommand, dev: StartDev) -> None:
+async def test_another_database(owner_url: str, folder: Path, command: RunCommand, dev: StartDev) -> None:
     """With a database named, that one is migrated and served, and no PostgreSQL is started; the sample is not put into it."""
-    async with dev(BACKUPS_DATABASE_URL=database_url) as running:
+    async with dev(BACKUPS_DATABASE_URL=owner_url) as running:
         assert "BACKUPS_DATABASE_URL" in running.lines[1]
         done = await command("list", "--folder-id", "demo-folder", "--address", running.address)
         assert (done.status, done.stdout, done.stderr) == (0, "", "No backups in folder demo-folder.\n")

@@ -65,7 +65,7 @@ async def test_unknown_fields_and_nothing_at_all(channel: Any) -> None:
     assert (await failure(channel.unary_unary(_LIST)(b""))).violations == [("folder_id", "Is required.")]
 
 
-async def test_page_tokens_that_are_not_ours(start_server: StartServer, add_backups: AddBackups, database_url: str) -> None:
+async def test_page_tokens_that_are_not_ours(start_server: StartServer, add_backups: AddBackups, owner_url: str) -> None:
     """A token that is malformed, tampered with, from another folder or from another key: INVALID_ARGUMENT, and no SQL runs."""
     await add_backups(3)
     other_key = PageTokens(bytes(32))
@@ -76,7 +76,7 @@ async def test_page_tokens_that_are_not_ours(start_server: StartServer, add_back
         assert position
         bad = ["x", "\0", "🐘", token[:-1], token + "A", token + "=", token.lower(), other_key.seal(position, folder_id="f1"),
                PageTokens().seal(position, folder_id="f2"), base64.b64encode(b"1").decode()]  # fmt: skip
-        async with _no_sql(database_url):
+        async with _no_sql(owner_url):
             for page_token in bad:
                 answer = await failure(stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=1, page_token=page_token)))
                 assert (answer.code, answer.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN")
@@ -84,9 +84,9 @@ async def test_page_tokens_that_are_not_ours(start_server: StartServer, add_back
 
 
 @contextlib.asynccontextmanager
-async def _no_sql(database_url: str) -> AsyncIterator[None]:
+async def _no_sql(owner_url: str) -> AsyncIterator[None]:
     """Whatever asks the table meanwhile waits for a lock, and is seen."""
-    connection = await asyncpg.connect(database_url)
+    connection = await asyncpg.connect(owner_url)
     async with connection.transaction():
         await connection.execute("LOCK TABLE backups IN ACCESS EXCLUSIVE MODE")
         yield

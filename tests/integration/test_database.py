@@ -120,11 +120,10 @@ async def test_a_black_hole(database_url: str) -> None:
     hole.close()
 
 
-async def test_several_hosts(postgres: Any, database_url: str) -> None:
+async def test_several_hosts(postgres: Any, database_name: str) -> None:
     """Of several hosts the first that can be used is; target_session_attrs says which may."""
-    name = database_url.removeprefix("postgresql://postgres@/").partition("?")[0]
     sockets = str(postgres._sockets)
-    url = f"postgresql://postgres@/{name}?host=/nowhere,{sockets}&port=5432,5432"
+    url = f"postgresql://postgres@/{database_name}?host=/nowhere,{sockets}&port=5432,5432"
     async with open_database(f"{url}&target_session_attrs=primary", _LIMITS) as database:
         assert await _pid(database)
     async with open_database(f"{url}&target_session_attrs=prefer-standby", _LIMITS) as database:

@@ -34,37 +34,37 @@ async def _ids(sql: Sql) -> list[str]:
     return [row[0] for row in await _rows(sql)]
 
 
-async def test_added_then_unchanged(database_url: str, sql: Sql) -> None:
+async def test_added_then_unchanged(import_url: str, sql: Sql) -> None:
     """The first import adds all, the second of the same listing changes nothing: not a row is written anew."""
     listing = [_entry(1), _entry(2), _entry(3)]
-    assert _counts(await load(database_url, listing, _C1, Options())) == (3, 0, 0, 0, 0)
+    assert _counts(await load(import_url, listing, _C1, Options())) == (3, 0, 0, 0, 0)
     written = await sql.fetch("SELECT id, xmin::text, ctid::text FROM backups ORDER BY id")
 
-    assert _counts(await load(database_url, reversed(listing), _C1, Options())) == (0, 0, 3, 0, 0)
+    assert _counts(await load(import_url, reversed(listing), _C1, Options())) == (0, 0, 3, 0, 0)
     assert await sql.fetch("SELECT id, xmin::text, ctid::text FROM backups ORDER BY id") == written
     assert (await _rows(sql))[0] == ("b1", "f1", "c1", "walg", 1001)
 
 
 @pytest.mark.parametrize("change", [{"size": 7}, {"created_at": _TIME + timedelta(days=9)}, {"started_at": _TIME - timedelta(days=9)}])
-async def test_changed(database_url: str, sql: Sql, change: dict[str, Any]) -> None:
+async def test_changed(import_url: str, sql: Sql, change: dict[str, Any]) -> None:
     """An entry that has changed changes its row, and no other."""
-    await load(database_url, [_entry(1), _entry(2)], _C1, Options())
-    assert _counts(await load(database_url, [_entry(1), _entry(2, **change)], _C1, Options())) == (0, 1, 1, 0, 0)
+    await load(import_url, [_entry(1), _entry(2)], _C1, Options())
+    assert _counts(await load(import_url, [_entry(1), _entry(2, **change)], _C1, Options())) == (0, 1, 1, 0, 0)
     row = await sql.fetchrow("SELECT * FROM backups WHERE id = 'b2'")
     assert row is not None
     assert {name: row[name] for name in change} == change
 
 
-async def test_skipped_are_counted_by_reason(database_url: str, sql: Sql) -> None:
+async def test_skipped_are_counted_by_reason(import_url: str, sql: Sql) -> None:
     """Entries that are no usable backups are counted with the reason, and are no rows."""
-    summary = await load(database_url, [Skipped("old"), _entry(1), Skipped("old"), Skipped("running")], _C1, Options())
+    summary = await load(import_url, [Skipped("old"), _entry(1), Skipped("old"), Skipped("running")], _C1, Options())
     assert summary.skipped == {"old": 2, "running": 1}
     assert await _ids(sql) == ["b1"]
 
 
-async def test_a_listing_that_breaks_off_writes_nothing(database_url: str, sql: Sql) -> None:
+async def test_a_listing_that_breaks_off_writes_nothing(import_url: str, sql: Sql) -> None:
     """An error at the last entry leaves the catalog as it was, its record of imports too."""
-    await load(database_url, [_entry(1)], _C1, Options())
+    await load(import_url, [_entry(1)], _C1, Options())
     before = await sql.fetch("SELECT * FROM imports")
 
     def listing() -> Iterator[Entry]:
@@ -73,116 +73,116 @@ async def test_a_listing_that_breaks_off_writes_nothing(database_url: str, sql: 
         raise InvalidEntry("entry 3", "size", "is bad")
 
     with pytest.raises(InvalidEntry, match="entry 3: size: is bad"):
-        await load(database_url, listing(), _C1, Options(prune=True, prune_any=True))
+        await load(import_url, listing(), _C1, Options(prune=True, prune_any=True))
     assert await _rows(sql) == [("b1", "f1", "c1", "walg", 1001)]
     assert await sql.fetch("SELECT * FROM imports") == before
 
 
-async def test_listed_twice(database_url: str, sql: Sql) -> None:
+async def test_listed_twice(import_url: str, sql: Sql) -> None:
     """Two entries with the same id and the same facts are one backup: a storage and its failover both list it."""
-    assert _counts(await load(database_url, [_entry(1), _entry(2), _entry(1, label="again")], _C1, Options())) == (2, 0, 0, 0, 0)
+    assert _counts(await load(import_url, [_entry(1), _entry(2), _entry(1, label="again")], _C1, Options())) == (2, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("change", [{"size": 7}, {"created_at": _TIME + timedelta(days=9)}, {"started_at": _TIME - timedelta(days=9)}])
-async def test_two_backups_of_one_id(database_url: str, sql: Sql, change: dict[str, Any]) -> None:
+async def test_two_backups_of_one_id(import_url: str, sql: Sql, change: dict[str, Any]) -> None:
     """Two entries that differ but would take the same id are refused, and both are named."""
     listing = [_entry(1), _entry(2, label="the one"), _entry(2, label="the other", **change)]
     with pytest.raises(ImportRefused, match="^(the one and the other|the other and the one) differ, but would both take the id b2$"):
-        await load(database_url, listing, _C1, Options())
+        await load(import_url, listing, _C1, Options())
     assert await _ids(sql) == []
 
 
-async def test_an_id_of_another_cluster(database_url: str, sql: Sql) -> None:
+async def test_an_id_of_another_cluster(import_url: str, sql: Sql) -> None:
     """An id that belongs to another cluster is refused: nothing ever moves between clusters."""
-    await load(database_url, [_entry(1)], _C1, Options())
+    await load(import_url, [_entry(1)], _C1, Options())
     with pytest.raises(ImportRefused, match="entry 1: the id b1 already belongs to a backup of cluster c1$"):
-        await load(database_url, [_entry(1), _entry(2)], _C2, Options(move_folder=True, prune=True, prune_any=True))
+        await load(import_url, [_entry(1), _entry(2)], _C2, Options(move_folder=True, prune=True, prune_any=True))
     assert await _rows(sql) == [("b1", "f1", "c1", "walg", 1001)]
 
 
-async def test_an_id_of_another_tool(database_url: str, sql: Sql) -> None:
+async def test_an_id_of_another_tool(import_url: str, sql: Sql) -> None:
     """An id that another tool's import made is refused."""
-    await load(database_url, [_entry(1)], Target("f1", "c1", "gpbackup"), Options())
+    await load(import_url, [_entry(1)], Target("f1", "c1", "gpbackup"), Options())
     with pytest.raises(ImportRefused, match="the id b1 already belongs to a backup of cluster c1, imported by gpbackup"):
-        await load(database_url, [_entry(1)], _C1, Options())
+        await load(import_url, [_entry(1)], _C1, Options())
 
 
-async def test_another_folder(database_url: str, sql: Sql) -> None:
+async def test_another_folder(import_url: str, sql: Sql) -> None:
     """A cluster's backups stay in their folder, unless they are to move; then all of them do, those of other tools too."""
-    await load(database_url, [_entry(1), _entry(2)], _C1, Options())
-    await load(database_url, [_entry(3)], Target("f1", "c1", "gpbackup"), Options())
+    await load(import_url, [_entry(1), _entry(2)], _C1, Options())
+    await load(import_url, [_entry(3)], Target("f1", "c1", "gpbackup"), Options())
     moved = Target("f2", "c1", "walg")
 
     with pytest.raises(ImportRefused, match="cluster c1 has 3 backups in folder f1: --move-folder moves all of them to f2"):
-        await load(database_url, [_entry(1)], moved, Options())
+        await load(import_url, [_entry(1)], moved, Options())
     assert {row[1] for row in await _rows(sql)} == {"f1"}
 
-    dry = await load(database_url, [_entry(1), _entry(4)], moved, Options(move_folder=True, dry_run=True))
+    dry = await load(import_url, [_entry(1), _entry(4)], moved, Options(move_folder=True, dry_run=True))
     assert {row[1] for row in await _rows(sql)} == {"f1"}
     assert (dry.moved, _counts(dry)) == (3, (1, 0, 1, 0, 0))
 
-    summary = await load(database_url, [_entry(1), _entry(4)], moved, Options(move_folder=True))
+    summary = await load(import_url, [_entry(1), _entry(4)], moved, Options(move_folder=True))
     assert summary == dry._replace(dry_run=False)
     assert {row[1] for row in await _rows(sql)} == {"f2"}
     assert await sql.fetchval("SELECT count(*) FROM imports WHERE folder_id = 'f2'") == 2
 
 
-async def test_prune_by_cluster_and_tool(database_url: str, sql: Sql) -> None:
+async def test_prune_by_cluster_and_tool(import_url: str, sql: Sql) -> None:
     """Pruning removes what the listing no longer has of this cluster and this tool, and of no other."""
-    await load(database_url, [_entry(n) for n in (1, 2, 3, 4)], _C1, Options())
-    await load(database_url, [_entry(5)], Target("f1", "c1", "gpbackup"), Options())
-    await load(database_url, [_entry(6)], _C2, Options())
+    await load(import_url, [_entry(n) for n in (1, 2, 3, 4)], _C1, Options())
+    await load(import_url, [_entry(5)], Target("f1", "c1", "gpbackup"), Options())
+    await load(import_url, [_entry(6)], _C2, Options())
 
-    assert _counts(await load(database_url, [_entry(1), _entry(2), _entry(3)], _C1, Options())) == (0, 0, 3, 0, 0)
+    assert _counts(await load(import_url, [_entry(1), _entry(2), _entry(3)], _C1, Options())) == (0, 0, 3, 0, 0)
     assert await _ids(sql) == ["b1", "b2", "b3", "b4", "b5", "b6"]
 
     listing = [_entry(1), _entry(2, size=7), _entry(7)]
-    dry = await load(database_url, listing, _C1, Options(prune=True, dry_run=True))
+    dry = await load(import_url, listing, _C1, Options(prune=True, dry_run=True))
     assert _counts(dry) == (1, 1, 1, 2, 0)
     assert await _ids(sql) == ["b1", "b2", "b3", "b4", "b5", "b6"]
 
-    assert _counts(await load(database_url, listing, _C1, Options(prune=True))) == (1, 1, 1, 2, 0)
+    assert _counts(await load(import_url, listing, _C1, Options(prune=True))) == (1, 1, 1, 2, 0)
     assert await _ids(sql) == ["b1", "b2", "b5", "b6", "b7"]
 
 
-async def test_prune_guard(database_url: str, sql: Sql) -> None:
+async def test_prune_guard(import_url: str, sql: Sql) -> None:
     """More than half of a cluster's backups are removed only where that is asked for: the list may be short, a storage being down."""
-    await load(database_url, [_entry(n) for n in range(30)], _C1, Options())
+    await load(import_url, [_entry(n) for n in range(30)], _C1, Options())
     listing = [_entry(n) for n in range(3)]
 
     with pytest.raises(ImportRefused, match=r"27 of this cluster's 30 backups are not in the listing.*--prune-any"):
-        await load(database_url, listing, _C1, Options(prune=True))
+        await load(import_url, listing, _C1, Options(prune=True))
     assert len(await _ids(sql)) == 30
-    assert _counts(await load(database_url, [_entry(n) for n in range(15)], _C1, Options(prune=True))) == (0, 0, 15, 15, 0)
-    assert _counts(await load(database_url, listing, _C1, Options(prune=True, prune_any=True))) == (0, 0, 3, 12, 0)
+    assert _counts(await load(import_url, [_entry(n) for n in range(15)], _C1, Options(prune=True))) == (0, 0, 15, 15, 0)
+    assert _counts(await load(import_url, listing, _C1, Options(prune=True, prune_any=True))) == (0, 0, 3, 12, 0)
 
 
-async def test_a_dry_run_shows_what_the_guard_keeps_back(database_url: str, sql: Sql) -> None:
+async def test_a_dry_run_shows_what_the_guard_keeps_back(import_url: str, sql: Sql) -> None:
     """A dry run with --prune shows what would go even where the guard would refuse it without --prune-any."""
-    await load(database_url, [_entry(n) for n in range(4)], _C1, Options())
-    pruned = (await load(database_url, [_entry(0)], _C1, Options(prune=True, dry_run=True))).pruned
+    await load(import_url, [_entry(n) for n in range(4)], _C1, Options())
+    pruned = (await load(import_url, [_entry(0)], _C1, Options(prune=True, dry_run=True))).pruned
     assert pruned.removed == 3
     assert "3 of this cluster's 4 backups" in (pruned.refusal or "")
     assert len(await _ids(sql)) == 4
 
 
-async def test_an_empty_listing(database_url: str, sql: Sql) -> None:
+async def test_an_empty_listing(import_url: str, sql: Sql) -> None:
     """A listing of nothing changes nothing; with --prune it is refused, since it may be wrongly empty, unless all may go."""
-    await load(database_url, [_entry(1)], _C1, Options())
-    assert _counts(await load(database_url, [], _C1, Options())) == (0, 0, 0, 0, 0)
+    await load(import_url, [_entry(1)], _C1, Options())
+    assert _counts(await load(import_url, [], _C1, Options())) == (0, 0, 0, 0, 0)
     for target in (_C1, _C2):
         with pytest.raises(ImportRefused, match="empty listing"):
-            await load(database_url, [], target, Options(prune=True))
+            await load(import_url, [], target, Options(prune=True))
     assert await _ids(sql) == ["b1"]
-    assert _counts(await load(database_url, [], _C1, Options(prune=True, prune_any=True))) == (0, 0, 0, 1, 0)
+    assert _counts(await load(import_url, [], _C1, Options(prune=True, prune_any=True))) == (0, 0, 0, 1, 0)
 
 
-async def test_the_record_of_imports(database_url: str, sql: Sql) -> None:
+async def test_the_record_of_imports(import_url: str, sql: Sql) -> None:
     """Each import leaves when it ran, what it saw and what there is, also if it changed nothing; a dry run leaves no trace."""
-    await load(database_url, [_entry(1)], _C1, Options(dry_run=True))
+    await load(import_url, [_entry(1)], _C1, Options(dry_run=True))
     assert await sql.fetch("SELECT * FROM imports") == []
 
-    await load(database_url, [_entry(1), _entry(2), Skipped("old")], _C1, Options())
+    await load(import_url, [_entry(1), _entry(2), Skipped("old")], _C1, Options())
     row = await sql.fetchrow("SELECT * FROM imports")
     assert row is not None
     first = dict(row)
@@ -198,22 +198,22 @@ async def test_the_record_of_imports(database_url: str, sql: Sql) -> None:
         "last_created_at": _entry(2).created_at,
     }
 
-    await load(database_url, [_entry(1)], _C1, Options())
+    await load(import_url, [_entry(1)], _C1, Options())
     [again] = await sql.fetch("SELECT * FROM imports")
     assert again["imported_at"] > imported_at
     assert (again["entries"], again["backups"]) == (1, 2)
 
 
-async def test_two_imports_at_once(database_url: str, sql: Sql) -> None:
+async def test_two_imports_at_once(import_url: str, sql: Sql) -> None:
     """Imports of one cluster wait for each other, and the second finds what the first did."""
     listing = [_entry(n) for n in range(200)]
-    summaries = await asyncio.gather(*(load(database_url, listing, _C1, Options()) for _ in range(4)))
+    summaries = await asyncio.gather(*(load(import_url, listing, _C1, Options()) for _ in range(4)))
     assert sorted(summary.added for summary in summaries) == [0, 0, 0, 200]
 
 
-async def test_visible_at_once(database_url: str, sql: Sql) -> None:
+async def test_visible_at_once(import_url: str, sql: Sql) -> None:
     """After a large import the visibility map is written, so that pages are read from the index alone."""
-    await load(database_url, (_entry(n, id=f"b{n:05}") for n in range(5000)), _C1, Options())
+    await load(import_url, (_entry(n, id=f"b{n:05}") for n in range(5000)), _C1, Options())
     assert await sql.fetchval("SELECT relpages > 0 AND relallvisible = relpages FROM pg_class WHERE relname = 'backups'")
 
 

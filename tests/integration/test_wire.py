@@ -50,21 +50,21 @@ async def test_lengths_at_the_steps_of_a_varint(sql: Sql) -> None:
     assert found == {row.id: encoded(row) for row in rows}
 
 
-async def test_under_another_time_zone(postgres: EmbeddedPostgres, database_url: str) -> None:
+async def test_under_another_time_zone(import_url: str) -> None:
     """The session's time zone changes nothing."""
-    connection = await asyncpg.connect(database_url, server_settings={"timezone": "Africa/Monrovia"})
+    connection = await asyncpg.connect(import_url, server_settings={"timezone": "Africa/Monrovia"})
     row = Backup("a", "f", datetime(1971, 1, 1, tzinfo=UTC), "c", datetime(1970, 6, 1, tzinfo=UTC), 1)  # 44 minutes and a half behind then
     await insert(connection, [row])
     assert await connection.fetchval("SELECT wire FROM backups") == encoded(row)
     await connection.close()
 
 
-async def test_dump_and_restore(postgres: EmbeddedPostgres, sql: Sql, database_url: str, empty_database_url: str) -> None:
+async def test_dump_and_restore(postgres: EmbeddedPostgres, sql: Sql, owner_url: str, empty_database_url: str) -> None:
     """A dump of the catalog restores elsewhere, with every byte of `wire`, which the restore computes anew."""
     now = datetime(2026, 11, 20, 1, 2, 3, 456789, tzinfo=UTC)
     await insert(sql, [Backup(f"b{number}", "папка\\", now, "c", now - timedelta(hours=number), 2**number) for number in range(60)])
 
-    dump = subprocess.run([postgres.program("pg_dump"), "-d", database_url], capture_output=True, check=True).stdout
+    dump = subprocess.run([postgres.program("pg_dump"), "-d", owner_url], capture_output=True, check=True).stdout
     restore: list[str | Path] = [postgres.program("psql"), "-q", "-v", "ON_ERROR_STOP=1", "-d", empty_database_url]
     subprocess.run(restore, input=dump, stdout=subprocess.DEVNULL, check=True)
 

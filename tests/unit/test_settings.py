@@ -51,6 +51,7 @@ def test_all_set(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "values"),
     [
         ("DATABASE_URL", ["", "hunter2", "mysql://u:hunter2@h/d", "postgresql://u:hunter2/x@h/d", "postgresql://u:p@h:hunter2/d"]),
+        ("SERVICE_ROLE", ["", "Backups", 'a"b', "a'b", "a b", "hunter2;", "r" * 64, "1a", "роль"]),
         ("LISTEN", ["", "50051", "localhost", "h:", ":1", "h:-1", "h:65536", "h:x", "h:\u0661"]),
         ("PAGE_TOKEN_KEY", ["", "hunter2", _KEY[:-4], _KEY + "hunter2", "Default"]),
         ("PAGE_TOKEN_KEYS_ACCEPTED", ["hunter2", f"{_KEY},hunter2"]),
