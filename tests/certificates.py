@@ -1,8 +1,10 @@
 """An authority for certificates, and the files that a server follows."""
 
+import asyncio
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -45,6 +47,16 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
+async def name_shown(host: str, port: int, authority: Authority) -> str:
+    """The name in the certificate that a new connection is shown."""
+    context = ssl.create_default_context(cadata=authority.cert.decode())
+    context.set_alpn_protocols(["h2"])
+    _, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname="localhost")
+    subject: Any = writer.get_extra_info("peercert")["subject"]
+    writer.close()
+    return str(subject[0][0][1])
+
+
 class Files:
     """The server's pair, as files."""
 
@@ -54,6 +66,13 @@ class Files:
     def write(self, pair: Pair) -> None:
         self.cert.write_bytes(pair.cert)
         self.key.write_bytes(pair.key)
+
+    def move(self, pair: Pair) -> None:
+        """Moves new files over the old ones, as a tool that renews certificates does."""
+        for file, data in zip((self.cert, self.key), pair, strict=True):
+            new = file.with_suffix(".new")
+            new.write_bytes(data)
+            new.replace(file)
 
     @property
     def settings(self) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -11,23 +11,12 @@ import pytest
 from grpc import StatusCode
 
 from service import pb
-from tests.acceptance.deployment import Deployment, Reply, deployed
+from tests.acceptance.deployment import Deployment, Reply
 from tests.api.answers import failure
+from tests.certificates import name_shown
 from tests.conftest import AddBackups
 
 _BACKUPS = "/managed-greenplum/v1/backups"
-
-
-@pytest.fixture(name="deployment")
-async def _deployment(database_url: str) -> AsyncIterator[Deployment]:
-    async with deployed(database_url) as deployment:
-        yield deployment
-
-
-@pytest.fixture(name="public")
-async def _public(deployment: Deployment) -> AsyncIterator[grpc.aio.Channel]:
-    async with deployment.channel() as channel:
-        yield channel
 
 
 async def test_both_apis(deployment: Deployment, public: grpc.aio.Channel, add_backups: AddBackups) -> None:
@@ -181,3 +170,43 @@ async def test_queries_are_in_no_log(deployment: Deployment, add_backups: AddBac
     lines = [line for replica in deployment.replicas for line in replica.log()]
     assert any(line.get("request_id") == "find-me" for line in lines)
     assert "secret-token" not in str(lines)
+
+
+async def test_plaintext(deployment: Deployment) -> None:
+    """The plaintext port, for what is on this machine, serves the same, and wants the same tokens."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{deployment.port}") as channel:
+        list_backups: Any = pb.BackupServiceStub(channel).List
+        request = pb.ListBackupsRequest(folder_id="f1")
+        assert await list_backups(request).code() is StatusCode.UNAUTHENTICATED
+        assert await list_backups(request, metadata=[("authorization", f"Bearer {deployment.token()}")]).code() is StatusCode.OK
+
+
+async def test_tokens(deployment: Deployment, add_backups: AddBackups) -> None:
+    """Without a token nobody gets in, and with one no further than its folders, by either API; JSON says why."""
+    [backup] = await add_backups(1)
+    for token, path, status, reason in [
+        ("", f"{_BACKUPS}?folderId=f1", 401, "UNAUTHENTICATED"),
+        ("t1.opaque", f"{_BACKUPS}?folderId=f1", 401, "UNAUTHENTICATED"),
+        (deployment.token("f2"), f"{_BACKUPS}?folderId=f1", 403, "PERMISSION_DENIED"),
+        (deployment.token("f2"), f"{_BACKUPS}/{backup.id}", 404, "BACKUP_NOT_FOUND"),
+    ]:
+        reply = await deployment.rest(path, headers={"authorization": f"Bearer {token}"})
+        assert (token, reply.status, reply.headers["content-type"]) == (token, status, "application/json")
+        assert reason in [detail.get("reason") for detail in reply.body["details"]]
+    async with deployment.channel(deployment.token("f2")) as channel:
+        stub = pb.BackupServiceStub(channel)
+        assert (await failure(stub.List(pb.ListBackupsRequest(folder_id="f1")))).code is StatusCode.PERMISSION_DENIED
+        await stub.List(pb.ListBackupsRequest(folder_id="f2"))
+
+
+async def test_certificate_is_renewed(deployment: Deployment) -> None:
+    """Envoy's certificate is picked up when its files are moved into place, and no call fails meanwhile."""
+
+    async def renew() -> None:
+        deployment.certificate.move(deployment.authority.pair("second"))
+        async with asyncio.timeout(20):
+            while await name_shown("127.0.0.1", deployment.tls_port, deployment.authority) != "second":
+                await asyncio.sleep(0.05)
+
+    outcomes = await _under_load(deployment, renew)
+    assert set(outcomes) == {"OK", "HTTP 200"}

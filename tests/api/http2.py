@@ -38,20 +38,28 @@ class Connection:
         finally:
             writer.close()
 
-    def send(self, frame: Frame) -> None:
-        self._writer.write(frame.serialize())
+    def send(self, *frames: Frame) -> None:
+        for frame in frames:
+            self._writer.write(frame.serialize())
 
-    async def call(self, path: str, body: bytes | None, *, end: bool = True) -> int:
+    async def drain(self) -> None:
+        await self._writer.drain()
+
+    async def call(self, path: str, body: bytes | None, *, end: bool = True, token: str | None = None) -> int:
         """Begins a call; without a body, or without an end, it stays half done."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
-        headers = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "test"),
-                   ("te", "trailers"), ("content-type", "application/grpc")]  # fmt: skip
         flags = ["END_HEADERS"] if body is not None or not end else ["END_HEADERS", "END_STREAM"]
-        self.send(HeadersFrame(stream, data=self._encoder.encode(headers), flags=flags))
+        self.send(HeadersFrame(stream, data=self.request_headers(path, token), flags=flags))
         if body is not None:
             self.send(DataFrame(stream, data=body, flags=["END_STREAM"] if end else []))
-        await self._writer.drain()
+        await self.drain()
         return stream
+
+    def request_headers(self, path: str, token: str | None = None) -> bytes:
+        """The headers of a call, as HPACK."""
+        headers = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "test"),
+                   ("te", "trailers"), ("content-type", "application/grpc")]  # fmt: skip
+        return bytes(self._encoder.encode(headers + ([("authorization", f"Bearer {token}")] if token else [])))
 
     async def frame(self) -> Frame:
         """The next frame; answers settings and pings by itself."""

@@ -1,8 +1,6 @@
 """TLS: files that are followed, clients with certificates, and health checks beside it in plaintext."""
 
-import asyncio
 import contextlib
-import ssl
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service import pb
 from service.errors import InvalidSettings
 from service.settings import Address
-from tests.certificates import Authority, Files, Pair
+from tests.certificates import Authority, Files, Pair, name_shown
 from tests.conftest import RunCommand, StartServer
 
 
@@ -27,16 +25,6 @@ def _files(tmp_path: Path, authority: Authority) -> Files:
     files = Files(tmp_path)
     files.write(authority.pair("first"))
     return files
-
-
-async def _name(address: Address, authority: Authority) -> str:
-    """The name in the certificate that a new connection is shown."""
-    context = ssl.create_default_context(cadata=authority.cert.decode())
-    context.set_alpn_protocols(["h2"])
-    _, writer = await asyncio.open_connection(address.host, address.port, ssl=context, server_hostname="localhost")
-    subject: Any = writer.get_extra_info("peercert")["subject"]
-    writer.close()
-    return str(subject[0][0][1])
 
 
 def _channel(address: Address, authority: Authority, client: Pair | None = None) -> grpc.aio.Channel:
@@ -65,9 +53,9 @@ async def test_a_new_pair(start_server: StartServer, authority: Authority, files
     """A new pair is picked up without a restart; connections that are open stay."""
     async with start_server(**files.settings) as server, _channel(server.address, authority) as channel:
         await _list(channel)
-        assert await _name(server.address, authority) == "first"
+        assert await name_shown(*server.address, authority) == "first"
         files.write(authority.pair("second"))
-        assert await _name(server.address, authority) == "second"
+        assert await name_shown(*server.address, authority) == "second"
         await _list(channel)
 
 
@@ -80,11 +68,11 @@ async def test_one_file_before_the_other(start_server: StartServer, authority: A
                 files.cert.unlink()
             else:
                 files.cert.write_bytes(cert)
-            assert await _name(server.address, authority) == "first"
+            assert await name_shown(*server.address, authority) == "first"
         files.cert.write_bytes(second.cert)
-        assert await _name(server.address, authority) == "first"
+        assert await name_shown(*server.address, authority) == "first"
         files.key.write_bytes(second.key)
-        assert await _name(server.address, authority) == "second"
+        assert await name_shown(*server.address, authority) == "second"
 
 
 async def test_links_pointed_elsewhere(start_server: StartServer, authority: Authority, tmp_path: Path) -> None:
@@ -95,10 +83,10 @@ async def test_links_pointed_elsewhere(start_server: StartServer, authority: Aut
     current = tmp_path / "current"
     current.symlink_to("first")
     async with start_server(**Files(current).settings) as server:
-        assert await _name(server.address, authority) == "first"
+        assert await name_shown(*server.address, authority) == "first"
         (tmp_path / "new").symlink_to("second")
         (tmp_path / "new").replace(current)
-        assert await _name(server.address, authority) == "second"
+        assert await name_shown(*server.address, authority) == "second"
 
 
 async def test_client_certificates(start_server: StartServer, authority: Authority, files: Files, tmp_path: Path) -> None:
