@@ -37,8 +37,8 @@ proto: .venv/development ## generate service/pb from proto/
 requirements: ## pin the requirements anew (needs uv; ARGS=--upgrade for newer ones)
 	requirements/lock $(ARGS)
 
-compose-test: .venv/development ## build the image, and try docker-compose.yml on the engine that DOCKER_HOST names
-	deploy/compose-test
+compose-test: .venv/development ## the checks of the deployment against docker-compose.yml, on the engine that DOCKER_HOST names
+	$(BIN)/pytest -s tests/composed $(ARGS)
 
 clean: ## remove the virtual environment and the development database
 	rm -rf .venv .data

@@ -88,7 +88,7 @@ async def test_native_grpc_passes_through(deployment: Deployment, public: grpc.a
             assert (await failure(stub.Get(pb.GetBackupRequest(backup_id="Ж" * (size // 2))))).code is StatusCode.NOT_FOUND
 
 
-async def test_no_database(database_url: str, deployment: Deployment, public: grpc.aio.Channel, sql: Any) -> None:
+async def test_no_database(deployment: Deployment, public: grpc.aio.Channel, sql: Any) -> None:
     """Where no replica can serve, both APIs say UNAVAILABLE, and nothing is ejected for it."""
     await sql.execute("ALTER TABLE alembic_version RENAME TO hidden")
     await deployment.until_healthy(0)

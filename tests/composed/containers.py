@@ -1,0 +1,122 @@
+"""The deployment as containers: docker-compose.yml with TLS and tokens, on the engine that DOCKER_HOST names."""
+
+import asyncio
+import contextlib
+import http.client
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from tests.acceptance.deployment import Deployment, Replica, free_ports
+from tests.certificates import Authority, Files
+from tests.conftest import ROOT, Done
+from tests.tokens import AUDIENCE, ISSUER, Issuer
+
+_FILES = ["docker-compose.yml", "deploy/compose-secured.yaml", "tests/composed/compose.yaml"]
+_ADMIN = (
+    "exec 3<>/dev/tcp/127.0.0.1/9901 && printf 'GET {path} HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3 && cat <&3"
+)
+
+
+class _Received(socket.socket):
+    """What http.client reads an answer from."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self._data = data
+
+    def makefile(self, *_: Any, **__: Any) -> Any:
+        self.close()
+        return io.BytesIO(self._data)
+
+
+class Compose:
+    """`docker compose`, in a project of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, self.tls_port, self.postgres_port = free_ports(3)
+        self._environment = os.environ | {
+            "COMPOSE_PROJECT_NAME": f"backups-test-{os.getpid()}",
+            "COMPOSE_FILE": ":".join(_FILES),
+            "BACKUPS_PORT": str(self.port),
+            "BACKUPS_TLS_ADDRESS": f"127.0.0.1:{self.tls_port}",
+            "BACKUPS_POSTGRES_PORT": str(self.postgres_port),
+            "BACKUPS_CREDENTIALS": str(folder),
+            "BACKUPS_JWT_ISSUER": ISSUER,
+            "BACKUPS_JWT_AUDIENCE": AUDIENCE,
+        }
+
+    async def docker(self, *arguments: str, stdin: bytes = b"") -> Done:
+        """Runs `docker` with these arguments, to its end."""
+        done = await asyncio.to_thread(
+            subprocess.run, ["docker", *arguments], cwd=ROOT, env=self._environment, input=stdin, capture_output=True, check=False
+        )
+        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    async def run(self, *arguments: str, stdin: bytes = b"") -> str:
+        """What `docker compose` prints for these arguments; it has to succeed."""
+        done = await self.docker("compose", *arguments, stdin=stdin)
+        assert done.status == 0, f"docker compose {' '.join(arguments)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done.stdout
+
+    async def read_admin(self, path: str) -> Any:
+        answer = await self.run("exec", "-T", "envoy", "bash", "-c", _ADMIN.format(path=path))
+        response = http.client.HTTPResponse(_Received(answer.encode()))
+        response.begin()
+        return json.load(response)
+
+
+class Container(Replica):
+    """One container of the service."""
+
+    def __init__(self, compose: Compose, name: str) -> None:
+        self._compose, self._name = compose, name
+        self._log: list[dict[str, Any]] = []
+
+    async def end(self, number: int = signal.SIGTERM) -> int:
+        await self._docker("kill", "--signal", signal.Signals(number).name, self._name)
+        return int(await self._docker("wait", self._name))
+
+    async def start(self) -> None:
+        await self._docker("start", self._name)
+
+    def log(self) -> list[dict[str, Any]]:
+        done = subprocess.run(["docker", "logs", self._name], capture_output=True, check=True)
+        return [json.loads(line) for line in done.stderr.decode().splitlines()]
+
+    def check_runs(self) -> None:
+        done = subprocess.run(["docker", "inspect", "--format", "{{.State.Running}}", self._name], capture_output=True, check=True)
+        assert done.stdout.strip() == b"true"
+
+    async def _docker(self, *arguments: str) -> str:
+        done = await self._compose.docker(*arguments)
+        assert done.status == 0, done.stderr
+        return done.stdout.strip()
+
+
+@contextlib.asynccontextmanager
+async def composed() -> AsyncIterator[tuple[Compose, Deployment]]:
+    """Starts all of it, and removes all of it."""
+    with tempfile.TemporaryDirectory(prefix="backups-composed-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # other users of the containers read it
+        (folder / "tls").mkdir()
+        (folder / "jwks").mkdir()
+        authority, issuer, certificate = Authority(), Issuer("main"), Files(folder / "tls")
+        certificate.write(authority.pair("first"))
+        (folder / "jwks" / "jwks.json").write_bytes(issuer.jwks())
+        compose = Compose(folder)
+        try:
+            await compose.run("up", "--build", "--wait", "--wait-timeout", "300", "--quiet-pull")
+            names = (await compose.run("ps", "--format", "{{.Name}}", "service")).split()
+            replicas: list[Replica] = [Container(compose, each) for each in names]
+            yield compose, Deployment(replicas, compose.port, compose.tls_port, authority, certificate, issuer, compose.read_admin)
+        finally:
+            await compose.run("--profile", "tools", "down", "--volumes", "--remove-orphans", "--timeout", "30")
