@@ -29,6 +29,7 @@ from service.metrics import Metrics
 from service.page_token import PageTokens
 from service.postgres.catalog import Catalog
 from service.postgres.database import Database, Limits, open_database
+from service.postgres.replication import replication_lag
 from service.postgres.schema import REQUIRED_REVISION, present_revision
 from service.settings import Address, Settings
 
@@ -191,7 +192,12 @@ class Server:
 
     def _start_background(self, database: Database, opened: contextlib.AsyncExitStack) -> None:
         async def is_ready() -> bool:
-            return (self._keys is None or self._keys.fresh) and await present_revision(database) >= REQUIRED_REVISION
+            if self._keys and not self._keys.fresh:
+                return False
+            if await replication_lag(database) > self._settings.max_replication_lag:
+                await database.leave_servers()  # another host may do better
+                return False
+            return await present_revision(database) >= REQUIRED_REVISION
 
         tasks = [asyncio.create_task(keep_ready(self.health, is_ready, period=_READY_PERIOD)), asyncio.create_task(database.renew())]
         if self._keys:
@@ -246,7 +252,7 @@ def _database(settings: Settings) -> contextlib.AbstractAsyncContextManager[Data
         statement=settings.request_timeout,
         max_age=settings.pool_max_age,
     )
-    return open_database(settings.require_database_url(), limits)
+    return open_database(settings.require_database_url(), limits, pooled=settings.pooler == "transaction")
 
 
 async def _serve(settings: Settings, started: Callable[[Server], None]) -> None:

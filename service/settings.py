@@ -146,6 +146,13 @@ class Settings(BaseSettings):
         Seconds,
         Field(description="How old a connection to PostgreSQL may become, in seconds: a server whose role has changed is left by then."),
     ] = timedelta(minutes=5)
+    pooler: Annotated[
+        Literal["none", "transaction"],
+        Field(description="`transaction`: PgBouncer, or its like, is in between, and lends servers by the transaction."),
+    ] = "none"
+    max_replication_lag: Annotated[
+        Seconds, Field(description="How far a standby may be behind, in seconds; a server that reads from one further behind is not ready.")
+    ] = timedelta(minutes=1)
     connect_timeout: Annotated[Seconds, Field(description="The longest that connecting to PostgreSQL may take, in seconds.")] = timedelta(
         seconds=3
     )

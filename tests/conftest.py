@@ -9,7 +9,10 @@ for _name in [name for name in os.environ if name.startswith(("BACKUPS_", "PG", 
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 import asyncio
+import contextlib
 import itertools
+import random
+import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -150,6 +153,21 @@ def _add_backups(sql: Sql) -> AddBackups:
 async def insert(sql: Sql, backups: list[Backup], *, tool: str = "manual") -> None:
     """Writes rows as anybody with SQL would."""
     await sql.copy_records_to_table("backups", records=[(*backup, tool) for backup in backups], columns=[*Backup._fields, "tool"])
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, outside the range that the kernel gives to clients.
+
+    A port within it could be taken by anybody's connection while its replica is down; even by one to itself, since a connection to a
+    port that nobody listens on succeeds where it happens to come from that very port.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as each, contextlib.suppress(OSError):
+            each.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
 
 
 class Done(NamedTuple):

@@ -27,6 +27,9 @@ UNAVAILABLE = (
 )
 
 
+_STATEMENTS_HELD = 100  # for each connection; asyncpg's own default
+
+
 class Limits(NamedTuple):
     """How many connections, and how long to wait for what."""
 
@@ -42,9 +45,10 @@ class Limits(NamedTuple):
 class Database:
     """A pool of connections, made as they are needed: it opens while PostgreSQL is down, and heals by itself."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", limits: Limits) -> None:
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", limits: Limits, *, pooled: bool = False) -> None:
         self._pool = pool
         self._limits = limits
+        self._pooled = pooled
         self._releases: set[asyncio.Task[None]] = set()
 
     async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
@@ -56,7 +60,8 @@ class Database:
         try:
             connection = await self._pool.acquire(timeout=self._limits.acquire.total_seconds())
             try:
-                return await connection.fetch(query, *args)
+                async with connection.transaction() if self._pooled else contextlib.nullcontext():
+                    return await connection.fetch(query, *args)
             finally:
                 self._release_in_background(connection)
         except UNAVAILABLE as exc:
@@ -86,7 +91,11 @@ class Database:
         """Replaces every connection once it is as old as it may become, for as long as the server runs; those in use, after use."""
         while True:
             await asyncio.sleep(self._limits.max_age.total_seconds())
-            await self._pool.expire_connections()
+            await self.leave_servers()
+
+    async def leave_servers(self) -> None:
+        """Connects anew, and so chooses anew among the hosts; connections in use are replaced after use."""
+        await self._pool.expire_connections()
 
     async def close(self) -> None:
         """Waits for the connections in use, then gives up on them."""
@@ -97,8 +106,18 @@ class Database:
 
 
 @contextlib.asynccontextmanager
-async def open_database(url: str, limits: Limits) -> AsyncIterator[Database]:
-    """A pool for the service's reads."""
+async def open_database(url: str, limits: Limits, *, pooled: bool = False) -> AsyncIterator[Database]:
+    """A pool for the service's reads.
+
+    Args:
+        pooled: a pooler is in between that lends servers by the transaction, such as PgBouncer. Then statements have no names, which would
+            stay with a server; each query is a transaction, since between its preparation and its run the server could be another; and the
+            settings below are left to the role (deploy/postgres/roles.sql), since a pooler refuses those that it does not know.
+    """
+    settings = {
+        "statement_timeout": str(int(limits.statement.total_seconds() * 1000)),
+        "default_transaction_read_only": "on",
+    }
     pool = asyncpg.create_pool(
         url,
         min_size=0,  # nothing connects before the first query
@@ -106,14 +125,11 @@ async def open_database(url: str, limits: Limits) -> AsyncIterator[Database]:
         reset=_keep_session,
         timeout=limits.connect.total_seconds(),
         command_timeout=limits.statement.total_seconds(),
-        server_settings={
-            "application_name": "backup-service",
-            "statement_timeout": str(int(limits.statement.total_seconds() * 1000)),
-            "default_transaction_read_only": "on",
-        },
+        server_settings={"application_name": "backup-service"} | ({} if pooled else settings),
+        statement_cache_size=0 if pooled else _STATEMENTS_HELD,
     )
     async with contextlib.AsyncExitStack() as stack:
-        database = Database(await pool, limits)
+        database = Database(await pool, limits, pooled=pooled)
         stack.push_async_callback(database.close)
         yield database
 

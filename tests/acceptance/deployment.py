@@ -27,7 +27,7 @@ import grpc
 import yaml
 
 from tests.certificates import Authority, Files
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, environment, free_ports
 from tests.tokens import AUDIENCE, ISSUER, Issuer
 
 
@@ -37,21 +37,6 @@ class Reply(NamedTuple):
     status: int
     headers: dict[str, str]
     body: Any
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, outside the range that the kernel gives to clients.
-
-    A port within it could be taken by anybody's connection while its replica is down; even by one to itself, since a connection to a
-    port that nobody listens on succeeds where it happens to come from that very port.
-    """
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randrange(10_000, 30_000)
-        with socket.socket() as each, contextlib.suppress(OSError):
-            each.bind(("127.0.0.1", port))
-            found.append(port)
-    return found
 
 
 class Replica(abc.ABC):

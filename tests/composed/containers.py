@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.deployment import Deployment, Replica, free_ports
+from tests.acceptance.deployment import Deployment, Replica
 from tests.certificates import Authority, Files
-from tests.conftest import ROOT, Done
+from tests.conftest import ROOT, Done, free_ports
 from tests.tokens import AUDIENCE, ISSUER, Issuer
 
 _FILES = ["docker-compose.yml", "deploy/compose-secured.yaml", "tests/composed/compose.yaml"]

@@ -1,0 +1,98 @@
+"""PgBouncer in between, which lends servers by the transaction."""
+
+import asyncio
+import contextlib
+import random
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from service.backup import Position
+from service.embedded_postgres import EmbeddedPostgres, _server_user
+from service.errors import BackupNotFound
+from service.postgres.catalog import Catalog
+from service.postgres.database import Limits, open_database
+from service.postgres.migration import Roles
+from tests.conftest import AddBackups, debian_program, free_ports
+
+pytestmark = pytest.mark.debian("pgbouncer", program="pgbouncer")
+
+_LIMITS = Limits(
+    pool_size=50, connect=timedelta(seconds=3), acquire=timedelta(seconds=5), statement=timedelta(seconds=10), max_age=timedelta(hours=1)
+)
+_CONFIGURATION = """
+[databases]
+{database} = host={sockets}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = trust
+auth_file = {users}
+pool_mode = transaction
+default_pool_size = 2
+"""
+
+
+@pytest.fixture(name="pooled_url")
+def _pooled_url(postgres: EmbeddedPostgres, database_name: str) -> Iterator[str]:
+    """The test's database through a PgBouncer of its own, with two servers for everybody."""
+    [port] = free_ports(1)
+    with tempfile.TemporaryDirectory(prefix="backups-pgbouncer-", dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # PgBouncer does not run as root
+        users, configuration = folder / "users.txt", folder / "pgbouncer.ini"
+        users.write_text(f'"{Roles().service}" ""\n', encoding="utf-8")
+        configuration.write_text(
+            _CONFIGURATION.format(database=database_name, sockets=postgres._sockets, port=port, users=users), encoding="utf-8"
+        )
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen([debian_program("pgbouncer"), "-u", _server_user().pw_name, configuration], stdout=log, stderr=log)
+        try:
+            _wait_for(port)
+            yield f"postgresql://{Roles().service}@127.0.0.1:{port}/{database_name}"
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def _wait_for(port: int) -> None:
+    for _ in range(200):
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+async def test_transaction_mode(pooled_url: str, add_backups: AddBackups) -> None:
+    """Fifty callers over two servers, whose calls differ: each gets what it asked for."""
+    backups = await add_backups(30)
+    folder = backups[0].folder_id
+
+    async def call(number: int) -> None:
+        chosen = random.Random(number)
+        for _ in range(20):
+            index = chosen.randrange(len(backups) - 1)
+            match chosen.randrange(4):
+                case 0:
+                    assert backups[index].id.encode() in await catalog.get(backups[index].id)
+                case 1:
+                    with pytest.raises(BackupNotFound):
+                        await catalog.get("none")
+                case 2:
+                    page = await catalog.page(folder, after=None, size=3)
+                    assert [backup.id.encode() in element for backup, element in zip(backups, page.elements, strict=False)] == [True] * 3
+                case _:
+                    after = Position(backups[index].created_at, backups[index].id)
+                    page = await catalog.page(folder, after=after, size=1)
+                    assert backups[index + 1].id.encode() in page.elements[0]
+
+    async with open_database(pooled_url, _LIMITS, pooled=True) as database:
+        catalog = Catalog(database)
+        await asyncio.gather(*(call(number) for number in range(50)))

@@ -1,0 +1,183 @@
+"""Reads from a standby: how old they may be, and who notices."""
+
+import asyncio
+import itertools
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import grpc
+import pytest
+
+from service import pb
+from service.embedded_postgres import EmbeddedPostgres
+from service.postgres.database import Database, Limits, open_database
+from service.postgres.migration import Roles, migrate
+from service.postgres.replication import replication_lag
+from service.server import Server
+from service.settings import Settings
+from tests.conftest import Sql
+from tests.standby import cloned
+
+_LIMITS = Limits(
+    pool_size=2, connect=timedelta(seconds=3), acquire=timedelta(seconds=1), statement=timedelta(seconds=10), max_age=timedelta(hours=1)
+)
+_INSERT = """
+    INSERT INTO backups (id, folder_id, created_at, source_cluster_id, started_at, size, tool)
+    SELECT $1::text || n, 'f1', timestamptz '2026-01-01' + n * interval '1 minute', 'c1', '2026-01-01', 1, 'manual'
+    FROM generate_series(1, $2) n"""
+
+
+class Pair(NamedTuple):
+    """A primary and its standby."""
+
+    primary: EmbeddedPostgres
+    standby: EmbeddedPostgres
+
+    def url(self, attributes: str) -> str:
+        """Both, as a URL of several hosts."""
+        hosts = f"{self.primary._sockets},{self.standby._sockets}"
+        return f"postgresql://postgres@/postgres?host={hosts}&port=5432,5432&target_session_attrs={attributes}"
+
+
+@pytest.fixture(name="pair", scope="module")
+def _pair() -> Iterator[Pair]:
+    settings = {
+        "fsync": "off",
+        "wal_level": "replica",
+        "max_wal_senders": "4",
+        "wal_receiver_timeout": "2s",
+        "wal_retrieve_retry_interval": "200ms",
+    }
+    with tempfile.TemporaryDirectory(prefix="backups-standby-", dir="/tmp") as name:
+        primary = EmbeddedPostgres(Path(name, "primary"), settings=settings)
+        with primary.running():
+            migrate(primary.url("postgres"), roles=Roles())
+            standby = cloned(primary, Path(name, "standby"), **settings)
+            with standby.running():
+                yield Pair(primary, standby)
+            standby.remove()
+        primary.remove()
+
+
+@pytest.fixture(name="primary_sql")
+async def _primary_sql(pair: Pair) -> AsyncIterator[Sql]:
+    connection = await asyncpg.connect(pair.primary.url("postgres"))
+    await connection.execute("DELETE FROM backups")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture(name="standby_sql")
+async def _standby_sql(pair: Pair) -> AsyncIterator[Sql]:
+    connection = await asyncpg.connect(pair.standby.url("postgres"))
+    yield connection
+    await connection.execute("SELECT pg_wal_replay_resume()")
+    await connection.close()
+
+
+async def _until(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+async def _caught_up(primary_sql: Sql, standby_sql: Sql) -> None:
+    position = await primary_sql.fetchval("SELECT pg_current_wal_flush_lsn()::text")
+    await _until(lambda: standby_sql.fetchval("SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", position))
+
+
+async def _in_recovery(database: Database) -> bool:
+    return bool((await database.fetch("SELECT pg_is_in_recovery()"))[0][0])
+
+
+async def test_lag(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
+    """A primary has none; a standby has none once it has replayed all, even long after; where replay stands still, it grows."""
+    async with open_database(pair.url("primary"), _LIMITS) as database:
+        assert not await _in_recovery(database)
+        assert await replication_lag(database) == timedelta(0)
+    async with open_database(pair.url("standby"), _LIMITS) as database:
+        assert await _in_recovery(database)
+        await _caught_up(primary_sql, standby_sql)
+        await asyncio.sleep(0.3)
+        assert await replication_lag(database) == timedelta(0)
+        await standby_sql.execute("SELECT pg_wal_replay_pause()")
+        await _until(lambda: standby_sql.fetchval("SELECT pg_get_wal_replay_pause_state() = 'paused'"))
+        await primary_sql.execute(_INSERT, "lag-", 1)
+
+        async def behind() -> bool:
+            return await replication_lag(database) > timedelta(seconds=0.3)
+
+        await _until(behind)
+
+
+async def test_lag_of_a_standby_that_is_cut_off(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
+    """A standby that has replayed all that it received, but receives no more, is as old as its last transaction."""
+    await primary_sql.execute(_INSERT, "cut-", 1)
+    await _caught_up(primary_sql, standby_sql)
+    conninfo = await standby_sql.fetchval("SHOW primary_conninfo")
+    await standby_sql.execute("ALTER SYSTEM SET primary_conninfo = ''")
+    await standby_sql.execute("SELECT pg_reload_conf()")
+    try:
+        async with open_database(pair.url("standby"), _LIMITS) as database:
+
+            async def behind() -> bool:
+                return await replication_lag(database) > timedelta(seconds=0.3)
+
+            await _until(behind)
+    finally:
+        quoted = await standby_sql.fetchval("SELECT quote_literal($1::text)", conninfo)
+        await standby_sql.execute(f"ALTER SYSTEM SET primary_conninfo = {quoted}")
+        await standby_sql.execute("SELECT pg_reload_conf()")
+
+
+async def test_readiness(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
+    """A server on a standby that falls behind is not ready, and is again once the standby has caught up."""
+    await _caught_up(primary_sql, standby_sql)
+    settings = {"listen": "127.0.0.1:0", "drain_delay": "0", "max_replication_lag": "0.5"}
+    server = await Server(Settings.read(database_url=pair.url("standby"), **settings)).start()
+
+    async def ready() -> bool:
+        return server.health.serving
+
+    async def not_ready() -> bool:
+        return not server.health.serving
+
+    try:
+        await _until(ready)
+        await standby_sql.execute("SELECT pg_wal_replay_pause()")
+        await _until(lambda: standby_sql.fetchval("SELECT pg_get_wal_replay_pause_state() = 'paused'"))
+        await primary_sql.execute(_INSERT, "ready-", 1)
+        await _until(not_ready)
+        await standby_sql.execute("SELECT pg_wal_replay_resume()")
+        await _until(ready)
+    finally:
+        await server.stop()
+
+
+async def test_a_walk_that_hops(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
+    """A walk whose pages come from a primary and from a standby that lags in turn repeats nothing, and misses no row that both had
+    throughout."""
+    await primary_sql.execute(_INSERT, "both-", 50)
+    await _caught_up(primary_sql, standby_sql)
+    await standby_sql.execute("SELECT pg_wal_replay_pause()")
+    await primary_sql.execute(_INSERT, "new-", 50)
+    await primary_sql.execute("DELETE FROM backups WHERE id LIKE 'both-%5'")
+    settings = {"listen": "127.0.0.1:0", "drain_delay": "0"}
+    servers = [await Server(Settings.read(database_url=pair.url(role), **settings)).start() for role in ("primary", "standby")]
+    channels = [grpc.aio.insecure_channel(str(server.address)) for server in servers]
+    walked: list[str] = []
+    token = ""
+    for channel in itertools.cycle(channels):
+        page = await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1", page_size=3, page_token=token))
+        walked += [backup.id for backup in page.backups]
+        token = page.next_page_token
+        if not token:
+            break
+    for closing in (*[channel.close() for channel in channels], *[server.stop() for server in servers]):
+        await closing
+    assert len(walked) == len(set(walked))
+    assert {f"both-{n}" for n in range(1, 51) if n % 10 != 5} <= set(walked)
