@@ -7,9 +7,7 @@ import abc
 import asyncio
 import contextlib
 import json
-import random
 import signal
-import socket
 import ssl
 import subprocess
 import sys
