@@ -45,10 +45,9 @@ class Limits(NamedTuple):
 class Database:
     """A pool of connections, made as they are needed: it opens while PostgreSQL is down, and heals by itself."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", limits: Limits, *, pooled: bool = False) -> None:
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", limits: Limits) -> None:
         self._pool = pool
         self._limits = limits
-        self._pooled = pooled
         self._releases: set[asyncio.Task[None]] = set()
 
     async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
@@ -60,8 +59,7 @@ class Database:
         try:
             connection = await self._pool.acquire(timeout=self._limits.acquire.total_seconds())
             try:
-                async with connection.transaction() if self._pooled else contextlib.nullcontext():
-                    return await connection.fetch(query, *args)
+                return await connection.fetch(query, *args)
             finally:
                 self._release_in_background(connection)
         except UNAVAILABLE as exc:
@@ -111,8 +109,8 @@ async def open_database(url: str, limits: Limits, *, pooled: bool = False) -> As
 
     Args:
         pooled: a pooler is in between that lends servers by the transaction, such as PgBouncer. Then statements have no names, which would
-            stay with a server; each query is a transaction, since between its preparation and its run the server could be another; and the
-            settings below are left to the role (deploy/postgres/roles.sql), since a pooler refuses those that it does not know.
+            stay with a server, and the settings below are left to the role (deploy/postgres/roles.sql): a pooler refuses what it does
+            not know.
     """
     settings = {
         "statement_timeout": str(int(limits.statement.total_seconds() * 1000)),
@@ -129,7 +127,7 @@ async def open_database(url: str, limits: Limits, *, pooled: bool = False) -> As
         statement_cache_size=0 if pooled else _STATEMENTS_HELD,
     )
     async with contextlib.AsyncExitStack() as stack:
-        database = Database(await pool, limits, pooled=pooled)
+        database = Database(await pool, limits)
         stack.push_async_callback(database.close)
         yield database
 

@@ -53,7 +53,9 @@ def _pooled_url(postgres: EmbeddedPostgres, database_name: str) -> Iterator[str]
             _CONFIGURATION.format(database=database_name, sockets=postgres._sockets, port=port, users=users), encoding="utf-8"
         )
         with (folder / "log").open("wb") as log:
-            process = subprocess.Popen([debian_program("pgbouncer"), "-u", _server_user().pw_name, configuration], stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [debian_program("pgbouncer") or "", "-u", _server_user().pw_name, configuration], stdout=log, stderr=log
+            )
         try:
             _wait_for(port)
             yield f"postgresql://{Roles().service}@127.0.0.1:{port}/{database_name}"
