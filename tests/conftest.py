@@ -39,6 +39,9 @@ _FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "128MB", "
 
 ROOT = Path(__file__).parents[1]
 
+# Another PostgreSQL than the wheel's: TEST_POSTGRES=/usr/lib/postgresql/15/bin
+_PROGRAMS = Path(os.environ["TEST_POSTGRES"]) if "TEST_POSTGRES" in os.environ else None
+
 OWNER = "backups_owner"
 _TEMPLATE = "template_backups"
 _numbers = itertools.count(1)
@@ -73,7 +76,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(name="postgres", scope="session")
 def _postgres() -> Iterator[EmbeddedPostgres]:
     with tempfile.TemporaryDirectory(prefix="backups-test-", dir="/tmp") as folder:
-        postgres = EmbeddedPostgres(Path(folder, "postgres"), settings=_FAST)
+        postgres = EmbeddedPostgres(Path(folder, "postgres"), settings=_FAST, programs=_PROGRAMS)
         with postgres.running():
             asyncio.run(_execute(postgres, "; ".join(f"CREATE ROLE {role} LOGIN" for role in (OWNER, *Roles()))))
             yield postgres

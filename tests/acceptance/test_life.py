@@ -75,6 +75,17 @@ async def serving(database_url: str, *, host: str = "127.0.0.1", **settings: str
         await server.reading
 
 
+async def test_every_line_of_the_log_is_json(database_url: str) -> None:
+    """Whatever a client sends, gRPC's core adds no lines of its own; the reader of the log here takes nothing but JSON."""
+    async with serving(database_url, BACKUPS_DRAIN_DELAY="0") as server:
+        async with Connection.to(server.address) as connection:
+            stream = await connection.call("/grpc.health.v1.Health/Check", message(b""), timeout="abc")
+            await connection.frames_of(stream)
+        await server.stub.List(pb.ListBackupsRequest(folder_id="f"))
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.ended(10) == 0
+
+
 async def test_calls_in_flight_finish(database_url: str, sql: Sql) -> None:
     """SIGTERM: not serving at once, answering on while balancers notice, what is in flight finishes, exit 0."""
     async with serving(database_url, BACKUPS_DRAIN_DELAY="0.5") as server:

@@ -45,21 +45,23 @@ class Connection:
     async def drain(self) -> None:
         await self._writer.drain()
 
-    async def call(self, path: str, body: bytes | None, *, end: bool = True, token: str | None = None) -> int:
+    async def call(self, path: str, body: bytes | None, *, end: bool = True, token: str | None = None, timeout: str | None = None) -> int:
         """Begins a call; without a body, or without an end, it stays half done."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         flags = ["END_HEADERS"] if body is not None or not end else ["END_HEADERS", "END_STREAM"]
-        self.send(HeadersFrame(stream, data=self.request_headers(path, token), flags=flags))
+        self.send(HeadersFrame(stream, data=self.request_headers(path, token, timeout), flags=flags))
         if body is not None:
             self.send(DataFrame(stream, data=body, flags=["END_STREAM"] if end else []))
         await self.drain()
         return stream
 
-    def request_headers(self, path: str, token: str | None = None) -> bytes:
+    def request_headers(self, path: str, token: str | None = None, timeout: str | None = None) -> bytes:
         """The headers of a call, as HPACK."""
         headers = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "test"),
                    ("te", "trailers"), ("content-type", "application/grpc")]  # fmt: skip
-        return bytes(self._encoder.encode(headers + ([("authorization", f"Bearer {token}")] if token else [])))
+        headers += [("authorization", f"Bearer {token}")] if token else []
+        headers += [("grpc-timeout", timeout)] if timeout else []
+        return bytes(self._encoder.encode(headers))
 
     async def frame(self) -> Frame:
         """The next frame; answers settings and pings by itself."""

@@ -21,7 +21,8 @@ from tests.tokens import AUDIENCE, ISSUER, Issuer
 
 _FILES = ["docker-compose.yml", "deploy/compose-secured.yaml", "tests/composed/compose.yaml"]
 _ADMIN = (
-    "exec 3<>/dev/tcp/127.0.0.1/9901 && printf 'GET {path} HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3 && cat <&3"
+    "exec 3<>/dev/tcp/127.0.0.1/9901 && "
+    "printf 'GET %s HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' \"$0\" >&3 && cat <&3"
 )
 
 
@@ -67,7 +68,7 @@ class Compose:
         return done.stdout
 
     async def read_admin(self, path: str) -> Any:
-        answer = await self.run("exec", "-T", "envoy", "bash", "-c", _ADMIN.format(path=path))
+        answer = await self.run("exec", "-T", "envoy", "bash", "-c", _ADMIN, path)
         response = http.client.HTTPResponse(_Received(answer.encode()))
         response.begin()
         return json.load(response)

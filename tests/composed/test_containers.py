@@ -34,7 +34,7 @@ async def test_the_service_can_write_nothing(compose: Compose, database_url: str
     for file in ("/app/x", "/tmp/x"):
         touched = await compose.docker("compose", "exec", "-T", "service", "touch", file)
         assert (touched.status, "Read-only file system" in touched.stderr) == (1, True)
-    connection = await asyncpg.connect(database_url)
+    connection = await asyncpg.connect(database_url, server_settings={"default_transaction_read_only": "off"})
     try:
         assert await connection.fetchval("SELECT count(*) FROM backups") == 0
         for statement in ("DELETE FROM backups", "CREATE TABLE x ()", "TRUNCATE imports"):

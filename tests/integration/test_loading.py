@@ -10,7 +10,7 @@ import pytest
 from service.errors import CatalogUnavailable, ImportRefused, InvalidEntry
 from service.listing import Entry, Skipped
 from service.postgres.loading import Options, Summary, Target, check_target, load
-from tests.conftest import Sql
+from tests.conftest import OWNER, Sql
 
 _TIME = datetime(2026, 11, 20, 2, 41, 58, 826199, tzinfo=UTC)
 _C1, _C2 = Target("f1", "c1", "walg"), Target("f1", "c2", "walg")
@@ -212,7 +212,10 @@ async def test_two_imports_at_once(import_url: str, sql: Sql) -> None:
 
 
 async def test_visible_at_once(import_url: str, sql: Sql) -> None:
-    """After a large import the visibility map is written, so that pages are read from the index alone."""
+    """After a large import the visibility map is written, so that pages are read from the index alone; before PostgreSQL 17 only its owner
+    can VACUUM a table, and that is left to autovacuum."""
+    if sql.get_server_version() < (17,):
+        import_url = import_url.replace("backups_import", OWNER)
     await load(import_url, (_entry(n, id=f"b{n:05}") for n in range(5000)), _C1, Options())
     assert await sql.fetchval("SELECT relpages > 0 AND relallvisible = relpages FROM pg_class WHERE relname = 'backups'")
 

@@ -50,14 +50,14 @@ async def test_the_service_can_read_and_no_more(database_url: str) -> None:
 
 
 async def test_imports_can_write_rows_and_no_more(import_url: str) -> None:
-    """The role of imports can write rows of both tables, and VACUUM them; the schema is not its own."""
+    """The role of imports can write rows of both tables, and, from PostgreSQL 17 on, VACUUM them; the schema is not its own."""
     assert await _refused(import_url, _WRITES + _READS[:2]) == []
     assert await _refused(import_url, _CHANGES) == _CHANGES
     connection = await asyncpg.connect(import_url)
     warnings: list[object] = []
     connection.add_log_listener(lambda _, message: warnings.append(message))
     await connection.execute("VACUUM (ANALYZE) backups")
-    assert warnings == []
+    assert len(warnings) == (0 if connection.get_server_version() >= (17,) else 1)
     await connection.close()
 
 
