@@ -63,6 +63,8 @@ _OPTIONS = (
 class Server:
     """The running service. `main` and the tests start it in the same way; port 0 makes that safe in parallel."""
 
+    required_revision = REQUIRED_REVISION
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._opened = contextlib.AsyncExitStack()  # closes in reverse order
@@ -197,7 +199,7 @@ class Server:
             if await replication_lag(database) > self._settings.max_replication_lag:
                 await database.leave_servers()  # another host may do better
                 return False
-            return await present_revision(database) >= REQUIRED_REVISION
+            return await present_revision(database) >= self.required_revision
 
         tasks = [asyncio.create_task(keep_ready(self.health, is_ready, period=_READY_PERIOD)), asyncio.create_task(database.renew())]
         if self._keys:

@@ -22,9 +22,9 @@ class Pair(NamedTuple):
 class Authority:
     """Signs certificates for localhost."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "test authority") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.cert = self._signed(self._name, self._key.public_key(), is_authority=True)
 
     def pair(self, name: str) -> Pair:
