@@ -16,7 +16,9 @@ import pytest
 from grpc import StatusCode
 
 from service import pb
+from service.embedded_postgres import EmbeddedPostgres
 from service.page_token import DEFAULT_KEY
+from service.postgres.migration import Roles
 from service.server import Server
 from tests.api.answers import failure
 from tests.certificates import Authority, Files
@@ -160,3 +162,17 @@ async def test_other_settings(start_server: StartServer, add_backups: AddBackups
     other = {"pool_size": 1, "request_timeout": "3", "admission_limit": 20, "connection_max_age": "1", "shutdown_grace": "1"}
     async with _side_by_side(start_server, {}, other) as servers:
         assert await _walk(servers) == [backup.id for backup in backups]
+
+
+async def test_database_password(
+    start_server: StartServer, add_backups: AddBackups, sql: Sql, postgres: EmbeddedPostgres, database_name: str
+) -> None:
+    """A second role of the same rights (1), which replicas use one by one (2), before the first may no longer log in (3)."""
+    backups = await add_backups(5)
+    role = f"service_2_{database_name}"
+    await sql.execute(f"CREATE ROLE {role} LOGIN IN ROLE {Roles().service}")
+    try:
+        async with _side_by_side(start_server, {}, {"database_url": postgres.url(database_name, user=role)}) as servers:
+            assert await _walk(servers) == [backup.id for backup in backups]
+    finally:
+        await sql.execute(f"DROP ROLE {role}")
