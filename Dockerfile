@@ -20,6 +20,6 @@ ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 BACKUPS_LISTEN=0.0.0.0:50051
 USER 10001
 EXPOSE 50051
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=5s --start-period=20s --retries=3 CMD ["backup-service", "health"]
+HEALTHCHECK --interval=5s --timeout=15s --start-period=20s --retries=5 CMD ["backup-service", "health"]
 ENTRYPOINT ["backup-service"]
 CMD ["serve"]
