@@ -1,6 +1,6 @@
 # `make` alone prints the commands, from the comments beside them.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format proto requirements compose-test clean
+.PHONY: help setup run test soak check format proto requirements compose-test clean
 
 # The first CPython there is from 3.11 on; PYTHON=... names another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -18,6 +18,9 @@ setup: .venv/local ## make the virtual environment, so that ./backup-service run
 
 test: .venv/development ## run every test
 	$(BIN)/pytest -n $(JOBS) $(ARGS)
+
+soak: .venv/development ## the tests under faults in their long forms, and their figures to docs/faults.md
+	$(BIN)/pytest --long --report docs/faults.md -m bar --timeout 7200 $(ARGS)
 
 check: .venv/development ## formatting, lint, types, imports, contract, migrations
 	$(BIN)/ruff format --check

@@ -61,6 +61,11 @@ def debian_program(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="the long forms of the tests under faults")
+    parser.addoption("--report", help="where to write the figures of the tests under faults")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """`debian(package, program=...)`: no package of Python brings it, so that not every machine has it; CI has."""
     for mark in item.iter_markers("debian"):

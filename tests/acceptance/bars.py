@@ -1,0 +1,56 @@
+"""The bars that the deployment is held to under faults, `@pytest.mark.bar(number, what)`, and the report that `make soak` makes of them."""
+
+import os
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import pytest
+
+Figure: TypeAlias = Callable[[str], None]
+"""Prints a figure of the test's bar, and keeps it for the report."""
+
+_HEAD = """# Proven under faults
+
+Each bar is a fault injected for real: processes, signals, sockets, Envoy and PostgreSQL. Written by `make soak` on {date}, on {machine}.
+To repeat one: its command. The short form of each runs in CI; a test's file says which mitigation makes it pass.
+
+| bar | fault | figure | command |
+| --- | --- | --- | --- |
+"""
+
+
+class Row(NamedTuple):
+    """One line of the report."""
+
+    number: int
+    what: str
+    test: str
+    passed: bool
+    figures: list[str]
+
+    def __str__(self) -> str:
+        figures = "; ".join([*([] if self.passed else ["**failed**"]), *self.figures])
+        return f"| {self.number} | {self.what} | {figures} | `pytest --long '{self.test}'` |\n"
+
+
+class Report:
+    """Written once every test has run."""
+
+    def __init__(self, file: str) -> None:
+        self._file = Path(file)
+        self._rows: list[Row] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        properties = dict(report.user_properties)
+        if report.when == "call" and "bar" in properties:
+            figures = [str(value) for name, value in report.user_properties if name == "figure"]
+            number, what = properties["bar"]  # type: ignore[misc]  # as the fixture put it there
+            self._rows.append(Row(int(number), str(what), report.nodeid, report.passed, figures))
+
+    def pytest_sessionfinish(self) -> None:
+        machine = f"{os.cpu_count()} cores, shared by clients and servers, {platform.system()}, CPython {platform.python_version()}"
+        text = _HEAD.format(date=datetime.now(UTC).date(), machine=machine) + "".join(map(str, sorted(self._rows)))
+        self._file.write_text(text, encoding="utf-8")

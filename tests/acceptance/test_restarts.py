@@ -1,0 +1,78 @@
+"""Replicas that come and go.
+
+Mitigations: NOT_SERVING and the drain delay before a replica ends, and Envoy's retries (`retry_on` of deploy/envoy.yaml) of what was cut
+off; without retry_on, calls fail at each kill -9.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections import Counter
+
+import grpc
+import pytest
+from grpc import StatusCode
+
+from service import pb
+from tests.acceptance.bars import Figure
+from tests.acceptance.deployment import Deployment, ReplicaProcess, deployed
+from tests.acceptance.load import under_load
+from tests.conftest import AddBackups, free_ports
+
+
+async def restarted_in_turn(deployment: Deployment, number: signal.Signals, rounds: int) -> None:
+    for _ in range(rounds):
+        for replica in deployment.replicas:
+            await replica.restart(number)
+            await deployment.settled()
+
+
+@pytest.mark.bar(1, "replicas behind Envoy restarted in turn under a steady load, by gRPC and REST, no retry in the client")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_replicas_are_restarted_in_turn(database_url: str, number: signal.Signals, *, long: bool, figure: Figure) -> None:
+    """No call fails while three replicas are restarted one after the other, by SIGTERM or kill -9."""
+    rounds = 10 if long else 1
+    async with deployed(database_url, replicas=3) as deployment:
+        outcomes = await under_load(deployment, lambda: restarted_in_turn(deployment, number, rounds))
+    figure(f"{number.name}, {rounds} rounds of 3: {outcomes}")
+    assert outcomes.codes == {"OK", "HTTP 200"}
+    assert outcomes["OK"] > 100
+
+
+@pytest.mark.bar(2, "SIGTERM with calls in flight, clients connected directly and backing off")
+async def test_directly_connected_clients(
+    database_url: str, add_backups: AddBackups, tmp_path_factory: pytest.TempPathFactory, *, figure: Figure
+) -> None:
+    """All calls in flight finish; new ones are UNAVAILABLE, never CANCELLED, until the replica is there again."""
+    await add_backups(1000)
+    [port] = free_ports(1)
+    log = tmp_path / "log"
+    replica = ReplicaProcess(port, {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_DRAIN_DELAY": "0.5"}, log)
+    outcomes: Counter[str] = Counter()
+    stop = asyncio.Event()
+
+    async def call() -> None:
+        options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200)]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+            stub = pb.BackupServiceStub(channel)
+            while not stop.is_set():
+                code = await stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=1000), timeout=10).code()
+                outcomes[code.name] += 1
+                await asyncio.sleep(0 if code is StatusCode.OK else 0.05)
+
+    await replica.start()
+    try:
+        callers = [asyncio.ensure_future(call()) for _ in range(16)]
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            await replica.restart(number)
+            before = outcomes["OK"]
+            async with asyncio.timeout(20):
+                while outcomes["OK"] < before + 100:
+                    await asyncio.sleep(0.01)
+        stop.set()
+        await asyncio.gather(*callers)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            await replica.end(signal.SIGKILL)
+    figure(", ".join(f"{count} {code}" for code, count in outcomes.most_common()))
+    assert set(outcomes) == {"OK", "UNAVAILABLE"}
