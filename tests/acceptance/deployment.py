@@ -1,25 +1,34 @@
-"""The deployment as processes: PostgreSQL, replicas of the service, and Envoy in front, started from the very file that compose runs."""
+"""The deployment as processes: PostgreSQL, replicas of the service, and Envoy in front, started from the very file that compose runs.
 
+Over TLS, and with tokens, as in production.
+"""
+
+import abc
 import asyncio
 import contextlib
 import json
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grpc
 import yaml
 
+from tests.certificates import Authority, Files
 from tests.conftest import ROOT, environment
+from tests.tokens import AUDIENCE, ISSUER, Issuer
 
 
 class Reply(NamedTuple):
@@ -45,7 +54,44 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
-class Replica:
+class Replica(abc.ABC):
+    """One server of the deployment."""
+
+    @abc.abstractmethod
+    async def end(self, number: int = signal.SIGTERM) -> int:
+        """Sends it a signal; gives its exit status once it has ended."""
+
+    @abc.abstractmethod
+    async def start(self) -> None:
+        """Starts it, without waiting for more."""
+
+    @abc.abstractmethod
+    def log(self) -> list[dict[str, Any]]:
+        """What it has logged, over restarts."""
+
+    @abc.abstractmethod
+    def check_runs(self) -> None:
+        """Raises where it has ended by itself."""
+
+    async def restart(self, number: int) -> None:
+        """Ends it, starts it again, and waits until it serves."""
+        served = self._times("serving")
+        await self.end(number)
+        await self.start()
+        async with asyncio.timeout(60):
+            while self._times("serving") == served:
+                self.check_runs()
+                await asyncio.sleep(0.05)
+
+    def calls(self) -> int:
+        """How many calls it has answered well."""
+        return sum(line["event"] == "call" and line["code"] == "OK" and "health" not in line["method"] for line in self.log())
+
+    def _times(self, event: str) -> int:
+        return sum(line["event"] == event for line in self.log())
+
+
+class ReplicaProcess(Replica):
     """One `serve`, on a port that stays its own over restarts."""
 
     def __init__(self, port: int, settings: dict[str, str], log: Path) -> None:
@@ -69,44 +115,52 @@ class Replica:
         self._process.send_signal(number)
         return await asyncio.to_thread(self._process.wait, 30)
 
-    async def restart(self, number: int) -> None:
-        """Ends it, starts it again, and waits until it serves."""
-        served = self._times("serving")
-        await self.end(number)
-        await self.start()
-        async with asyncio.timeout(30):
-            while self._times("serving") == served:
-                assert self._process
-                assert self._process.poll() is None, self._log.read_text(encoding="utf-8")[-2000:]
-                await asyncio.sleep(0.05)
-
-    def calls(self) -> int:
-        """How many calls it has answered well."""
-        return sum(line["event"] == "call" and line["code"] == "OK" and "health" not in line["method"] for line in self.log())
-
-    def _times(self, event: str) -> int:
-        return sum(line["event"] == event for line in self.log())
+    def check_runs(self) -> None:
+        assert self._process
+        assert self._process.poll() is None, self._log.read_text(encoding="utf-8")[-2000:]
 
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
 
 
+@dataclass
 class Deployment:
     """Replicas behind Envoy."""
 
-    def __init__(self, replicas: list[Replica], *, port: int, admin_port: int) -> None:
-        self.replicas = replicas
-        self.address = f"127.0.0.1:{port}"
-        self._admin = f"http://127.0.0.1:{admin_port}"
+    replicas: list[Replica]
+    port: int
+    """Envoy's, in plaintext."""
+    tls_port: int
+    authority: Authority
+    """Of Envoy's certificate."""
+    certificate: Files
+    """Envoy's, which it follows."""
+    issuer: Issuer
+    """Of tokens."""
+    read_admin: Callable[[str], Awaitable[Any]]
+    """Asks Envoy's admin interface for a path that it answers in JSON."""
+
+    def token(self, *folders: str) -> str:
+        """A token for these folders, or for all."""
+        return self.issuer.token("main", folders=list(folders) or ["*"])
+
+    def channel(self, token: str | None = None) -> grpc.aio.Channel:
+        """A connection of its own, over TLS and with a token, that retries nothing."""
+        tls = grpc.ssl_channel_credentials(self.authority.cert)
+        credentials = grpc.composite_channel_credentials(tls, grpc.access_token_call_credentials(token or self.token()))
+        options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+        return grpc.aio.secure_channel(f"localhost:{self.tls_port}", credentials, options=options)
 
     async def rest(self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None) -> Reply:
-        """Asks the REST API."""
-        return await asyncio.to_thread(_fetch, f"http://{self.address}{path}", method, headers or {})
+        """Asks the REST API, over TLS and with a token."""
+        headers = {"authorization": f"Bearer {self.token()}"} | (headers or {})
+        context = ssl.create_default_context(cadata=self.authority.cert.decode())
+        return await asyncio.to_thread(fetch, f"https://localhost:{self.tls_port}{path}", method, headers, context)
 
     async def stats(self, prefix: str) -> dict[str, int]:
         """Envoy's counters and gauges of these names."""
-        reply = await asyncio.to_thread(_fetch, f"{self._admin}/stats?format=json&filter={urllib.parse.quote('^' + prefix)}", "GET", {})
-        return {stat["name"]: stat["value"] for stat in reply.body["stats"] if "name" in stat}
+        answer = await self.read_admin(f"/stats?format=json&filter={urllib.parse.quote('^' + prefix)}")
+        return {stat["name"]: stat["value"] for stat in answer["stats"] if "name" in stat}
 
     async def settled(self) -> None:
         """Waits until every replica has been sent a call since: Envoy's own gauges are ahead of what its workers do."""
@@ -126,10 +180,11 @@ class Deployment:
                 await asyncio.sleep(0.05)
 
 
-def _fetch(url: str, method: str, headers: dict[str, str]) -> Reply:
-    request = urllib.request.Request(url, method=method, headers=headers)
+def fetch(url: str, method: str = "GET", headers: dict[str, str] | None = None, tls: ssl.SSLContext | None = None) -> Reply:
+    """Asks over HTTP."""
+    request = urllib.request.Request(url, method=method, headers=headers or {})
     try:
-        with urllib.request.urlopen(request, timeout=20) as response:
+        with urllib.request.urlopen(request, timeout=20, context=tls) as response:
             return _reply(response)
     except urllib.error.HTTPError as exc:
         with exc:
@@ -146,32 +201,49 @@ def _reply(response: Any) -> Reply:
 @contextlib.asynccontextmanager
 async def deployed(database_url: str, *, replicas: int = 2, **settings: str) -> AsyncIterator[Deployment]:
     """Starts all of it, and ends all of it."""
-    port, admin_port, *ports = free_ports(2 + replicas)
-    settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_DRAIN_DELAY": "4"} | settings
+    port, tls_port, admin_port, *ports = free_ports(3 + replicas)
     async with contextlib.AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backups-replicas-")))
-        running = [Replica(each, settings, folder / f"{each}.log") for each in ports]
-        deployment = Deployment(running, port=port, admin_port=admin_port)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backups-deployed-")))
+        authority, issuer, certificate = Authority(), Issuer("main"), Files(folder)
+        certificate.write(authority.pair("first"))
+        jwks = folder / "jwks.json"
+        jwks.write_bytes(issuer.jwks())
+        settings = {
+            "BACKUPS_DATABASE_URL": database_url,
+            "BACKUPS_DRAIN_DELAY": "4",
+            "BACKUPS_AUTH": "jwt",
+            "BACKUPS_JWKS": str(jwks),
+            "BACKUPS_JWT_ISSUER": ISSUER,
+            "BACKUPS_JWT_AUDIENCE": AUDIENCE,
+        } | settings
+        running = [ReplicaProcess(each, settings, folder / f"{each}.log") for each in ports]
         for replica in running:
             await replica.start()
             stack.push_async_callback(replica.end, signal.SIGKILL)
-        await stack.enter_async_context(_envoy(ports, port=port, admin_port=admin_port))
+        await stack.enter_async_context(_envoy(folder, configuration(ports, folder, port=port, tls_port=tls_port, admin_port=admin_port)))
+
+        async def read_admin(path: str) -> Any:
+            return (await asyncio.to_thread(fetch, f"http://127.0.0.1:{admin_port}{path}")).body
+
+        deployment = Deployment([*running], port, tls_port, authority, certificate, issuer, read_admin)
         await deployment.until_healthy(replicas)
         await deployment.settled()
         yield deployment
 
 
-def configuration(ports: list[int], *, port: int, admin_port: int) -> dict[str, Any]:
-    """deploy/envoy.yaml with other addresses, and nothing else changed."""
+def configuration(ports: list[int], folder: Path, *, port: int, tls_port: int, admin_port: int) -> dict[str, Any]:
+    """deploy/envoy.yaml with other addresses, and nothing else changed; the files of its certificate are in the folder."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "envoy.yaml").read_text(encoding="utf-8"))
     config["admin"]["address"]["socket_address"]["port_value"] = admin_port
-    [listener] = config["static_resources"]["listeners"]
-    listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
+    for listener, number in zip(config["static_resources"]["listeners"], (port, tls_port), strict=True):
+        listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": number}
     [cluster] = config["static_resources"]["clusters"]
     cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [
         {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": each}}}} for each in ports
     ]
-    return config
+    secret = (ROOT / "deploy" / "envoy-certificate.yaml").read_text(encoding="utf-8").replace("/etc/envoy/tls", str(folder))
+    (folder / "envoy-certificate.yaml").write_text(secret, encoding="utf-8")
+    return dict(json.loads(json.dumps(config).replace("/etc/envoy/", f"{folder}/")))
 
 
 def envoy_binary() -> Path:
@@ -182,20 +254,19 @@ def envoy_binary() -> Path:
 
 
 @contextlib.asynccontextmanager
-async def _envoy(ports: list[int], *, port: int, admin_port: int) -> AsyncIterator[None]:
-    with tempfile.TemporaryDirectory(prefix="backups-envoy-") as folder:
-        file = Path(folder, "envoy.json")
-        file.write_text(json.dumps(configuration(ports, port=port, admin_port=admin_port)), encoding="utf-8")
-        with Path(folder, "log").open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                *(envoy_binary(), "-c", file, "--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"),
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-            )
-            try:
-                yield
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
-                await asyncio.wait_for(process.wait(), 30)
+async def _envoy(folder: Path, config: dict[str, Any]) -> AsyncIterator[None]:
+    file = folder / "envoy.json"
+    file.write_text(json.dumps(config), encoding="utf-8")
+    with (folder / "envoy.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(envoy_binary(), "-c", file, "--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"),
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await asyncio.wait_for(process.wait(), 30)

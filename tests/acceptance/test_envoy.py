@@ -15,7 +15,6 @@ from tests.acceptance.deployment import Deployment, Reply, deployed
 from tests.api.answers import failure
 from tests.conftest import AddBackups
 
-_NO_RETRIES = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
 _BACKUPS = "/managed-greenplum/v1/backups"
 
 
@@ -27,7 +26,7 @@ async def _deployment(database_url: str) -> AsyncIterator[Deployment]:
 
 @pytest.fixture(name="public")
 async def _public(deployment: Deployment) -> AsyncIterator[grpc.aio.Channel]:
-    async with grpc.aio.insecure_channel(deployment.address) as channel:
+    async with deployment.channel() as channel:
         yield channel
 
 
@@ -137,9 +136,7 @@ async def _under_load(deployment: Deployment, disturb: Callable[[], Awaitable[No
     stop = asyncio.Event()
 
     async def call_grpc() -> None:
-        async with grpc.aio.insecure_channel(
-            deployment.address, options=[("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
-        ) as channel:
+        async with deployment.channel() as channel:
             stub = pb.BackupServiceStub(channel)
             while not stop.is_set():
                 outcomes[(await stub.List(pb.ListBackupsRequest(folder_id="f1"), timeout=10).code()).name] += 1
