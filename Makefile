@@ -19,13 +19,14 @@ setup: .venv/local ## make the virtual environment, so that ./backup-service run
 test: .venv/development ## run every test
 	$(BIN)/pytest -n $(JOBS) $(ARGS)
 
-check: .venv/development ## formatting, lint, types, imports, contract, migrations
+check: .venv/development ## formatting, lint, types, imports, contract, migrations, requirements (RELEASE=1: nothing may go unaudited)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	proto/check
 	migrations/check
+	$(BIN)/python requirements/check.py $(if $(RELEASE),--release)
 
 format: .venv/development ## format, and mend what lint can mend
 	$(BIN)/ruff format

@@ -4,9 +4,11 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
 import shlex
 import shutil
 import subprocess
+import textwrap
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +20,7 @@ import pytest
 import yaml
 from grpc_health.v1 import health_pb2
 
-from service import pb
+from service import VERSION, pb
 from service.api.health import LIVENESS, Health
 from service.server import _WATCHDOG_MARGIN, Server
 from service.settings import ENV_PREFIX, Settings
@@ -100,13 +102,17 @@ def _selected(selector: dict[str, Any]) -> set[str]:
 @pytest.fixture(name="built", scope="module")
 def _built() -> list[dict[str, Any]]:
     """What `kubectl apply -k deploy` applies."""
+    return _kustomized(_DEPLOY)
+
+
+def _kustomized(folder: Path) -> list[dict[str, Any]]:
     if shutil.which("kubectl"):
-        command = ["kubectl", "kustomize", str(_DEPLOY)]
+        command = ["kubectl", "kustomize"]
     elif shutil.which("kustomize"):
-        command = ["kustomize", "build", str(_DEPLOY)]
+        command = ["kustomize", "build"]
     else:
         pytest.skip("neither kubectl nor kustomize is installed")
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    text = subprocess.run([*command, str(folder)], check=True, stdout=subprocess.PIPE, text=True).stdout
     return [document for document in yaml.safe_load_all(text) if document]
 
 
@@ -137,6 +143,24 @@ def test_built(built: list[dict[str, Any]]) -> None:
     used = {volume["configMap"]["name"] for pod in pods for volume in pod.get("volumes", []) if "configMap" in volume}
     used |= {source["configMapRef"]["name"] for pod in pods for container in pod["containers"] for source in container.get("envFrom", [])}
     assert used == set(maps)
+
+
+def test_the_overlay_that_is_documented(tmp_path: Path) -> None:
+    """What docs/deploying-kubernetes.md shows for a cluster of one's own builds on deploy/ as it is, and changes what it says."""
+    page = (ROOT / "docs" / "deploying-kubernetes.md").read_text(encoding="utf-8")
+    [overlay] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    shutil.copytree(_DEPLOY, tmp_path / "deploy")
+    (tmp_path / "production").mkdir()
+    (tmp_path / "production" / "kustomization.yaml").write_text(textwrap.dedent(overlay.replace("\n   ", "\n")), encoding="utf-8")
+    built = _kustomized(tmp_path / "production")
+    for document in built:
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+        assert document["metadata"]["namespace"] == "backups"
+    images = {container["image"] for each in _found(built, "containers") for container in each}
+    assert images == {"registry.example.org/greenplum-backup-service@sha256:…", "envoyproxy/envoy@sha256:…"}
+    assert _of("Service", built)["greenplum-backup-service"]["spec"]["type"] == "LoadBalancer"
+    [settings] = [each["data"] for name, each in _of("ConfigMap", built).items() if name.startswith("settings-")]
+    assert settings.keys() == _SETTINGS.keys()
 
 
 def test_variables_are_settings() -> None:
@@ -315,6 +339,7 @@ def test_nothing_is_allowed_that_need_not_be() -> None:
         assert name
         assert "latest" not in version
         if name == "greenplum-backup-service":
+            assert version == VERSION
             assert str(pod["securityContext"]["runAsUser"]) == user
     assert all(account["automountServiceAccountToken"] is False for account in _of("ServiceAccount").values())
 
