@@ -151,7 +151,7 @@ def test_the_overlay_that_is_documented(tmp_path: Path) -> None:
     [overlay] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     shutil.copytree(_DEPLOY, tmp_path / "deploy")
     (tmp_path / "production").mkdir()
-    (tmp_path / "production" / "kustomization.yaml").write_text(textwrap.dedent(overlay.replace("\n   ", "\n")), encoding="utf-8")
+    (tmp_path / "production" / "kustomization.yaml").write_text(textwrap.dedent(overlay), encoding="utf-8")
     built = _kustomized(tmp_path / "production")
     for document in built:
         kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
