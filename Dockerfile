@@ -1,13 +1,14 @@
 # The service and its command. Build: docker build -t greenplum-backup-service .
-ARG PYTHON=python:3.13-slim
+# A release passes the base image by its digest: docs/releasing.md.
+ARG BASE=python:3.13-slim
 
-FROM ${PYTHON} AS build
+FROM ${BASE} AS build
 WORKDIR /app
 COPY requirements/production.txt requirements/
 # The virtual environment is made where it will live: its scripts name their folder.
 RUN python -m venv .venv && .venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/production.txt
 
-FROM ${PYTHON}
+FROM ${BASE}
 # Nothing here belongs to the user that runs it, and nothing needs to be written.
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin backups
 WORKDIR /app

@@ -22,13 +22,14 @@ test: .venv/development ## run every test
 soak: .venv/development ## the tests under faults in their long forms, and their figures to docs/faults.md
 	$(BIN)/pytest --long --report docs/faults.md -m bar --timeout 7200 $(ARGS)
 
-check: .venv/development ## formatting, lint, types, imports, contract, migrations
+check: .venv/development ## formatting, lint, types, imports, contract, migrations, requirements (RELEASE=1: nothing may go unaudited)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	proto/check
 	migrations/check
+	$(BIN)/python requirements/check.py $(if $(RELEASE),--release)
 
 format: .venv/development ## format, and mend what lint can mend
 	$(BIN)/ruff format

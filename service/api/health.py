@@ -18,12 +18,15 @@ from service.errors import RequestError, TooManyWatchers, UnknownService
 _Status: TypeAlias = Any  # an enum whose types are a metaclass
 _Context = ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
 
-_SERVICES = ("", pb.BACKUP_SERVICE)
+LIVENESS = "liveness"
+"""The name to ask by whether the process itself answers: SERVING, whatever PostgreSQL does. To start it again would mend nothing there."""
+
+_READINESS = ("", pb.BACKUP_SERVICE)
 _MAX_WATCHERS = 1000
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """One state for all services; not serving until it is set."""
+    """One state, not serving until it is set, for all services but LIVENESS."""
 
     def __init__(self) -> None:
         self._serving = False
@@ -63,9 +66,10 @@ class Health(health_pb2_grpc.HealthServicer):
         Raises:
             UnknownService: there is none of this name.
         """
-        if request.service not in _SERVICES:
+        status = self._status(request.service)
+        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             raise UnknownService(request.service)
-        return health_pb2.HealthCheckResponse(status=self._status(request.service))
+        return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: _Context) -> None:
         """Tells the state now and whenever it changes; a slow reader misses what was between.
@@ -90,7 +94,9 @@ class Health(health_pb2_grpc.HealthServicer):
             self._watchers -= 1
 
     def _status(self, service: str) -> _Status:
-        if service not in _SERVICES:
+        if service == LIVENESS:
+            return health_pb2.HealthCheckResponse.SERVING
+        if service not in _READINESS:
             return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         return health_pb2.HealthCheckResponse.SERVING if self._serving else health_pb2.HealthCheckResponse.NOT_SERVING
 

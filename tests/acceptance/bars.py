@@ -5,7 +5,7 @@ import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 
@@ -44,11 +44,10 @@ class Report:
         self._rows: list[Row] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        properties = dict(report.user_properties)
-        if report.when == "call" and "bar" in properties:
+        bars: list[Any] = [value for name, value in report.user_properties if name == "bar"]
+        if report.when == "call" and bars:
             figures = [str(value) for name, value in report.user_properties if name == "figure"]
-            number, what = properties["bar"]  # type: ignore[misc]  # as the fixture put it there
-            self._rows.append(Row(int(number), str(what), report.nodeid, report.passed, figures))
+            self._rows.append(Row(*bars[0], report.nodeid, report.passed, figures))
 
     def pytest_sessionfinish(self) -> None:
         machine = f"{os.cpu_count()} cores, shared by clients and servers, {platform.system()}, CPython {platform.python_version()}"

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter
+from pathlib import Path
 
 import grpc
 import pytest
@@ -40,9 +41,7 @@ async def test_replicas_are_restarted_in_turn(database_url: str, number: signal.
 
 
 @pytest.mark.bar(2, "SIGTERM with calls in flight, clients connected directly and backing off")
-async def test_directly_connected_clients(
-    database_url: str, add_backups: AddBackups, tmp_path_factory: pytest.TempPathFactory, *, figure: Figure
-) -> None:
+async def test_directly_connected_clients(database_url: str, add_backups: AddBackups, tmp_path: Path, *, figure: Figure) -> None:
     """All calls in flight finish; new ones are UNAVAILABLE, never CANCELLED, until the replica is there again."""
     await add_backups(1000)
     [port] = free_ports(1)

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service import pb
-from service.api.health import Health
+from service.api.health import LIVENESS, Health
 from service.server import Server
 from tests.api.answers import failure
 from tests.api.http2 import Connection, message
@@ -61,6 +61,16 @@ async def test_follows_the_database(start_server: StartServer, empty_database_ur
         await sql.execute("UPDATE alembic_version SET version_num = '0000'")
         await _until(health, _NOT_SERVING)
     await sql.close()
+
+
+async def test_liveness_does_not_follow_the_database(start_server: StartServer, empty_database_url: str) -> None:
+    """A process that answers is alive, whether its database is there or not; on the listener for probes as well."""
+    async with start_server(database_url=empty_database_url, health_listen="127.0.0.1:0") as server:
+        for address in (server.address, server.health_address):
+            async with grpc.aio.insecure_channel(str(address)) as channel:
+                health: Any = health_pb2_grpc.HealthStub(channel)
+                assert (await health.Check(health_pb2.HealthCheckRequest())).status == _NOT_SERVING
+                assert (await health.Check(health_pb2.HealthCheckRequest(service=LIVENESS))).status == _SERVING
 
 
 async def test_watchers_are_told_when_the_server_stops(start_server: StartServer) -> None:
