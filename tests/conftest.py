@@ -3,13 +3,14 @@
 import os
 
 # Before anything of ours is imported: no setting of the machine reaches a test.
-for _name in [name for name in os.environ if name.startswith(("BACKUPS_", "PG", "GRPC_"))]:
+for _name in [name for name in os.environ if name.startswith(("BACKUPS_", "PG", "GRPC_", "OTEL_"))]:
     del os.environ[_name]
 # Tests start processes while gRPC runs in this one, whose handlers of a fork may crash the child.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 import asyncio
 import itertools
+import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -47,6 +48,23 @@ StartServer = Callable[..., AbstractAsyncContextManager[Server]]
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The loop that the server runs on."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+def debian_program(name: str) -> str | None:
+    """Where a program of a Debian package is: by its path, or by its name on the PATH or among the system's own."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`debian(package, program=...)`: no package of Python brings it, so that not every machine has it; CI has."""
+    for mark in item.iter_markers("debian"):
+        [package], program = mark.args, mark.kwargs["program"]
+        if debian_program(program):
+            continue
+        reason = f"{program} is not installed: apt-get install {package}"
+        if os.environ.get("REQUIRE_DEBIAN"):
+            pytest.fail(f"{reason} (REQUIRE_DEBIAN is set)", pytrace=False)
+        pytest.skip(reason)
 
 
 @pytest.fixture(name="postgres", scope="session")
