@@ -6,8 +6,10 @@ The only place, beside the commands, that has read the settings: everything else
 import asyncio
 import contextlib
 import faulthandler
+import math
 import platform
 import signal
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Self
@@ -70,6 +72,7 @@ class Server:
         self.admission = Admission(settings.admission_limit)
         self._keys = _keys(settings)
         self._metrics = Metrics()
+        self._database_seen_at = -math.inf
         self._interceptor = Interceptor(
             admission=self.admission,
             authenticator=_authenticator(settings, self._keys),
@@ -161,7 +164,10 @@ class Server:
         settings = self._settings
         if settings.tls_cert is None or settings.tls_key is None:
             return _bound(address, self._grpc.add_insecure_port, "LISTEN")
-        credentials = FollowedCertificate(TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)).credentials()
+        certificate = FollowedCertificate(TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca))
+        help_text = "When the first certificate of the chain in use expires, in seconds since 1970."
+        self._metrics.gauge("backups_tls_certificate_expiry_timestamp_seconds", help_text, lambda: certificate.expires_at)
+        credentials = certificate.credentials()
         return _bound(address, lambda text: self._grpc.add_secure_port(text, credentials), "LISTEN")
 
     def _measure(self, database: Database, opened: contextlib.AsyncExitStack) -> None:
@@ -170,15 +176,23 @@ class Server:
         metrics.gauge("backups_ready", "1 where the server says that it should be sent calls.", lambda: self.health.serving)
         metrics.gauge("backups_admission_in_flight", "The weight of the calls that are being answered.", lambda: admission.in_flight)
         metrics.gauge("backups_admission_limit", "The weight that is admitted at once.", lambda: admission.limit)
+        metrics.gauge("backups_database_unseen_seconds", "Since PostgreSQL, migrated, last answered the readiness check.", self._unseen)
         metrics.gauge("backups_pool_connections", "Connections to PostgreSQL.", lambda: database.connections)
         metrics.gauge("backups_pool_idle_connections", "Connections to PostgreSQL that are not in use.", lambda: database.idle_connections)
         metrics.gauge("backups_pool_size", "The most connections to PostgreSQL.", lambda: self._settings.pool_size)
+        if keys := self._keys:
+            metrics.gauge("backups_jwks_age_seconds", "Since the keys that sign tokens were last read.", lambda: keys.age)
+            max_age = self._settings.jwks_max_age.total_seconds()
+            metrics.gauge("backups_jwks_max_age_seconds", "How old these keys may become.", lambda: max_age)
         if address := self._settings.metrics_listen:
             try:
                 port = opened.enter_context(metrics.served(address.host, address.port))
             except OSError as exc:
                 raise _port_taken(address, "METRICS_LISTEN") from exc
             self.metrics_address = address._replace(port=port)
+
+    def _unseen(self) -> float:
+        return time.monotonic() - self._database_seen_at
 
     async def _start_health(self, address: Address, opened: contextlib.AsyncExitStack) -> Address:
         """A listener for health checks alone, in plaintext."""
@@ -191,7 +205,10 @@ class Server:
 
     def _start_background(self, database: Database, opened: contextlib.AsyncExitStack) -> None:
         async def is_ready() -> bool:
-            return (self._keys is None or self._keys.fresh) and await present_revision(database) >= REQUIRED_REVISION
+            if await present_revision(database) < REQUIRED_REVISION:
+                return False
+            self._database_seen_at = time.monotonic()
+            return self._keys is None or self._keys.fresh
 
         tasks = [asyncio.create_task(keep_ready(self.health, is_ready, period=_READY_PERIOD)), asyncio.create_task(database.renew())]
         if self._keys:
