@@ -94,18 +94,20 @@ class Replica:
 class Deployment:
     """Replicas behind Envoy."""
 
-    def __init__(self, replicas: list[Replica], *, port: int, admin_port: int) -> None:
+    def __init__(self, replicas: list[Replica], *, port: int, admin_port: int, metrics_port: int) -> None:
         self.replicas = replicas
         self.address = f"127.0.0.1:{port}"
+        self.metrics_address = f"127.0.0.1:{metrics_port}"
+        """Where Envoy answers scrapes."""
         self._admin = f"http://127.0.0.1:{admin_port}"
 
     async def rest(self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None) -> Reply:
         """Asks the REST API."""
-        return await asyncio.to_thread(_fetch, f"http://{self.address}{path}", method, headers or {})
+        return await asyncio.to_thread(fetch, f"http://{self.address}{path}", method, headers)
 
     async def stats(self, prefix: str) -> dict[str, int]:
         """Envoy's counters and gauges of these names."""
-        reply = await asyncio.to_thread(_fetch, f"{self._admin}/stats?format=json&filter={urllib.parse.quote('^' + prefix)}", "GET", {})
+        reply = await asyncio.to_thread(fetch, f"{self._admin}/stats?format=json&filter={urllib.parse.quote('^' + prefix)}")
         return {stat["name"]: stat["value"] for stat in reply.body["stats"] if "name" in stat}
 
     async def settled(self) -> None:
@@ -126,8 +128,8 @@ class Deployment:
                 await asyncio.sleep(0.05)
 
 
-def _fetch(url: str, method: str, headers: dict[str, str]) -> Reply:
-    request = urllib.request.Request(url, method=method, headers=headers)
+def fetch(url: str, method: str = "GET", headers: dict[str, str] | None = None) -> Reply:
+    request = urllib.request.Request(url, method=method, headers=headers or {})
     try:
         with urllib.request.urlopen(request, timeout=20) as response:
             return _reply(response)
@@ -146,32 +148,36 @@ def _reply(response: Any) -> Reply:
 @contextlib.asynccontextmanager
 async def deployed(database_url: str, *, replicas: int = 2, **settings: str) -> AsyncIterator[Deployment]:
     """Starts all of it, and ends all of it."""
-    port, admin_port, *ports = free_ports(2 + replicas)
+    port, admin_port, metrics_port, *ports = free_ports(3 + replicas)
     settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_DRAIN_DELAY": "4"} | settings
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backups-replicas-")))
         running = [Replica(each, settings, folder / f"{each}.log") for each in ports]
-        deployment = Deployment(running, port=port, admin_port=admin_port)
+        deployment = Deployment(running, port=port, admin_port=admin_port, metrics_port=metrics_port)
         for replica in running:
             await replica.start()
             stack.push_async_callback(replica.end, signal.SIGKILL)
-        await stack.enter_async_context(_envoy(ports, port=port, admin_port=admin_port))
+        await stack.enter_async_context(_envoy(configuration(ports, port=port, admin_port=admin_port, metrics_port=metrics_port)))
         await deployment.until_healthy(replicas)
         await deployment.settled()
         yield deployment
 
 
-def configuration(ports: list[int], *, port: int, admin_port: int) -> dict[str, Any]:
+def configuration(ports: list[int], *, port: int, admin_port: int, metrics_port: int) -> dict[str, Any]:
     """deploy/envoy.yaml with other addresses, and nothing else changed."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "envoy.yaml").read_text(encoding="utf-8"))
     config["admin"]["address"]["socket_address"]["port_value"] = admin_port
-    [listener] = config["static_resources"]["listeners"]
-    listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
-    [cluster] = config["static_resources"]["clusters"]
-    cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [
-        {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": each}}}} for each in ports
-    ]
+    listeners = {listener["name"]: listener for listener in config["static_resources"]["listeners"]}
+    listeners["public"]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
+    listeners["metrics"]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": metrics_port}
+    clusters = {cluster["name"]: cluster["load_assignment"]["endpoints"][0] for cluster in config["static_resources"]["clusters"]}
+    clusters["service"]["lb_endpoints"] = [_endpoint(each) for each in ports]
+    clusters["admin"]["lb_endpoints"] = [_endpoint(admin_port)]
     return config
+
+
+def _endpoint(port: int) -> dict[str, Any]:
+    return {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}}
 
 
 def envoy_binary() -> Path:
@@ -182,10 +188,10 @@ def envoy_binary() -> Path:
 
 
 @contextlib.asynccontextmanager
-async def _envoy(ports: list[int], *, port: int, admin_port: int) -> AsyncIterator[None]:
+async def _envoy(config: dict[str, Any]) -> AsyncIterator[None]:
     with tempfile.TemporaryDirectory(prefix="backups-envoy-") as folder:
         file = Path(folder, "envoy.json")
-        file.write_text(json.dumps(configuration(ports, port=port, admin_port=admin_port)), encoding="utf-8")
+        file.write_text(json.dumps(config), encoding="utf-8")
         with Path(folder, "log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 *(envoy_binary(), "-c", file, "--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"),

@@ -32,7 +32,20 @@ def test_programs_that_are_missing(tmp_path: Path, program: str, required: str, 
     test = tmp_path / "test_it.py"
     test.write_text(_TEST.format(program=program), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-p", "no:cacheprovider", test],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "tests.conftest",
+            "-c",
+            ROOT / "pyproject.toml",
+            "--rootdir",
+            tmp_path,
+            "-p",
+            "no:cacheprovider",
+            test,
+        ],
         cwd=ROOT,
         env={"PATH": os.defpath, "REQUIRE_DEBIAN": required},
         capture_output=True,
