@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 import uvloop
@@ -26,13 +26,16 @@ from service.api.backup_service import BackupService
 from service.api.health import Health, keep_ready
 from service.api.interceptor import Interceptor
 from service.api.tls import FollowedCertificate, TlsFiles
-from service.errors import PortTaken
+from service.errors import PortTaken, TracingUnavailable
 from service.metrics import Metrics
 from service.page_token import PageTokens
 from service.postgres.catalog import Catalog
 from service.postgres.database import Database, Limits, open_database
 from service.postgres.schema import REQUIRED_REVISION, present_revision
 from service.settings import Address, Settings
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 _READY_PERIOD = timedelta(seconds=1)
 _JWKS_RETRY = timedelta(seconds=10)
@@ -73,11 +76,13 @@ class Server:
         self._keys = _keys(settings)
         self._metrics = Metrics()
         self._database_seen_at = -math.inf
+        self._tracing = _tracing(settings)
         self._interceptor = Interceptor(
             admission=self.admission,
             authenticator=_authenticator(settings, self._keys),
             metrics=self._metrics,
             request_timeout=settings.request_timeout,
+            tracing=self._tracing,
         )
         self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_options(settings))
         self.address = settings.listen
@@ -97,7 +102,9 @@ class Server:
         settings = self._settings
         settings.require_safe_address()
         async with contextlib.AsyncExitStack() as opened:
-            database = await opened.enter_async_context(_database(settings))
+            if self._tracing:
+                opened.push_async_callback(self._tracing.close)
+            database = await opened.enter_async_context(_database(settings, self._tracing))
             self._register(database)
             self._measure(database, opened)
             self.address = self._listen(settings.listen)
@@ -130,7 +137,8 @@ class Server:
     def longest_end(self) -> timedelta:
         """What `stop` may take, with each of its steps at its bound."""
         settings = self._settings
-        return settings.drain_delay + _QUIET_WITHIN + 2 * settings.shutdown_grace + settings.acquire_timeout
+        traces = self._tracing.flush_within if self._tracing else timedelta(0)
+        return settings.drain_delay + _QUIET_WITHIN + 2 * settings.shutdown_grace + settings.acquire_timeout + traces
 
     async def _unless_hurried(self, delay: timedelta) -> None:
         with contextlib.suppress(TimeoutError):
@@ -255,7 +263,25 @@ def _authenticator(settings: Settings, keys: Keys | None) -> Authenticator:
     return JwtAuthenticator(keys, family=settings.jwt_family, issuer=settings.jwt_issuer, audience=settings.jwt_audience)
 
 
-def _database(settings: Settings) -> contextlib.AbstractAsyncContextManager[Database]:
+def _tracing(settings: Settings) -> "Tracing | None":
+    """None where nobody asks for traces, and where they cannot be had, which is no reason not to serve."""
+    if not settings.wants_traces:
+        return None
+    try:
+        from service.tracing import Tracing
+
+        return Tracing()
+    except ImportError:
+        problem = "OTEL_... ask for them, and OpenTelemetry is not installed: install the extra `tracing`, or set OTEL_SDK_DISABLED=true"
+    except TracingUnavailable as exc:
+        problem = str(exc)
+    except Exception as exc:  # OpenTelemetry's own complaint of one of its variables
+        problem = f"OpenTelemetry cannot use a variable OTEL_... ({type(exc).__name__})"
+    telemetry.event("no traces", level="warning", problem=problem)
+    return None
+
+
+def _database(settings: Settings, tracing: "Tracing | None") -> contextlib.AbstractAsyncContextManager[Database]:
     limits = Limits(
         pool_size=settings.pool_size,
         connect=settings.connect_timeout,
@@ -263,7 +289,7 @@ def _database(settings: Settings) -> contextlib.AbstractAsyncContextManager[Data
         statement=settings.request_timeout,
         max_age=settings.pool_max_age,
     )
-    return open_database(settings.require_database_url(), limits)
+    return open_database(settings.require_database_url(), limits, tracing)
 
 
 async def _serve(settings: Settings, started: Callable[[Server], None]) -> None:

@@ -31,21 +31,9 @@ def test_programs_that_are_missing(tmp_path: Path, program: str, required: str, 
     """Such a test runs where its program is, by name or path; without it, it is skipped, or fails where REQUIRE_DEBIAN is set."""
     test = tmp_path / "test_it.py"
     test.write_text(_TEST.format(program=program), encoding="utf-8")
+    configured: list[str | Path] = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-p", "tests.conftest", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-p",
-            "tests.conftest",
-            "-c",
-            ROOT / "pyproject.toml",
-            "--rootdir",
-            tmp_path,
-            "-p",
-            "no:cacheprovider",
-            test,
-        ],
+        [sys.executable, "-m", "pytest", *configured, test],
         cwd=ROOT,
         env={"PATH": os.defpath, "REQUIRE_DEBIAN": required},
         capture_output=True,

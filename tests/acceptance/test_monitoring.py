@@ -5,6 +5,7 @@ import contextlib
 import json
 import re
 import subprocess
+import urllib.error
 import urllib.parse
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 import grpc
 import pytest
 import yaml
-from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import pb
@@ -36,18 +36,18 @@ _WORDS = {"and", "or", "unless", "by", "without", "on", "ignoring", "group_left"
 promtool = pytest.mark.debian("prometheus", program="promtool")
 
 
-async def _scrape(url: str) -> list[Metric]:
-    reply = await asyncio.to_thread(fetch, url)
+async def _scrape(address: str, path: str = "/metrics") -> str:
+    reply = await asyncio.to_thread(fetch, f"http://{address}{path}")
     assert reply.status == 200
-    return list(text_string_to_metric_families(reply.body))
+    return str(reply.body)
 
 
-def _names(families: list[Metric]) -> set[str]:
-    return {sample.name for family in families for sample in family.samples}
+def _names(scraped: str) -> set[str]:
+    return set(re.findall(r"^([a-zA-Z_:][\w:]*)", scraped, re.MULTILINE))
 
 
 @pytest.fixture(name="of_the_service")
-async def _of_the_service(start_server: StartServer, tmp_path: Path) -> list[Metric]:
+async def _of_the_service(start_server: StartServer, tmp_path: Path) -> str:
     """The metrics of a server that uses everything, once it has been called."""
     authority, issuer, files = Authority(), Issuer("one"), Files(tmp_path)
     files.write(authority.pair("first"))
@@ -58,7 +58,7 @@ async def _of_the_service(start_server: StartServer, tmp_path: Path) -> list[Met
         credentials = grpc.ssl_channel_credentials(authority.cert)
         async with grpc.aio.secure_channel(f"localhost:{server.address.port}", credentials) as channel:
             await pb.BackupServiceStub(channel).Get(pb.GetBackupRequest(backup_id="none")).code()
-        return await _scrape(f"http://{server.metrics_address}/metrics")
+        return await _scrape(str(server.metrics_address))
 
 
 @pytest.fixture(name="metrics_port")
@@ -74,10 +74,16 @@ async def _deployment(database_url: str, metrics_port: int) -> AsyncIterator[Dep
         yield deployment
 
 
+def _panels() -> Iterator[tuple[str, str]]:
+    """The PromQL of the dashboard, by where it stands."""
+    for panel in _DASHBOARD["panels"]:
+        for target in panel.get("targets", []):
+            yield f"{panel['title']} {target['refId']}", target["expr"]
+
+
 def _expressions() -> dict[str, str]:
     """All PromQL there is, by where it stands."""
-    panels = [(panel["title"], target["expr"]) for panel in _DASHBOARD["panels"] for target in panel.get("targets", [])]
-    return {rule.get("alert") or rule["record"]: rule["expr"] for rule in _RULES} | {f"{title}: {expr}": expr for title, expr in panels}
+    return {rule.get("alert") or rule["record"]: rule["expr"] for rule in _RULES} | dict(_panels())
 
 
 def _metrics(expression: str) -> set[str]:
@@ -93,9 +99,9 @@ def test_metrics_of_expressions() -> None:
     assert _metrics(expression) == {"b_total", "h:i:j5m", "k"}
 
 
-async def test_metrics_are_exposed(of_the_service: list[Metric], deployment: Deployment) -> None:
+async def test_metrics_are_exposed(of_the_service: str, deployment: Deployment) -> None:
     """Every metric that a rule or the dashboard names is exposed by the service or by Envoy, or is a rule's own."""
-    of_envoy = await _scrape(f"http://{deployment.metrics_address}/stats/prometheus")
+    of_envoy = await _scrape(deployment.metrics_address, "/stats/prometheus")
     known = _names(of_the_service) | _names(of_envoy) | {rule["record"] for rule in _RULES if "record" in rule} | {"up"}
     unknown = {where: missing for where, expression in _expressions().items() if (missing := _metrics(expression) - known)}
     assert not unknown
@@ -103,18 +109,18 @@ async def test_metrics_are_exposed(of_the_service: list[Metric], deployment: Dep
 
 async def test_only_metrics_of_envoy(deployment: Deployment) -> None:
     """Envoy's port for metrics leads to nothing else of its admin interface."""
-    for path, method in [
-        ("/", "GET"),
-        ("/stats", "GET"),
-        ("/quitquitquit", "POST"),
-        ("/stats/prometheus", "POST"),
-        ("/config_dump", "GET"),
+    for method, path in [
+        ("GET", "/"),
+        ("GET", "/stats"),
+        ("GET", "/config_dump"),
+        ("POST", "/quitquitquit"),
+        ("POST", "/stats/prometheus"),
     ]:
         reply = await asyncio.to_thread(fetch, f"http://{deployment.metrics_address}{path}", method)
         assert (path, reply.status) == (path, 404)
 
 
-async def test_metrics_are_documented(of_the_service: list[Metric]) -> None:
+async def test_metrics_are_documented(of_the_service: str) -> None:
     """docs/operating.md has a row for every metric of the service, with its type and labels, and no other."""
     rows = re.findall(r"^\| `(\w+)` \| (counter|gauge|histogram|info) \| (.*?) ?\| .+ \|$", _OPERATING, re.MULTILINE)
     documented: dict[str, tuple[str, set[str]]] = {}
@@ -126,7 +132,7 @@ async def test_metrics_are_documented(of_the_service: list[Metric]) -> None:
             "info" if family.name.endswith("_info") else family.type,
             {label for sample in family.samples for label in sample.labels if label != "le"},
         )
-        for family in of_the_service
+        for family in text_string_to_metric_families(of_the_service)
         if not family.name.endswith("_created")
     }
     assert documented == families
@@ -152,7 +158,8 @@ def test_promtool(arguments: list[str]) -> None:
 
 def test_every_alert_is_tested() -> None:
     """Each alert has a test in which it fires, and one in which it does not."""
-    fires, silent = set(), set()
+    fires: set[str] = set()
+    silent: set[str] = set()
     for file in _PROMETHEUS.glob("*.test.yml"):
         for test in yaml.safe_load(file.read_text(encoding="utf-8"))["tests"]:
             for check in test["alert_rule_test"]:
@@ -202,20 +209,18 @@ def _prometheus(targets: dict[str, str], folder: Path) -> Iterator[str]:
         process.wait(30)
 
 
-async def _query(url: str, expression: str) -> list[Any]:
-    reply = await asyncio.to_thread(fetch, f"{url}/api/v1/query?query={urllib.parse.quote(expression)}")
-    assert reply.status == 200, (expression, reply.body)
-    result: list[Any] = reply.body["data"]["result"]
-    return result
+async def _ask(url: str, path: str) -> Any:
+    """An answer of Prometheus's API; none while it starts."""
+    reply = await asyncio.to_thread(fetch, f"{url}/api/v1/{path}")
+    assert reply.status in (200, 503), (path, reply.body)
+    return reply.body["data"] if reply.status == 200 else {"result": []}
 
 
 @pytest.mark.debian("prometheus", program="prometheus")
 async def test_the_dashboard_shows(deployment: Deployment, metrics_port: int, add_backups: AddBackups, tmp_path: Path) -> None:
     """In a real Prometheus over a real deployment every panel has data, every rule can be evaluated, and no alert fires."""
     [backup] = await add_backups(1)
-    waiting = {
-        f"{panel['title']}: {target['expr']}": target["expr"] for panel in _DASHBOARD["panels"] for target in panel.get("targets", [])
-    }
+    waiting = dict(_panels())
     targets = {"backups": f"127.0.0.1:{metrics_port}", "envoy": deployment.metrics_address}
     with _prometheus(targets, tmp_path) as url:
         async with grpc.aio.insecure_channel(deployment.address) as channel, asyncio.timeout(60):
@@ -224,14 +229,11 @@ async def test_the_dashboard_shows(deployment: Deployment, metrics_port: int, ad
                 await stub.Get(pb.GetBackupRequest(backup_id=backup.id))
                 await stub.List(pb.ListBackupsRequest(folder_id="f1"))
                 for where, expression in list(waiting.items()):
-                    with contextlib.suppress(OSError):  # not listening yet
-                        if await _query(url, expression.replace("$__rate_interval", "1m")):
+                    with contextlib.suppress(urllib.error.URLError):  # not listening yet
+                        query = urllib.parse.quote(expression.replace("$__rate_interval", "1m"))
+                        if (await _ask(url, f"query?query={query}"))["result"]:
                             del waiting[where]
-        rules = [
-            rule for group in (await asyncio.to_thread(fetch, f"{url}/api/v1/rules")).body["data"]["groups"] for rule in group["rules"]
-        ]
+        rules = [rule for group in (await _ask(url, "rules"))["groups"] for rule in group["rules"]]
         assert len(rules) == len(_RULES)
         assert not [rule for rule in rules if rule["health"] == "err"]
-        assert not [
-            alert for alert in (await asyncio.to_thread(fetch, f"{url}/api/v1/alerts")).body["data"]["alerts"] if alert["state"] == "firing"
-        ]
+        assert not [alert for alert in (await _ask(url, "alerts"))["alerts"] if alert["state"] == "firing"]
