@@ -24,8 +24,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from service import VERSION
 from service.errors import TracingUnavailable
 
-_TRACEPARENT = "traceparent"
-
 # The conventions' list for a server: what it, and not its client, has done wrong.
 _SERVER_ERRORS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 
@@ -75,8 +73,7 @@ class Tracing:
             method: `/package.Service/Method`, of a method that there is.
         """
         # Not tracestate: nothing of ours reads it, and it is as long as a client likes.
-        parents = [value for key, value in metadata if key == _TRACEPARENT and isinstance(value, str)]
-        carrier = {_TRACEPARENT: parents[0]} if len(parents) == 1 else {}
+        carrier = {key: value for key, value in metadata if key == "traceparent" and isinstance(value, str)}
         name = method.removeprefix("/")
         span = self._tracer.start_span(
             name,
