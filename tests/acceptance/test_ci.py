@@ -12,7 +12,9 @@ from tests.conftest import ROOT
 _TEST = """
 import pytest
 
-@pytest.mark.debian("a-package", program="{program}")
+PACKAGE = "a-package"  # not written out below: CI installs what is
+
+@pytest.mark.debian(PACKAGE, program="{program}")
 def test_needs_it():
     print("it ran")
 """

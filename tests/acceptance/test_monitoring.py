@@ -138,6 +138,29 @@ async def test_metrics_are_documented(of_the_service: str) -> None:
     assert documented == families
 
 
+def test_compose_fits() -> None:
+    """Compose mounts files that there are, and its services answer where Prometheus and Grafana look for them."""
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    services = compose["services"]
+    mounts = [mount.split(":") for name in ("prometheus", "grafana") for mount in services[name]["volumes"]]
+    assert all((ROOT / source).exists() or source in compose["volumes"] for source, *_ in mounts)
+    scraped = {
+        job["job_name"]: job for job in yaml.safe_load((_PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    }
+    [found] = scraped["backups"]["dns_sd_configs"]
+    [name] = found["names"]
+    assert services[name]["environment"]["BACKUPS_METRICS_LISTEN"] == f"0.0.0.0:{found['port']}"
+    envoy = yaml.safe_load((ROOT / "deploy" / "envoy.yaml").read_text(encoding="utf-8"))["static_resources"]["listeners"]
+    [address] = [listener["address"]["socket_address"] for listener in envoy if listener["name"] == "metrics"]
+    assert scraped["envoy"]["static_configs"] == [{"targets": [f"envoy:{address['port_value']}"]}]
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    [provider] = yaml.safe_load((provisioning / "dashboards" / "backups.yaml").read_text(encoding="utf-8"))["providers"]
+    assert ["./deploy/grafana/dashboard.json", f"{provider['options']['path']}/dashboard.json", "ro"] in mounts
+    [source] = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text(encoding="utf-8"))["datasources"]
+    assert {panel["datasource"]["uid"] for panel in _DASHBOARD["panels"] if "datasource" in panel} == {source["uid"]}
+    assert source["url"] == "http://prometheus:9090"
+
+
 @promtool
 @pytest.mark.parametrize(
     "arguments",

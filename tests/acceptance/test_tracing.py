@@ -163,26 +163,26 @@ async def test_what_is_not_traced(start_traced: StartTraced, collector: Collecto
     assert [span.name for span in collector.spans] == ["SELECT backups", f"{_SERVICE}/List"]
 
 
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        [("traceparent", "")],
-        [("traceparent", "hunter2")],
-        [("traceparent", f"ff-{_TRACE}-{_PARENT}-01")],
-        [("traceparent", f"00-{'0' * 32}-{_PARENT}-01")],
-        [("traceparent", f"00-{_TRACE}-{_PARENT}-01" * 100)],
-    ],
-)
-async def test_headers_that_are_none(start_traced: StartTraced, collector: Collector, metadata: list[tuple[str, str]]) -> None:
+async def test_headers_that_are_none(start_traced: StartTraced, collector: Collector) -> None:
     """A traceparent that is none begins a trace of its own; tracestate and baggage are not taken over."""
-    metadata = [*metadata, ("tracestate", "hunter2=hunter2"), ("baggage", "hunter2=hunter2")]
+    bad = [
+        "",
+        "hunter2",
+        f"ff-{_TRACE}-{_PARENT}-01",
+        f"00-{'0' * 32}-{_PARENT}-01",
+        f"00-{_TRACE}-{'0' * 16}-01",
+        f"00-{_TRACE}-{_PARENT}-01" * 100,
+    ]
     async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}") as (replica, channel):
         stub: Any = pb.BackupServiceStub(channel)
-        await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=metadata)
+        for traceparent in (*bad, _TRACEPARENT[1]):
+            metadata = [("traceparent", traceparent), ("tracestate", "hunter2=hunter2"), ("baggage", "hunter2=hunter2")]
+            await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=metadata)
         await _ends(replica)
-    [_, call] = collector.spans
-    assert call.trace_id.hex() != _TRACE
-    assert not call.parent_span_id
+    *calls, good = [span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER]
+    assert len(calls) == len(bad)
+    assert all(call.trace_id.hex() != _TRACE and not call.parent_span_id for call in calls)
+    assert good.trace_id.hex() == _TRACE
     assert "hunter2" not in str(collector.requests)
 
 
@@ -267,4 +267,4 @@ async def test_off_is_not_imported(database_url: str, variables: dict[str, str],
     command = [sys.executable, "-c", _IMPORTED]
     done = subprocess.run(command, cwd=ROOT, env=environment(**settings, **variables), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (done.stdout.strip() != "[]") is imported, done.stdout
+    assert (done.stdout.splitlines()[-1] != "[]") is imported, done.stdout
