@@ -16,6 +16,7 @@ Error
 │   ├── DeadlineExceeded
 │   ├── CallInterrupted
 │   └── CatalogUnavailable
+├── TracingUnavailable          a server starts without traces
 └── CommandError                a command ends with it, as one line
     ├── InvalidSettings
     ├── PortTaken
@@ -118,6 +119,10 @@ class CallInterrupted(RequestError):
 
 class CatalogUnavailable(RequestError):
     """PostgreSQL is gone, going or too slow, or no connection came free in time."""
+
+
+class TracingUnavailable(Error):
+    """There can be no traces."""
 
 
 class CommandError(Error):

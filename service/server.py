@@ -6,11 +6,13 @@ The only place, beside the commands, that has read the settings: everything else
 import asyncio
 import contextlib
 import faulthandler
+import math
 import platform
 import signal
+import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 import uvloop
@@ -24,7 +26,7 @@ from service.api.backup_service import BackupService
 from service.api.health import Health, keep_ready
 from service.api.interceptor import Interceptor
 from service.api.tls import FollowedCertificate, TlsFiles
-from service.errors import PortTaken
+from service.errors import PortTaken, TracingUnavailable
 from service.metrics import Metrics
 from service.page_token import PageTokens
 from service.postgres.catalog import Catalog
@@ -32,6 +34,9 @@ from service.postgres.database import Database, Limits, open_database
 from service.postgres.replication import replication_lag
 from service.postgres.schema import REQUIRED_REVISION, present_revision
 from service.settings import Address, Settings
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 _READY_PERIOD = timedelta(seconds=1)
 _JWKS_RETRY = timedelta(seconds=10)
@@ -73,11 +78,14 @@ class Server:
         self.admission = Admission(settings.admission_limit)
         self._keys = _keys(settings)
         self._metrics = Metrics()
+        self._database_seen_at = -math.inf
+        self._tracing = _tracing(settings)
         self._interceptor = Interceptor(
             admission=self.admission,
             authenticator=_authenticator(settings, self._keys),
             metrics=self._metrics,
             request_timeout=settings.request_timeout,
+            tracing=self._tracing,
         )
         self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_options(settings))
         self.address = settings.listen
@@ -97,7 +105,9 @@ class Server:
         settings = self._settings
         settings.require_safe_address()
         async with contextlib.AsyncExitStack() as opened:
-            database = await opened.enter_async_context(_database(settings))
+            if self._tracing:
+                opened.push_async_callback(self._tracing.close)
+            database = await opened.enter_async_context(_database(settings, self._tracing))
             self._register(database)
             self._measure(database, opened)
             self.address = self._listen(settings.listen)
@@ -130,7 +140,8 @@ class Server:
     def longest_end(self) -> timedelta:
         """What `stop` may take, with each of its steps at its bound."""
         settings = self._settings
-        return settings.drain_delay + _QUIET_WITHIN + 2 * settings.shutdown_grace + settings.acquire_timeout
+        traces = self._tracing.flush_within if self._tracing else timedelta(0)
+        return settings.drain_delay + _QUIET_WITHIN + 2 * settings.shutdown_grace + settings.acquire_timeout + traces
 
     async def _unless_hurried(self, delay: timedelta) -> None:
         with contextlib.suppress(TimeoutError):
@@ -164,7 +175,10 @@ class Server:
         settings = self._settings
         if settings.tls_cert is None or settings.tls_key is None:
             return _bound(address, self._grpc.add_insecure_port, "LISTEN")
-        credentials = FollowedCertificate(TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)).credentials()
+        certificate = FollowedCertificate(TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca))
+        help_text = "When the first certificate of the chain in use expires, in seconds since 1970."
+        self._metrics.gauge("backups_tls_certificate_expiry_timestamp_seconds", help_text, lambda: certificate.expires_at)
+        credentials = certificate.credentials()
         return _bound(address, lambda text: self._grpc.add_secure_port(text, credentials), "LISTEN")
 
     def _measure(self, database: Database, opened: contextlib.AsyncExitStack) -> None:
@@ -173,15 +187,23 @@ class Server:
         metrics.gauge("backups_ready", "1 where the server says that it should be sent calls.", lambda: self.health.serving)
         metrics.gauge("backups_admission_in_flight", "The weight of the calls that are being answered.", lambda: admission.in_flight)
         metrics.gauge("backups_admission_limit", "The weight that is admitted at once.", lambda: admission.limit)
+        metrics.gauge("backups_database_unseen_seconds", "Since PostgreSQL, migrated, last answered the readiness check.", self._unseen)
         metrics.gauge("backups_pool_connections", "Connections to PostgreSQL.", lambda: database.connections)
         metrics.gauge("backups_pool_idle_connections", "Connections to PostgreSQL that are not in use.", lambda: database.idle_connections)
         metrics.gauge("backups_pool_size", "The most connections to PostgreSQL.", lambda: self._settings.pool_size)
+        if keys := self._keys:
+            metrics.gauge("backups_jwks_age_seconds", "Since the keys that sign tokens were last read.", lambda: keys.age)
+            max_age = self._settings.jwks_max_age.total_seconds()
+            metrics.gauge("backups_jwks_max_age_seconds", "How old these keys may become.", lambda: max_age)
         if address := self._settings.metrics_listen:
             try:
                 port = opened.enter_context(metrics.served(address.host, address.port))
             except OSError as exc:
                 raise _port_taken(address, "METRICS_LISTEN") from exc
             self.metrics_address = address._replace(port=port)
+
+    def _unseen(self) -> float:
+        return time.monotonic() - self._database_seen_at
 
     async def _start_health(self, address: Address, opened: contextlib.AsyncExitStack) -> Address:
         """A listener for health checks alone, in plaintext."""
@@ -194,12 +216,13 @@ class Server:
 
     def _start_background(self, database: Database, opened: contextlib.AsyncExitStack) -> None:
         async def is_ready() -> bool:
-            if self._keys and not self._keys.fresh:
-                return False
             if await replication_lag(database) > self._settings.max_replication_lag:
                 await database.leave_servers()  # another host may do better
                 return False
-            return await present_revision(database) >= self.required_revision
+            if await present_revision(database) < self.required_revision:
+                return False
+            self._database_seen_at = time.monotonic()
+            return self._keys is None or self._keys.fresh
 
         tasks = [asyncio.create_task(keep_ready(self.health, is_ready, period=_READY_PERIOD)), asyncio.create_task(database.renew())]
         if self._keys:
@@ -246,7 +269,25 @@ def _authenticator(settings: Settings, keys: Keys | None) -> Authenticator:
     return JwtAuthenticator(keys, family=settings.jwt_family, issuer=settings.jwt_issuer, audience=settings.jwt_audience)
 
 
-def _database(settings: Settings) -> contextlib.AbstractAsyncContextManager[Database]:
+def _tracing(settings: Settings) -> "Tracing | None":
+    """None where nobody asks for traces, and where they cannot be had, which is no reason not to serve."""
+    if not settings.wants_traces:
+        return None
+    try:
+        from service.tracing import Tracing
+
+        return Tracing()
+    except ImportError:
+        problem = "OTEL_... ask for them, and OpenTelemetry is not installed: install the extra `tracing`, or set OTEL_SDK_DISABLED=true"
+    except TracingUnavailable as exc:
+        problem = str(exc)
+    except Exception as exc:  # OpenTelemetry's own complaint of one of its variables
+        problem = f"OpenTelemetry cannot use a variable OTEL_... ({type(exc).__name__})"
+    telemetry.event("no traces", level="warning", problem=problem)
+    return None
+
+
+def _database(settings: Settings, tracing: "Tracing | None") -> contextlib.AbstractAsyncContextManager[Database]:
     limits = Limits(
         pool_size=settings.pool_size,
         connect=settings.connect_timeout,
@@ -254,7 +295,7 @@ def _database(settings: Settings) -> contextlib.AbstractAsyncContextManager[Data
         statement=settings.request_timeout,
         max_age=settings.pool_max_age,
     )
-    return open_database(settings.require_database_url(), limits, pooled=settings.pooler == "transaction")
+    return open_database(settings.require_database_url(), limits, pooled=settings.pooler == "transaction", tracing=tracing)
 
 
 async def _serve(settings: Settings, started: Callable[[Server], None]) -> None:

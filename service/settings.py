@@ -1,4 +1,4 @@
-"""Every setting of the server and its commands: the only reader of the environment.
+"""Every setting of the server and its commands: the only reader of the environment, but for OpenTelemetry's own variables.
 
 A setting that is absent has a default with which the service works; a value that cannot be used is one clear line, without the value
 where that could be secret.
@@ -7,6 +7,7 @@ where that could be secret.
 import base64
 import binascii
 import ipaddress
+import os
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -222,6 +223,15 @@ class Settings(BaseSettings):
         if (self.tls_cert is None) != (self.tls_key is None) or (self.tls_client_ca and not self.tls_cert):
             raise ValueError(f"{ENV_PREFIX}TLS_CERT and {ENV_PREFIX}TLS_KEY are needed together, {ENV_PREFIX}TLS_CLIENT_CA only with them")
         return self
+
+    @property
+    def wants_traces(self) -> bool:
+        """Whether OpenTelemetry's own variables ask for traces; the rest of them is for OpenTelemetry to read. Empty is unset."""
+        if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+            return False
+        if exporter := os.environ.get("OTEL_TRACES_EXPORTER", "").strip():
+            return exporter != "none"
+        return any(os.environ.get(f"OTEL_EXPORTER_OTLP_{name}", "").strip() for name in ("ENDPOINT", "TRACES_ENDPOINT"))
 
     def require_safe_address(self) -> None:
         """

@@ -9,12 +9,15 @@ import sys
 import time
 import traceback
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from service.errors import Error
 from service.metrics import MethodMetrics
+
+if TYPE_CHECKING:  # imported only where traces are asked for
+    from service.tracing import CallSpan
 
 _LEVELS = logging.getLevelNamesMapping()
 
@@ -57,22 +60,25 @@ def event(name: str, /, *, level: str = "info", **facts: Any) -> None:
 class Call:
     """One call: what is known of it, from its beginning to its end."""
 
-    __slots__ = ("_began", "_metrics", "caller", "method", "peer", "request_id")
+    __slots__ = ("_began", "_metrics", "_span", "caller", "method", "peer", "request_id")
 
-    def __init__(self, method: str, metrics: MethodMetrics, *, request_id: str, peer: str) -> None:
+    def __init__(self, method: str, metrics: MethodMetrics, *, request_id: str, peer: str, span: "CallSpan | None" = None) -> None:
         self.method, self.request_id, self.peer = method, request_id, peer
         self.caller = ""
         """Who calls, by the token, once that is known."""
-        self._metrics = metrics
+        self._metrics, self._span = metrics, span
         self._began = time.perf_counter()
         metrics.started.inc()
 
     def ended(self, code: str, *, level: str = "info", error: BaseException | None = None) -> None:
-        """Counts the call, and logs it, with the cause where it failed."""
+        """Counts the call, ends its span, and logs it, with the cause where it failed."""
         seconds = time.perf_counter() - self._began
         self._metrics.handled(code).inc()
         self._metrics.seconds.observe(seconds)
         facts: dict[str, Any] = {"caller": self.caller} if self.caller else {}
+        if self._span is not None:
+            facts["trace_id"] = self._span.trace_id
+            self._span.ended(code)
         if error is not None:
             facts["error"] = describe(error)
         event(

@@ -7,6 +7,7 @@ call waits. A token that was verified is remembered until it expires or its key 
 import asyncio
 import contextlib
 import json
+import math
 import time
 import urllib.request
 from collections import OrderedDict
@@ -112,8 +113,13 @@ class Keys:
         self._wanted = asyncio.Event()
 
     @property
+    def age(self) -> float:
+        """Seconds since the keys were read; infinite where they never were."""
+        return math.inf if self._read_at is None else time.monotonic() - self._read_at
+
+    @property
     def fresh(self) -> bool:
-        return self._read_at is not None and time.monotonic() - self._read_at < self._max_age
+        return self.age < self._max_age
 
     def get(self, kid: str | None) -> Any:
         """The key of this id; without an id, the only key there is.

@@ -10,7 +10,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import timedelta
-from typing import Any, NamedTuple, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -23,6 +23,9 @@ from service.api.status import REQUEST_ID_KEY, status_of, trailers
 from service.errors import CallInterrupted, DeadlineExceeded, ShuttingDown, UndecodableRequest
 from service.metrics import MethodMetrics, Metrics
 from service.telemetry import Call
+
+if TYPE_CHECKING:  # imported only where traces are asked for
+    from service.tracing import CallSpan, Tracing
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,100}")
 _LEVELS = {StatusCode.INTERNAL: "error", StatusCode.UNAVAILABLE: "warning"}
@@ -52,10 +55,19 @@ class _Method(NamedTuple):
 class Interceptor(grpc.aio.ServerInterceptor):
     """Surrounds the handlers of all services, health and reflection too."""
 
-    def __init__(self, *, admission: Admission, authenticator: Authenticator, metrics: Metrics, request_timeout: timedelta) -> None:
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        authenticator: Authenticator,
+        metrics: Metrics,
+        request_timeout: timedelta,
+        tracing: "Tracing | None" = None,
+    ) -> None:
         self._admission = admission
         self._authenticator = authenticator
         self._metrics = metrics
+        self._tracing = tracing
         self._request_timeout = request_timeout.total_seconds()
         self._handlers: dict[str, _Handler] = {}
         self._calls: set[asyncio.Task[Any]] = set()
@@ -92,7 +104,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def _surround(self, method: _Method) -> Callable[[Any, _Context], Coroutine[Any, Any, Any]]:
         async def surrounded(request: Any, context: _Context) -> Any:
             metadata = context.invocation_metadata() or ()
-            call = Call(method.name, method.metrics, request_id=_request_id(metadata), peer=context.peer())
+            request_id = _request_id(metadata)
+            span = self._span(method, metadata, request_id)
+            call = Call(method.name, method.metrics, request_id=request_id, peer=context.peer(), span=span)
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             task = asyncio.current_task()
             assert task
@@ -127,6 +141,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 self._calls.discard(task)
 
         return surrounded
+
+    def _span(self, method: _Method, metadata: Iterable[tuple[str, str | bytes]], request_id: str) -> "CallSpan | None":
+        """Health checks are no news."""
+        if self._tracing is None or not method.is_guarded:
+            return None
+        return self._tracing.call(method.name, metadata, request_id=request_id)
 
 
 def _encoded(handle: Callable[..., Any]) -> Callable[[Any, Any], Coroutine[Any, Any, Any]]:

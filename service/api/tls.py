@@ -1,10 +1,12 @@
 """The server's certificate, picked up again when its files change: a new handshake gets the new one, connections stay."""
 
+import math
 import ssl
 from pathlib import Path
 from typing import NamedTuple
 
 import grpc
+from cryptography import x509
 
 from service import telemetry
 from service.errors import InvalidSettings
@@ -31,6 +33,8 @@ class FollowedCertificate:
         self._files = files
         self._seen = self._versions()
         self._problem: str | None = None
+        self.expires_at = math.nan
+        """When the first certificate of the chain in use expires, in seconds since 1970; not a number where that cannot be read."""
         try:
             self._configuration = self._load()
         except (OSError, ssl.SSLError) as exc:
@@ -64,7 +68,10 @@ class FollowedCertificate:
         # OpenSSL itself says whether certificate and key belong together: gRPC would find out at the handshake.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._files.cert, self._files.key, password="")  # never asks
         client_ca = self._files.client_ca.read_bytes() if self._files.client_ca else None
-        return grpc.ssl_server_certificate_configuration([(self._files.key.read_bytes(), self._files.cert.read_bytes())], client_ca)
+        chain = self._files.cert.read_bytes()
+        configuration = grpc.ssl_server_certificate_configuration([(self._files.key.read_bytes(), chain)], client_ca)
+        self.expires_at = _expires_at(chain)
+        return configuration
 
     def _versions(self) -> list[tuple[int, int, int] | None]:
         """Changes whenever a file does, also where a link on the way is pointed elsewhere."""
@@ -77,6 +84,13 @@ def _version(file: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _expires_at(chain: bytes) -> float:
+    try:
+        return min(certificate.not_valid_after_utc.timestamp() for certificate in x509.load_pem_x509_certificates(chain))
+    except ValueError:  # cryptography is stricter than OpenSSL, which has taken it
+        return math.nan
 
 
 def _problem(exc: OSError) -> str:

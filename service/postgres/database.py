@@ -2,13 +2,21 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from urllib.parse import unquote, urlsplit
 
 import asyncpg
 
 from service.errors import CatalogUnavailable
+
+if TYPE_CHECKING:  # imported only where traces are asked for
+    from service.tracing import Tracing
+
+_Trace: TypeAlias = Callable[[str], AbstractContextManager[Callable[[], None]]]
+_UNTRACED: AbstractContextManager[Callable[[], None]] = contextlib.nullcontext(lambda: None)
 
 # PostgreSQL is gone, going or too slow. What is not listed is a bug of ours, and passes through.
 UNAVAILABLE = (
@@ -45,9 +53,10 @@ class Limits(NamedTuple):
 class Database:
     """A pool of connections, made as they are needed: it opens while PostgreSQL is down, and heals by itself."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", limits: Limits) -> None:
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", limits: Limits, trace: _Trace = lambda query: _UNTRACED) -> None:
         self._pool = pool
         self._limits = limits
+        self._trace = trace
         self._releases: set[asyncio.Task[None]] = set()
 
     async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
@@ -57,11 +66,13 @@ class Database:
             CatalogUnavailable: PostgreSQL is gone, going or too slow, or no connection came free in time.
         """
         try:
-            connection = await self._pool.acquire(timeout=self._limits.acquire.total_seconds())
-            try:
-                return await connection.fetch(query, *args)
-            finally:
-                self._release_in_background(connection)
+            with self._trace(query) as connected:
+                connection = await self._pool.acquire(timeout=self._limits.acquire.total_seconds())
+                connected()
+                try:
+                    return await connection.fetch(query, *args)
+                finally:
+                    self._release_in_background(connection)
         except UNAVAILABLE as exc:
             raise CatalogUnavailable from exc
 
@@ -104,7 +115,7 @@ class Database:
 
 
 @contextlib.asynccontextmanager
-async def open_database(url: str, limits: Limits, *, pooled: bool = False) -> AsyncIterator[Database]:
+async def open_database(url: str, limits: Limits, *, pooled: bool = False, tracing: "Tracing | None" = None) -> AsyncIterator[Database]:
     """A pool for the service's reads.
 
     Args:
@@ -127,7 +138,8 @@ async def open_database(url: str, limits: Limits, *, pooled: bool = False) -> As
         statement_cache_size=0 if pooled else _STATEMENTS_HELD,
     )
     async with contextlib.AsyncExitStack() as stack:
-        database = Database(await pool, limits)
+        traced = {"trace": tracing.queries_of(unquote(urlsplit(url).path[1:]))} if tracing else {}
+        database = Database(await pool, limits, **traced)
         stack.push_async_callback(database.close)
         yield database
 

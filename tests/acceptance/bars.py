@@ -46,8 +46,9 @@ class Report:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         bars: list[Any] = [value for name, value in report.user_properties if name == "bar"]
         if report.when == "call" and bars:
+            [(number, what)] = bars
             figures = [str(value) for name, value in report.user_properties if name == "figure"]
-            self._rows.append(Row(*bars[0], report.nodeid, report.passed, figures))
+            self._rows.append(Row(number, what, report.nodeid, report.passed, figures))
 
     def pytest_sessionfinish(self) -> None:
         machine = f"{os.cpu_count()} cores, shared by clients and servers, {platform.system()}, CPython {platform.python_version()}"

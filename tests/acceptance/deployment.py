@@ -122,6 +122,8 @@ class Deployment:
     """Of tokens."""
     read_admin: Callable[[str], Awaitable[Any]]
     """Asks Envoy's admin interface for a path that it answers in JSON."""
+    metrics_address: str = ""
+    """Where Envoy answers scrapes, if that can be reached."""
 
     def token(self, *folders: str) -> str:
         """A token for these folders, or for all."""
@@ -184,7 +186,7 @@ def _reply(response: Any) -> Reply:
 @contextlib.asynccontextmanager
 async def deployed(database_url: str, *, replicas: int = 2, **settings: str) -> AsyncIterator[Deployment]:
     """Starts all of it, and ends all of it."""
-    port, tls_port, admin_port, *ports = free_ports(3 + replicas)
+    port, tls_port, admin_port, metrics_port, *ports = free_ports(4 + replicas)
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backups-deployed-")))
         authority, issuer, certificate = Authority(), Issuer("main"), Files(folder)
@@ -203,30 +205,36 @@ async def deployed(database_url: str, *, replicas: int = 2, **settings: str) -> 
         for replica in running:
             await replica.start()
             stack.push_async_callback(replica.end, signal.SIGKILL)
-        await stack.enter_async_context(_envoy(folder, configuration(ports, folder, port=port, tls_port=tls_port, admin_port=admin_port)))
+        config = configuration(ports, folder, port=port, tls_port=tls_port, admin_port=admin_port, metrics_port=metrics_port)
+        await stack.enter_async_context(_envoy(folder, config))
 
         async def read_admin(path: str) -> Any:
             return (await asyncio.to_thread(fetch, f"http://127.0.0.1:{admin_port}{path}")).body
 
-        deployment = Deployment([*running], port, tls_port, authority, certificate, issuer, read_admin)
+        deployment = Deployment(
+            [*running], port, tls_port, authority, certificate, issuer, read_admin, metrics_address=f"127.0.0.1:{metrics_port}"
+        )
         await deployment.until_healthy(replicas)
         await deployment.settled()
         yield deployment
 
 
-def configuration(ports: list[int], folder: Path, *, port: int, tls_port: int, admin_port: int) -> dict[str, Any]:
+def configuration(ports: list[int], folder: Path, *, port: int, tls_port: int, admin_port: int, metrics_port: int) -> dict[str, Any]:
     """deploy/envoy.yaml with other addresses, and nothing else changed; the files of its certificate are in the folder."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "envoy.yaml").read_text(encoding="utf-8"))
     config["admin"]["address"]["socket_address"]["port_value"] = admin_port
-    for listener, number in zip(config["static_resources"]["listeners"], (port, tls_port), strict=True):
+    for listener, number in zip(config["static_resources"]["listeners"], (port, tls_port, metrics_port), strict=True):
         listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": number}
-    [cluster] = config["static_resources"]["clusters"]
-    cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [
-        {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": each}}}} for each in ports
-    ]
+    clusters = {cluster["name"]: cluster["load_assignment"]["endpoints"][0] for cluster in config["static_resources"]["clusters"]}
+    clusters["service"]["lb_endpoints"] = [_endpoint(each) for each in ports]
+    clusters["admin"]["lb_endpoints"] = [_endpoint(admin_port)]
     secret = (ROOT / "deploy" / "envoy-certificate.yaml").read_text(encoding="utf-8").replace("/etc/envoy/tls", str(folder))
     (folder / "envoy-certificate.yaml").write_text(secret, encoding="utf-8")
     return dict(json.loads(json.dumps(config).replace("/etc/envoy/", f"{folder}/")))
+
+
+def _endpoint(port: int) -> dict[str, Any]:
+    return {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}}
 
 
 def envoy_binary() -> Path:

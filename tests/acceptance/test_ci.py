@@ -12,7 +12,9 @@ from tests.conftest import ROOT
 _TEST = """
 import pytest
 
-@pytest.mark.debian("a-package", program="{program}")
+PACKAGE = "a-package"  # not written out below: CI installs what is
+
+@pytest.mark.debian(PACKAGE, program="{program}")
 def test_needs_it():
     print("it ran")
 """
@@ -31,21 +33,9 @@ def test_programs_that_are_missing(tmp_path: Path, program: str, required: str, 
     """Such a test runs where its program is, by name or path; without it, it is skipped, or fails where REQUIRE_DEBIAN is set."""
     test = tmp_path / "test_it.py"
     test.write_text(_TEST.format(program=program), encoding="utf-8")
+    configured: list[str | Path] = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-p", "tests.conftest", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-p",
-            "tests.conftest",
-            "-c",
-            ROOT / "pyproject.toml",
-            "--rootdir",
-            tmp_path,
-            "-p",
-            "no:cacheprovider",
-            test,
-        ],
+        [sys.executable, "-m", "pytest", *configured, test],
         cwd=ROOT,
         env={"PATH": os.defpath, "REQUIRE_DEBIAN": required},
         capture_output=True,

@@ -24,9 +24,9 @@ from service import VERSION, pb
 from service.api.health import LIVENESS, Health
 from service.server import _WATCHDOG_MARGIN, Server
 from service.settings import ENV_PREFIX, Settings
-from tests.acceptance.deployment import configuration, envoy_binary, fetch, free_ports
+from tests.acceptance.deployment import configuration, envoy_binary, fetch
 from tests.certificates import Authority, Files
-from tests.conftest import ROOT, StartServer
+from tests.conftest import ROOT, StartServer, free_ports
 
 _DEPLOY = ROOT / "deploy"
 _FILES = sorted((_DEPLOY / "kubernetes").glob("*.yaml"))
@@ -368,8 +368,8 @@ async def _envoy_of_the_manifest(folder: Path, upstream: int) -> AsyncIterator[t
     folder.mkdir()
     files = Files(folder)
     files.write(Authority().pair("envoy"))
-    port, tls_port, admin_port = free_ports(3)
-    config = configuration([upstream], folder, port=port, tls_port=tls_port, admin_port=admin_port)
+    port, tls_port, admin_port, metrics_port = free_ports(4)
+    config = configuration([upstream], folder, port=port, tls_port=tls_port, admin_port=admin_port, metrics_port=metrics_port)
     (folder / "envoy.json").write_text(json.dumps(config), encoding="utf-8")
     arguments = shlex.join(_container("envoy")["args"]).replace("/etc/envoy/envoy.yaml", str(folder / "envoy.json"))
     arguments = arguments.replace("--drain-time-s 20", "--drain-time-s 2")

@@ -1,8 +1,11 @@
 """What Prometheus is told."""
 
 import asyncio
+import math
 import socket
+import time
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,7 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import VERSION, pb
 from service.errors import PortTaken
 from service.server import Server
-from tests.conftest import AddBackups, StartServer
+from tests.certificates import Authority, Files
+from tests.conftest import AddBackups, Sql, StartServer
+from tests.tokens import AUDIENCE, ISSUER, Issuer
 
 _SERVICE = "yandex.cloud.mdb.greenplum.v1.BackupService"
 
@@ -64,6 +69,26 @@ async def test_the_state_of_the_server(start_server: StartServer) -> None:
     assert _of(scraped, "backups_admission_in_flight") == 0
     assert _of(scraped, "backups_pool_size") == 3
     assert 1 <= _of(scraped, "backups_pool_connections") <= 3
+
+
+async def test_what_grows_old(start_server: StartServer, sql: Sql, tmp_path: Path) -> None:
+    """The age of the signing keys, when the certificate expires, and since when PostgreSQL has not been seen, can be read."""
+    await sql.execute("ALTER TABLE alembic_version RENAME TO hidden")
+    authority, files, jwks = Authority(), Files(tmp_path), tmp_path / "jwks.json"
+    files.write(authority.pair("first"))  # for a day
+    jwt = {"auth": "jwt", "jwks": str(jwks), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, "jwks_refresh": "0.05", "jwks_max_age": "77"}
+    async with start_server(metrics_listen="127.0.0.1:0", **jwt, **files.settings) as server:
+        before = await _scrape(server)
+        jwks.write_bytes(Issuer("one").jwks())
+        await sql.execute("ALTER TABLE hidden RENAME TO alembic_version")
+        async with asyncio.timeout(20):
+            while not _of(after := await _scrape(server), "backups_ready"):
+                await asyncio.sleep(0.05)
+    assert _of(before, "backups_jwks_age_seconds") == _of(before, "backups_database_unseen_seconds") == math.inf
+    assert 0 <= _of(after, "backups_jwks_age_seconds") < 20
+    assert 0 <= _of(after, "backups_database_unseen_seconds") < 20
+    assert _of(after, "backups_jwks_max_age_seconds") == 77
+    assert abs(_of(after, "backups_tls_certificate_expiry_timestamp_seconds") - time.time() - 24 * 3600) < 60
 
 
 async def test_a_port_that_is_taken(start_server: StartServer) -> None:

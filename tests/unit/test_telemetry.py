@@ -2,14 +2,18 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
 import structlog
+from opentelemetry.trace import INVALID_SPAN
 
 from service import telemetry
 from service.errors import CatalogUnavailable
 from service.metrics import Metrics
+from service.tracing import CallSpan
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +41,19 @@ def test_a_call_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert logged.pop("duration_ms") >= 0
     assert logged.pop("time").endswith("Z")
     assert logged == {"event": "call", "level": "info", "method": "/s/Get", "code": "OK", "request_id": "r1", "peer": "ipv4:127.0.0.1:1"}
+
+
+def test_fields_are_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/operating.md has a row for every field that the line of a call can have, and no other."""
+    telemetry.configure_logging(log_format="json", log_level="info")
+    metrics = Metrics().of_method("/s/Get", kind="unary")
+    call = telemetry.Call("/s/Get", metrics, request_id="r1", peer="ipv4:127.0.0.1:1", span=CallSpan(INVALID_SPAN))
+    call.caller = "somebody"
+    call.ended("UNAVAILABLE", level="warning", error=CatalogUnavailable())
+
+    logs = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8").split("\n## Logs\n")[1].split("\n## ")[0]
+    documented = re.findall(r"^\| `(\w+)` \|", logs, re.MULTILINE)
+    assert sorted([*documented, "event", "level", "time"]) == sorted(json.loads(capsys.readouterr().err))
 
 
 def test_a_line_cannot_be_forged(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,150 @@
+"""Traces, by OpenTelemetry: a span of each call, and within it one of its query. Imported only where they are asked for.
+
+Attributes follow the semantic conventions for RPC and databases. Of what a client sends, a span has the ids of the trace and of the
+request, and nothing else.
+"""
+
+import asyncio
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from functools import lru_cache
+
+from opentelemetry import context, trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from service import VERSION
+from service.errors import TracingUnavailable
+
+# The conventions' list for a server: what it, and not its client, has done wrong.
+_SERVER_ERRORS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+
+
+class CallSpan:
+    """The span of a call."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
+
+    def ended(self, code: str) -> None:
+        """Ends it, by the name of the call's status."""
+        self._span.set_attribute("rpc.response.status_code", code)
+        if code in _SERVER_ERRORS:
+            self._span.set_attribute("error.type", code)
+            self._span.set_status(StatusCode.ERROR)
+        self._span.end()
+
+
+class Tracing:
+    """Makes spans, and sends them to where OpenTelemetry's own variables say."""
+
+    flush_within = timedelta(seconds=3)
+    """What is still to be sent at the end may take so long."""
+
+    def __init__(self) -> None:
+        """
+        Raises:
+            TracingUnavailable: the variables ask for what is not there.
+        """
+        _require("OTEL_TRACES_EXPORTER", "otlp")
+        _require("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
+        _require("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+        self._exporter = OTLPSpanExporter()
+        self._processor = BatchSpanProcessor(self._exporter)
+        ours = Resource.create({"service.name": "greenplum-backup-service", "service.version": VERSION})
+        provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
+        provider.add_span_processor(self._processor)
+        self._tracer = provider.get_tracer("service", VERSION)
+        self._propagator = TraceContextTextMapPropagator()
+
+    def call(self, method: str, metadata: Iterable[tuple[str, str | bytes]], *, request_id: str) -> CallSpan:
+        """Begins the span of a call, and makes it the current one of the task.
+
+        Args:
+            method: `/package.Service/Method`, of a method that there is.
+        """
+        # Not tracestate: nothing of ours reads it, and it is as long as a client likes.
+        carrier = {key: value for key, value in metadata if key == "traceparent" and isinstance(value, str)}
+        name = method.removeprefix("/")
+        span = self._tracer.start_span(
+            name,
+            context=self._propagator.extract(carrier, context.Context()),
+            kind=SpanKind.SERVER,
+            attributes={"rpc.system.name": "grpc", "rpc.method": name, "backups.request_id": request_id},
+        )
+        context.attach(trace.set_span_in_context(span))
+        return CallSpan(span)
+
+    def queries_of(self, database: str) -> Callable[[str], AbstractContextManager[Callable[[], None]]]:
+        """Makes spans of queries of this database: one lasts as long as its context; what that gives is called once connected.
+
+        A query outside of a call, such as the readiness check's, has none.
+        """
+
+        @contextmanager
+        def query(text: str) -> Iterator[Callable[[], None]]:
+            if not trace.get_current_span().is_recording():
+                yield _nothing
+                return
+            operation, table = _summary(text)
+            attributes = {
+                "db.system.name": "postgresql",
+                "db.namespace": database,
+                "db.operation.name": operation,
+                "db.collection.name": table,
+                "db.query.summary": f"{operation} {table}",
+                "db.query.text": text,
+            }
+            span = self._tracer.start_span(f"{operation} {table}", kind=SpanKind.CLIENT, attributes=attributes)
+            try:
+                yield lambda: span.add_event("connected")
+            except BaseException as exc:
+                _failed(span, exc)
+                raise
+            finally:
+                span.end()
+
+        return query
+
+    async def close(self) -> None:
+        """Sends what is still to be sent, and gives up after `flush_within`."""
+        flushing = threading.Thread(target=self._processor.shutdown, daemon=True)  # which no exit of the process waits for
+        flushing.start()
+        await asyncio.to_thread(flushing.join, self.flush_within.total_seconds())
+        if flushing.is_alive():
+            self._exporter.shutdown()
+
+
+def _require(name: str, only: str) -> None:
+    value = os.environ.get(name, "").strip() or only
+    if value != only:
+        raise TracingUnavailable(f"{name} must be {only}, or none be set: nothing else is supported")
+
+
+def _nothing() -> None:
+    pass
+
+
+@lru_cache(maxsize=100)
+def _summary(query: str) -> tuple[str, str]:
+    """The operation and the table, of statements as simple as the service's own."""
+    found = re.match(r"\s*(\w+)\b.*?\bFROM\s+(\w+)", query, re.DOTALL)
+    assert found, "every query of the service is a SELECT from one table"
+    return found[1], found[2]
+
+
+def _failed(span: Span, error: BaseException) -> None:
+    """By type and SQLSTATE: an error's text could hold anything."""
+    span.set_status(StatusCode.ERROR)
+    span.set_attribute("error.type", f"{type(error).__module__}.{type(error).__qualname__}")
+    if sqlstate := getattr(error, "sqlstate", None):
+        span.set_attribute("db.response.status_code", sqlstate)
