@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from service import VERSION, pb, telemetry
 from service.api.admission import Admission
+from service.api.api_endpoint_service import ApiEndpointService
 from service.api.authentication import Anonymous, Authenticator, JwtAuthenticator, Keys, jwks_reader
 from service.api.backup_service import BackupService
 from service.api.health import Health, keep_ready
@@ -153,8 +154,11 @@ class Server:
         )
         pb.add_BackupServiceServicer_to_server(BackupService(catalog=Catalog(database), page_tokens=page_tokens), self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._grpc)
+        if settings.public_address:
+            pb.add_ApiEndpointServiceServicer_to_server(ApiEndpointService(str(settings.public_address)), self._grpc)
         if settings.reflection:
-            names = (pb.BACKUP_SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+            discovery = (pb.API_ENDPOINT_SERVICE,) if settings.public_address else ()
+            names = (pb.BACKUP_SERVICE, *discovery, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
 
     def _listen(self, address: Address) -> Address:
