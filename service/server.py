@@ -55,6 +55,9 @@ _OPTIONS = (
     # Equal: between two different limits, metadata is refused at random.
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
+    # The Go client pings every 30 seconds, with or without calls: gRPC would end such a connection ("too_many_pings"). Floods still end.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
     # A header that could not be parsed would stay in the connection's table, and break whoever shares the connection.
     ("grpc.http2.hpack_table_size.decoder", 0),
 )
