@@ -1,6 +1,6 @@
 # `make` alone prints the commands, from the comments beside them.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak check format proto requirements compose-test clean
+.PHONY: help setup run test soak check clients format proto requirements compose-test clean
 
 # The first CPython there is from 3.11 on; PYTHON=... names another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -21,6 +21,9 @@ test: .venv/development ## run every test
 
 soak: .venv/development ## the tests under faults in their long forms, and their figures to docs/faults.md
 	$(BIN)/pytest --long --report docs/faults.md -m bar --timeout 7200 $(ARGS)
+
+clients: ## install the official clients, for tests/clients (needs npm and go for two of them)
+	@PYTHON=$(PYTHON) tests/clients/install
 
 check: .venv/development ## formatting, lint, types, imports, contract, migrations, requirements (RELEASE=1: nothing may go unaudited)
 	$(BIN)/ruff format --check
@@ -44,8 +47,8 @@ requirements: ## pin the requirements anew (needs uv; ARGS=--upgrade for newer o
 compose-test: .venv/development ## the checks of the deployment against docker-compose.yml, on the engine that DOCKER_HOST names
 	$(BIN)/pytest -s tests/composed $(ARGS)
 
-clean: ## remove the virtual environment and the development database
-	rm -rf .venv .data
+clean: ## remove the virtual environment, the official clients and the development database
+	rm -rf .venv .clients .data
 
 # A stamp for each set of requirements; each set includes the one before it.
 .venv/python:

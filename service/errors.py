@@ -6,6 +6,7 @@ Error
 │   │   └── InvalidPageToken
 │   ├── UndecodableRequest
 │   ├── BackupNotFound              backup_id
+│   ├── ApiEndpointNotFound         api_endpoint_id
 │   ├── UnknownService              name
 │   ├── TooManyWatchers
 │   ├── Unauthenticated
@@ -75,6 +76,14 @@ class BackupNotFound(RequestError):
     def __init__(self, backup_id: str) -> None:
         super().__init__()
         self.backup_id = backup_id
+
+
+class ApiEndpointNotFound(RequestError):
+    """There is no such endpoint."""
+
+    def __init__(self, api_endpoint_id: str) -> None:
+        super().__init__()
+        self.api_endpoint_id = api_endpoint_id
 
 
 class UnknownService(RequestError):

@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 
 from service import VERSION, pb, telemetry
 from service.api.admission import Admission
+from service.api.api_endpoint_service import ApiEndpointService
 from service.api.authentication import Anonymous, Authenticator, JwtAuthenticator, Keys, jwks_reader
 from service.api.backup_service import BackupService
 from service.api.health import Health, keep_ready
@@ -60,6 +61,9 @@ _OPTIONS = (
     # Equal: between two different limits, metadata is refused at random.
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
+    # The Go client pings every 30 seconds, with or without calls: gRPC would end such a connection ("too_many_pings"). Floods still end.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
     # A header that could not be parsed would stay in the connection's table, and break whoever shares the connection.
     ("grpc.http2.hpack_table_size.decoder", 0),
 )
@@ -167,8 +171,11 @@ class Server:
         )
         pb.add_BackupServiceServicer_to_server(BackupService(catalog=Catalog(database), page_tokens=page_tokens), self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._grpc)
+        if settings.public_address:
+            pb.add_ApiEndpointServiceServicer_to_server(ApiEndpointService(str(settings.public_address)), self._grpc)
         if settings.reflection:
-            names = (pb.BACKUP_SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+            discovery = (pb.API_ENDPOINT_SERVICE,) if settings.public_address else ()
+            names = (pb.BACKUP_SERVICE, *discovery, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
 
     def _listen(self, address: Address) -> Address:

@@ -29,6 +29,8 @@ _ROLE = re.compile(r"[a-z_][a-z0-9_$-]{0,62}")
 _HOST = r"(\[[0-9a-fA-F:.]+\]|[\w.%/-]*)(:\d{1,5})?"
 _HOSTS = re.compile(rf"{_HOST}(,{_HOST})*")
 
+_PUBLIC_HOST = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9a-fA-F:]*:[0-9a-fA-F:.]*"
+
 
 class Address(NamedTuple):
     """Where to listen; port 0 is any free one."""
@@ -57,6 +59,14 @@ def _address(text: object) -> Address:
     if not (colon and host and port.isascii() and port.isdigit() and int(port) < 2**16):
         raise ValueError("must be host:port, such as 127.0.0.1:50051")
     return Address(host, int(port))
+
+
+def _public_address(text: object) -> Address:
+    """What clients connect to: no wildcard, no port 0, and nothing that belongs to a URL."""
+    address = _address(text)
+    if not address.port or not re.fullmatch(_PUBLIC_HOST, address.host) or address.host in ("0.0.0.0", "::"):  # noqa: S104  # refused
+        raise ValueError("must be the host:port that clients connect to, such as backups.example.com:443")
+    return address
 
 
 def _database_url(text: object) -> object:
@@ -116,6 +126,7 @@ Role = Annotated[str, AfterValidator(_role)]
 Key = Annotated[SecretBytes, BeforeValidator(_key)]
 SecondsOrZero = Annotated[timedelta, BeforeValidator(_seconds)]
 Seconds = Annotated[SecondsOrZero, AfterValidator(_positive)]
+PublicAddress = Annotated[Address | None, NoDecode, BeforeValidator(lambda text: text and _public_address(text))]
 OptionalAddress = Annotated[Address | None, NoDecode, BeforeValidator(lambda text: text and _address(text))]
 
 
@@ -136,6 +147,10 @@ class Settings(BaseSettings):
     listen: Annotated[
         Address, NoDecode, BeforeValidator(_address), Field(description="host:port to serve gRPC on; port 0 is any free one.")
     ] = Address("127.0.0.1", 50051)
+    public_address: Annotated[
+        PublicAddress,
+        Field(description="host:port under which official clients reach the service, over TLS; with it, `ApiEndpointService` is served."),
+    ] = None
     page_token_key: Annotated[Key, Field(description="Seals page tokens: base64 of 32, 48 or 64 random bytes, or `default`.")] = (
         SecretBytes(DEFAULT_KEY)
     )

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
 from grpc.aio import ServicerContext
 
+from service import pb
 from service.api.admission import Admission
 from service.api.authentication import Authenticator, set_current_caller
 from service.api.status import REQUEST_ID_KEY, status_of, trailers
@@ -33,6 +34,7 @@ _LEVELS = {StatusCode.INTERNAL: "error", StatusCode.UNAVAILABLE: "warning"}
 _REQUEST_ID_KEYS = ("x-client-request-id", REQUEST_ID_KEY)
 _KINDS = {(False, False): "unary", (False, True): "server_stream", (True, True): "bidi_stream"}
 _HEALTH = "/grpc.health.v1.Health/"
+_DISCOVERY = f"/{pb.API_ENDPOINT_SERVICE}/"
 
 _Context = ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -48,8 +50,10 @@ class _Method(NamedTuple):
     handle: Callable[[Any, Any], Coroutine[Any, Any, Any]]
     longest: float | None
     """Seconds; a stream lasts as long as its client wants."""
-    is_guarded: bool
-    """Admitted and authenticated; health checks are neither."""
+    is_admitted: bool
+    """Health checks are not: a server that is busy is not ill."""
+    is_authenticated: bool
+    """Neither health checks are, nor discovery, which clients ask before they have a token."""
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
@@ -89,16 +93,16 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     def _handler(self, name: str, handler: _Handler) -> _Handler:
         decode, encode = _decoder(handler.request_deserializer), handler.response_serializer
-        is_guarded = not name.startswith(_HEALTH)
+        guards = (not name.startswith(_HEALTH), not name.startswith((_HEALTH, _DISCOVERY)))
         metrics = self._metrics.of_method(name, kind=_KINDS[handler.request_streaming, handler.response_streaming])
         if handler.unary_unary:
-            method = _Method(name, metrics, decode, _encoded(handler.unary_unary), self._request_timeout, is_guarded)
+            method = _Method(name, metrics, decode, _encoded(handler.unary_unary), self._request_timeout, *guards)
             return grpc.unary_unary_rpc_method_handler(self._surround(method))
         if handler.unary_stream:
-            method = _Method(name, metrics, decode, _written(handler.unary_stream), None, is_guarded)
+            method = _Method(name, metrics, decode, _written(handler.unary_stream), None, *guards)
             return grpc.unary_stream_rpc_method_handler(self._surround(method), response_serializer=encode)
         assert handler.stream_stream, f"{name}: no service here takes a stream and gives one message"
-        method = _Method(name, metrics, lambda requests: requests, _written(handler.stream_stream), None, is_guarded)
+        method = _Method(name, metrics, lambda requests: requests, _written(handler.stream_stream), None, *guards)
         return grpc.stream_stream_rpc_method_handler(self._surround(method), request_deserializer=decode, response_serializer=encode)
 
     def _surround(self, method: _Method) -> Callable[[Any, _Context], Coroutine[Any, Any, Any]]:
@@ -114,8 +118,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
             deadline = asyncio.timeout(_allowed(context, method.longest))
             weight = 0
             try:
-                if method.is_guarded:
+                if method.is_admitted:
                     weight = self._admission.admit()
+                if method.is_authenticated:
                     caller = self._authenticator.authenticate(metadata)  # before the request is looked at
                     set_current_caller(caller)
                     call.caller = caller.subject

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
-from service import errors
+from service import errors, pb
 
 DOMAIN = "greenplum-backup-service"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -40,6 +40,7 @@ _TABLE: dict[type[Exception], Status] = {
         StatusCode.INVALID_ARGUMENT, "UNDECODABLE_REQUEST", "The request's bytes are not a message of this method."
     ),
     errors.BackupNotFound: Status(StatusCode.NOT_FOUND, "BACKUP_NOT_FOUND", "There is no such backup."),
+    errors.ApiEndpointNotFound: Status(StatusCode.NOT_FOUND, "API_ENDPOINT_NOT_FOUND", "There is no such endpoint."),
     errors.UnknownService: Status(StatusCode.NOT_FOUND, "UNKNOWN_SERVICE", "There is no such service."),
     errors.TooManyWatchers: Status(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_WATCHERS", "Too many clients watch the health of this server."),
     errors.Unauthenticated: Status(StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", "A valid bearer token is required."),
@@ -79,18 +80,17 @@ def _details(error: Exception) -> list[Message]:
             ]
             return [error_details_pb2.BadRequest(field_violations=broken)]
         case errors.BackupNotFound(backup_id=backup_id):
-            return [
-                error_details_pb2.ResourceInfo(
-                    resource_type=_BACKUP,
-                    resource_name=backup_id[:_ECHO_MAX_LENGTH],
-                    description="No such backup, or none that the caller may see.",
-                )
-            ]
+            return [_absent(pb.Backup, backup_id, "No such backup, or none that the caller may see.")]
+        case errors.ApiEndpointNotFound(api_endpoint_id=api_endpoint_id):
+            return [_absent(pb.ApiEndpoint, api_endpoint_id, "No such endpoint.")]
         case _:
             return []
 
 
-_BACKUP = "yandex.cloud.mdb.greenplum.v1.Backup"
+def _absent(kind: type[Message], name: str, description: str) -> error_details_pb2.ResourceInfo:
+    return error_details_pb2.ResourceInfo(
+        resource_type=kind.DESCRIPTOR.full_name, resource_name=name[:_ECHO_MAX_LENGTH], description=description
+    )
 
 
 def _packed(detail: Message) -> AnyMessage:

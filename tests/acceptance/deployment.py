@@ -195,6 +195,7 @@ async def deployed(database_url: str, *, replicas: int = 2, **settings: str) -> 
         jwks.write_bytes(issuer.jwks())
         settings = {
             "BACKUPS_DATABASE_URL": database_url,
+            "BACKUPS_PUBLIC_ADDRESS": f"localhost:{tls_port}",
             "BACKUPS_DRAIN_DELAY": "4",
             "BACKUPS_AUTH": "jwt",
             "BACKUPS_JWKS": str(jwks),

@@ -76,6 +76,16 @@ async def test_errors_of_envoy_over_rest(deployment: Deployment) -> None:
         assert reply.body["message"]
 
 
+async def test_discovery(deployment: Deployment) -> None:
+    """Where official clients look first is public over REST too, at the address that is set, without a token."""
+    address = f"localhost:{deployment.tls_port}"
+    reply = await deployment.rest("/endpoints", headers={"authorization": "none"})
+    assert (reply.status, reply.body) == (200, {"endpoints": [{"id": each, "address": address} for each in ("iam", "managed-greenplum")]})
+    reply = await deployment.rest("/endpoints/none", headers={"authorization": "none"})
+    assert (reply.status, reply.headers["content-type"]) == (404, "application/json")
+    assert "API_ENDPOINT_NOT_FOUND" in str(reply.body)
+
+
 async def test_native_grpc_passes_through(deployment: Deployment, public: grpc.aio.Channel) -> None:
     """gRPC's errors arrive as the service sent them, and unknown methods are UNIMPLEMENTED."""
     stub = pb.BackupServiceStub(public)

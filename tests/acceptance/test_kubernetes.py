@@ -239,10 +239,11 @@ def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     assert service == {"grpc": settings.listen.port, "health": settings.health_listen.port, "metrics": settings.metrics_listen.port}
     envoy = {port["name"]: port["containerPort"] for port in _container("envoy")["ports"]}
     [tls] = [listener for listener in _ENVOY["static_resources"]["listeners"] if "transport_socket" in listener["filter_chains"][0]]
-    assert envoy == {"https": tls["address"]["socket_address"]["port_value"]}
+    [metrics] = [listener for listener in _ENVOY["static_resources"]["listeners"] if listener["name"] == "metrics"]
+    assert envoy == {name: each["address"]["socket_address"]["port_value"] for name, each in (("https", tls), ("metrics", metrics))}
 
     headless, public = _of("Service")["service"]["spec"], _of("Service")["greenplum-backup-service"]["spec"]
-    [cluster] = _ENVOY["static_resources"]["clusters"]
+    [cluster] = [cluster for cluster in _ENVOY["static_resources"]["clusters"] if cluster["name"] == "service"]
     [upstream] = [endpoint["address"]["socket_address"] for endpoint in _found(cluster["load_assignment"], "endpoint")]
     assert upstream == {"address": "service", "port_value": service[headless["ports"][0]["targetPort"]]}
     assert headless["ports"][0]["port"] == upstream["port_value"]  # a headless Service does not translate

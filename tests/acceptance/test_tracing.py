@@ -26,7 +26,7 @@ _TRACE, _PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 _TRACEPARENT = ("traceparent", f"00-{_TRACE}-{_PARENT}-01")
 _SERVICE = "yandex.cloud.mdb.greenplum.v1.BackupService"
 
-StartTraced = Callable[..., AbstractAsyncContextManager[tuple[Replica, grpc.aio.Channel]]]
+StartTraced = Callable[..., AbstractAsyncContextManager[tuple[ReplicaProcess, grpc.aio.Channel]]]
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
@@ -62,7 +62,7 @@ async def _collector() -> AsyncIterator[Collector]:
     await server.stop(None)
 
 
-async def _event(replica: Replica, name: str) -> dict[str, Any]:
+async def _event(replica: ReplicaProcess, name: str) -> dict[str, Any]:
     """Waits for a line of the log."""
     async with asyncio.timeout(30):
         while not (found := [line for line in replica.log() if line["event"] == name]):
@@ -75,7 +75,7 @@ def _start_traced(database_url: str, tmp_path: Path) -> StartTraced:
     """Starts a `serve` which sends what it has only when it ends, unless variables say otherwise."""
 
     @asynccontextmanager
-    async def start(**variables: str) -> AsyncIterator[tuple[Replica, grpc.aio.Channel]]:
+    async def start(**variables: str) -> AsyncIterator[tuple[ReplicaProcess, grpc.aio.Channel]]:
         [port] = free_ports(1)
         settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_DRAIN_DELAY": "0", "OTEL_BSP_SCHEDULE_DELAY": "600000"}
         replica = ReplicaProcess(port, settings | variables, tmp_path / "log")
@@ -91,7 +91,7 @@ def _start_traced(database_url: str, tmp_path: Path) -> StartTraced:
     return start
 
 
-async def _ends(replica: Replica, *, within: float = 10) -> None:
+async def _ends(replica: ReplicaProcess, *, within: float = 10) -> None:
     assert await asyncio.wait_for(replica.end(signal.SIGTERM), within) == 0
 
 

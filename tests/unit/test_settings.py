@@ -53,6 +53,10 @@ def test_all_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DATABASE_URL", ["", "hunter2", "mysql://u:hunter2@h/d", "postgresql://u:hunter2/x@h/d", "postgresql://u:p@h:hunter2/d"]),
         ("SERVICE_ROLE", ["", "Backups", 'a"b', "a'b", "a b", "hunter2;", "r" * 64, "1a", "роль"]),
         ("LISTEN", ["", "50051", "localhost", "h:", ":1", "h:-1", "h:65536", "h:x", "h:\u0661"]),
+        (
+            "PUBLIC_ADDRESS",
+            ["h", "h:0", "0.0.0.0:443", "[::]:443", "https://h:443", "u:hunter2@h:443", "h x:443", "h/x:443", "-h:443", "é:443"],
+        ),
         ("PAGE_TOKEN_KEY", ["", "hunter2", _KEY[:-4], _KEY + "hunter2", "Default"]),
         ("PAGE_TOKEN_KEYS_ACCEPTED", ["hunter2", f"{_KEY},hunter2"]),
         ("POOL_SIZE", ["0", "-1", "1001", "many", "1.5"]),
@@ -73,6 +77,13 @@ def test_bad_values(monkeypatch: pytest.MonkeyPatch, name: str, values: list[str
         assert "\n" not in message
         assert "hunter2" not in message
         assert caught.value.__cause__ is None  # pydantic's error holds the values
+
+
+@pytest.mark.parametrize("text", ["backups.example.com:443", "localhost:8443", "127.0.0.1:1", "[2001:db8::1]:443", "h:65535"])
+def test_public_addresses(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """What clients can connect to is told to them as it was given."""
+    monkeypatch.setenv("BACKUPS_PUBLIC_ADDRESS", text)
+    assert str(Settings.read().public_address) == text
 
 
 def test_every_bad_value_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,91 @@
+"""Discovery: what official clients ask before anything else, and before they have a token."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc import StatusCode
+
+from service import pb
+from service.server import Server
+from tests.api.answers import failure
+from tests.api.test_health import _reflect
+from tests.conftest import StartServer
+from tests.tokens import AUDIENCE, ISSUER
+
+_ADDRESS = "backups.example.com:443"
+
+
+@pytest.fixture(name="endpoints")
+async def _endpoints(start_server: StartServer) -> AsyncIterator[pb.ApiEndpointServiceStub]:
+    async with start_server(public_address=_ADDRESS) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+        yield pb.ApiEndpointServiceStub(channel)
+
+
+def _all() -> list[pb.ApiEndpoint]:
+    return [pb.ApiEndpoint(id="iam", address=_ADDRESS), pb.ApiEndpoint(id="managed-greenplum", address=_ADDRESS)]
+
+
+async def test_all_endpoints(endpoints: pb.ApiEndpointServiceStub) -> None:
+    """Both ids that clients need are at the public address; what a page is asked to be changes nothing."""
+    for request in (
+        pb.ListApiEndpointsRequest(),
+        pb.ListApiEndpointsRequest(page_size=1, page_token="x"),
+        pb.ListApiEndpointsRequest(page_size=-1),
+    ):
+        assert await endpoints.List(request) == pb.ListApiEndpointsResponse(endpoints=_all())
+
+
+async def test_one_endpoint(endpoints: pb.ApiEndpointServiceStub) -> None:
+    """Each is found by its id; an unknown id is NOT_FOUND, with the details that every error has, and the id cut."""
+    for endpoint in _all():
+        assert await endpoints.Get(pb.GetApiEndpointRequest(api_endpoint_id=endpoint.id)) == endpoint
+    for unknown in ("", "compute", "IAM", "Ж" * 50_000):
+        answer = await failure(endpoints.Get(pb.GetApiEndpointRequest(api_endpoint_id=unknown)))
+        assert (answer.code, answer.reason) == (StatusCode.NOT_FOUND, "API_ENDPOINT_NOT_FOUND")
+        assert answer.resource == ("yandex.cloud.endpoint.ApiEndpoint", unknown[:128])
+
+
+async def test_without_token_keys_or_database(start_server: StartServer, tmp_path: Path) -> None:
+    """It answers before there are keys or a database, and without a token; the rest of the API still wants one."""
+    nowhere = {"database_url": "postgresql://nobody@127.0.0.1:1/none", "connect_timeout": "0.1", "acquire_timeout": "0.1"}
+    guarded = {"auth": "jwt", "jwks": str(tmp_path / "none"), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+    async with start_server(public_address=_ADDRESS, **nowhere, **guarded) as server:
+        async with grpc.aio.insecure_channel(str(server.address)) as channel:
+            assert not server.health.serving
+            assert len((await pb.ApiEndpointServiceStub(channel).List(pb.ListApiEndpointsRequest())).endpoints) == 2
+            answer = await failure(pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f")))
+            assert answer.code is StatusCode.UNAUTHENTICATED
+
+
+async def test_overload(start_server: StartServer) -> None:
+    """Discovery takes part in admission: it is refused with when to come again where as much as is allowed is in flight."""
+    async with start_server(public_address=_ADDRESS, admission_limit=1) as server:
+        async with grpc.aio.insecure_channel(str(server.address), options=[("grpc.enable_retries", 0)]) as channel:
+            held = server.admission.admit()
+            answer = await failure(pb.ApiEndpointServiceStub(channel).List(pb.ListApiEndpointsRequest()))
+            assert answer.code is StatusCode.RESOURCE_EXHAUSTED
+            assert "grpc-retry-pushback-ms" in answer.trailers
+            server.admission.release(held)
+            await pb.ApiEndpointServiceStub(channel).List(pb.ListApiEndpointsRequest())
+
+
+async def test_without_a_public_address(server: Server, channel: grpc.aio.Channel) -> None:
+    """A server that does not know its public address does not serve discovery: UNIMPLEMENTED, and not in reflection."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await pb.ApiEndpointServiceStub(channel).List(pb.ListApiEndpointsRequest())
+    assert caught.value.code() is StatusCode.UNIMPLEMENTED
+    assert pb.API_ENDPOINT_SERVICE not in await _services(channel)
+
+
+async def test_reflection(start_server: StartServer) -> None:
+    """With a public address, reflection names the service."""
+    async with start_server(public_address=_ADDRESS) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+        assert pb.API_ENDPOINT_SERVICE in await _services(channel)
+
+
+async def _services(channel: grpc.aio.Channel) -> set[str]:
+    answer: Any = await _reflect(channel, list_services="")
+    return {service.name for service in answer.list_services_response.service}

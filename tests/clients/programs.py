@@ -1,0 +1,91 @@
+"""The official clients, as programs: each takes calls as lines of JSON, and answers with lines of JSON."""
+
+import asyncio
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.conftest import ROOT
+
+HERE = Path(__file__).parent
+_INSTALLED = ROOT / ".clients"
+
+
+class Row(NamedTuple):
+    """A backup as a client read it; times in microseconds since 1970."""
+
+    id: str
+    folder_id: str
+    created_at: int
+    source_cluster_id: str
+    started_at: int
+    size: int
+    type: int
+    """This and what follows, the public API has gained since."""
+    method: int
+    journal_size: int
+
+
+class Refusal(NamedTuple):
+    """An error as a client shows it."""
+
+    code: int | None
+    message: str
+    request_id: str
+
+
+class Program:
+    """An official client that runs against an address, and trusts the authority of a file."""
+
+    def __init__(self, command: list[str], address: str, ca_file: Path, log: Path) -> None:
+        environment = {"PATH": os.environ["PATH"], "NODE_PATH": str(_INSTALLED / "node" / "node_modules"), "SSL_CERT_FILE": str(ca_file)}
+        with log.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [*command, address, str(ca_file)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+            )
+        self._log = log
+
+    async def ask(self, call: str, **arguments: Any) -> "list[Row] | Refusal":
+        """Makes a call, with a connection of its own; `token` is one of the arguments."""
+        answer = await asyncio.to_thread(self._exchange, json.dumps({"call": call} | arguments))
+        if "backups" in answer:
+            return [Row(*values) for values in answer["backups"]]
+        return Refusal(**answer)
+
+    def _exchange(self, line: str) -> dict[str, Any]:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(line.encode() + b"\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, self._log.read_text(encoding="utf-8")[-2000:]
+        parsed: dict[str, Any] = json.loads(answer)
+        return parsed
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.kill()
+        self._process.communicate()
+
+
+_COMMANDS = {
+    "python": [str(_INSTALLED / "python" / "bin" / "python"), str(HERE / "python" / "calls.py")],
+    "node": ["node", str(HERE / "node" / "calls.js")],
+    "go_v1": [str(_INSTALLED / "go-v1")],
+    "go_v2": [str(_INSTALLED / "go-v2")],
+}
+NAMES = tuple(_COMMANDS)
+
+
+def command(name: str) -> list[str]:
+    """How the client of this name is run; without it the test is skipped, but not where all must run."""
+    if not (_INSTALLED / f"{name}.installed").exists():
+        reason = f"the official client for {name} is not installed: make clients"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return _COMMANDS[name]

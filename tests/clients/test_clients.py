@@ -1,0 +1,130 @@
+"""The official clients, unchanged, in processes of their own: over TLS, with tokens, straight to the service and through Envoy."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from grpc import StatusCode
+
+from service.backup import Backup
+from tests.acceptance.deployment import deployed, free_ports
+from tests.certificates import Authority, Files
+from tests.clients.programs import NAMES, Program, Refusal, Row, command
+from tests.conftest import AddBackups, StartServer
+from tests.tokens import AUDIENCE, ISSUER, Issuer
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Service(NamedTuple):
+    """A service that clients can reach."""
+
+    address: str
+    authority: Authority
+    issuer: Issuer
+
+    def token(self, *folders: str) -> str:
+        return self.issuer.token("main", folders=list(folders))
+
+
+StartService = Callable[[], AbstractAsyncContextManager[Service]]
+
+
+@pytest.fixture(name="service", params=["direct", "envoy"])
+def _service(request: pytest.FixtureRequest, database_url: str, start_server: StartServer, tmp_path: Path) -> StartService:
+    """Starts the service with TLS of its own, or behind Envoy."""
+
+    @asynccontextmanager
+    async def direct() -> AsyncIterator[Service]:
+        [port] = free_ports(1)
+        authority, issuer, files = Authority(), Issuer("main"), Files(tmp_path)
+        files.write(authority.pair("service"))
+        jwks = tmp_path / "jwks.json"
+        jwks.write_bytes(issuer.jwks())
+        settings = {"auth": "jwt", "jwks": str(jwks), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, **files.settings}
+        address = f"localhost:{port}"
+        async with start_server(**settings, listen=f"127.0.0.1:{port}", public_address=address) as server:
+            async with asyncio.timeout(30):
+                while not server.health.serving:  # its keys and its database are there
+                    await asyncio.sleep(0.01)
+            yield Service(address, authority, issuer)
+
+    @asynccontextmanager
+    async def behind_envoy() -> AsyncIterator[Service]:
+        async with deployed(database_url) as deployment:
+            yield Service(f"localhost:{deployment.tls_port}", deployment.authority, deployment.issuer)
+
+    return {"direct": direct, "envoy": behind_envoy}[request.param]
+
+
+@asynccontextmanager
+async def _running(name: str, service: Service, folder: Path) -> AsyncIterator[Program]:
+    ca_file = folder / "ca.crt"
+    ca_file.write_bytes(service.authority.cert)
+    with contextlib.closing(Program(command(name), service.address, ca_file, folder / "client.log")) as program:
+        yield program
+
+
+def _row(backup: Backup, *, exact_to: timedelta) -> Row:
+    """A backup as a client should read it."""
+    created_at, started_at = (
+        (time - _EPOCH) // exact_to * (exact_to // timedelta(microseconds=1)) for time in (backup.created_at, backup.started_at)
+    )
+    return Row(backup.id, backup.folder_id, created_at, backup.source_cluster_id, started_at, backup.size, type=0, method=0, journal_size=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_client(name: str, service: StartService, add_backups: AddBackups, tmp_path: Path) -> None:
+    """A client gets, lists and pages through whole folders, shows every error with its request id, and is told what is not served."""
+    command(name)  # or skipped, before anything is started
+    exact_to = timedelta(milliseconds=1) if name == "node" else timedelta(microseconds=1)  # JavaScript's Date
+    many = await add_backups(2300)
+    alike = await add_backups(50, folder_id="f2", step=timedelta(0), size=2**53 - 1)
+    async with service() as started, _running(name, started, tmp_path) as client:
+        token = started.token("f1", "f2")
+
+        assert await client.ask("get", token=token, backup_id=many[7].id) == [_row(many[7], exact_to=exact_to)]
+        for page_size in (0, 1000):
+            listed = await client.ask("list", token=token, folder_id="f1", page_size=page_size)
+            assert listed == [_row(backup, exact_to=exact_to) for backup in many]
+        expected = sorted(alike, key=lambda backup: backup.id, reverse=True)
+        assert await client.ask("list", token=token, folder_id="f2", page_size=7) == [_row(each, exact_to=exact_to) for each in expected]
+        assert await client.ask("list", token=started.token("f3"), folder_id="f3", page_size=0) == []
+
+        refused = {
+            ("get", "none", token): (StatusCode.NOT_FOUND, "There is no such backup."),
+            ("get", many[7].id, started.token("f3")): (StatusCode.NOT_FOUND, "There is no such backup."),
+            ("list", "f1", started.token("f3")): (StatusCode.PERMISSION_DENIED, "The caller may not read this folder."),
+            ("list", "f1", "t1.opaque"): (StatusCode.UNAUTHENTICATED, "A valid bearer token is required."),
+            ("list", "f" * 51, started.token("*")): (StatusCode.INVALID_ARGUMENT, "The request breaks limits of the API."),
+        }
+        for (call, value, given), (code, message) in refused.items():
+            answer = await client.ask(call, token=given, page_size=0, **{"backup_id" if call == "get" else "folder_id": value})
+            assert isinstance(answer, Refusal)
+            assert (answer.code, answer.message) == (code.value[0], message)
+            assert len(answer.request_id) == 36  # a UUID, of the service or of Envoy
+
+        for call in ("delete", "create token"):
+            answer = await client.ask(call, token=token, backup_id=many[7].id)
+            assert isinstance(answer, Refusal)
+            assert answer.code == StatusCode.UNIMPLEMENTED.value[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("service", ["direct"], indirect=True)
+async def test_sizes_beyond_javascript(name: str, service: StartService, add_backups: AddBackups, tmp_path: Path) -> None:
+    """The largest size arrives whole, but at the Node.js client, which refuses what JavaScript would round."""
+    command(name)
+    [backup] = await add_backups(1, size=2**63 - 1)
+    async with service() as started, _running(name, started, tmp_path) as client:
+        answer = await client.ask("get", token=started.token("f1"), backup_id=backup.id)
+        if name == "node":
+            assert isinstance(answer, Refusal)
+            assert "Number.MAX_SAFE_INTEGER" in answer.message
+        else:
+            assert answer == [_row(backup, exact_to=timedelta(microseconds=1))]
