@@ -20,9 +20,11 @@ Error
     ├── InvalidSettings
     ├── PortTaken
     ├── InvalidIdPrefix             prefix, limit
+    ├── InvalidTimeZone             name
     ├── InvalidListing              what is no listing of that tool
     ├── InvalidEntry                entry, field, reason
     ├── ImportRefused
+    ├── ForgetRefused
     ├── SchemaError
     ├── EmbeddedPostgresError
     └── CallFailed                  what a service answered to this command
@@ -143,6 +145,14 @@ class InvalidIdPrefix(CommandError):
         self.prefix, self.limit = prefix, limit
 
 
+class InvalidTimeZone(CommandError):
+    """There is no such time zone."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!a} is no time zone: --timezone names the coordinator's, such as Europe/Berlin or Etc/UTC")
+        self.name = name
+
+
 class InvalidListing(CommandError):
     """The input is not a listing of this tool."""
 
@@ -157,6 +167,10 @@ class InvalidEntry(InvalidListing):
 
 class ImportRefused(CommandError):
     """The import would do what was not asked for."""
+
+
+class ForgetRefused(CommandError):
+    """The catalog has nothing of this cluster, or not what was confirmed."""
 
 
 class SchemaError(CommandError):
