@@ -87,7 +87,7 @@ class _Reader:
 
     def entry(self, row: _Row) -> Entry | Skipped:
         timestamp = row["timestamp"]
-        label = f"backup {shown(timestamp)}"
+        label = f"backup {timestamp}" if _TIMESTAMP.fullmatch(str(timestamp)) else f"backup {shown(timestamp)}"
         starts = self._instants(label, row, "timestamp")  # of all rows: an hour that was skipped proves a wrong zone
         if reason := _not_there(label, row):
             return Skipped(reason)
