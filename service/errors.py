@@ -25,6 +25,7 @@ Error
     ├── InvalidEntry                entry, field, reason
     ├── ImportRefused
     ├── ForgetRefused
+    ├── CatalogNotWritable
     ├── SchemaError
     ├── EmbeddedPostgresError
     └── CallFailed                  what a service answered to this command
@@ -171,6 +172,10 @@ class ImportRefused(CommandError):
 
 class ForgetRefused(CommandError):
     """The catalog has nothing of this cluster, or not what was confirmed."""
+
+
+class CatalogNotWritable(CommandError):
+    """The role of BACKUPS_DATABASE_URL may not write to the catalog there: imports have a role of their own, and a standby takes none."""
 
 
 class SchemaError(CommandError):

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 
-from service.errors import CatalogUnavailable, ImportRefused
+from service.errors import CatalogNotWritable, CatalogUnavailable, ImportRefused
 from service.postgres.database import UNAVAILABLE
 
 # After so many rows, VACUUM: without the visibility map that it writes, a page is no index-only scan.
@@ -22,6 +22,7 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
     """
     Raises:
         CatalogUnavailable: PostgreSQL is gone, going or too slow.
+        CatalogNotWritable: the role may not do this.
         ImportRefused: another cluster's import was faster.
     """
     try:
@@ -32,6 +33,8 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
             await connection.close(timeout=_CONNECT_TIMEOUT)
     except asyncpg.UniqueViolationError as exc:
         raise ImportRefused("another cluster's import has just taken one of these ids: run the import again") from exc
+    except (asyncpg.InsufficientPrivilegeError, asyncpg.ReadOnlySQLTransactionError) as exc:
+        raise CatalogNotWritable from exc
     except UNAVAILABLE as exc:
         raise CatalogUnavailable(f"the database cannot be used: {exc}") from exc
 
