@@ -162,7 +162,7 @@ class InvalidEntry(InvalidListing):
     """An entry of the listing has a value that cannot be a backup's."""
 
     def __init__(self, entry: str, field: str, reason: str) -> None:
-        super().__init__(f"{entry}: {field}: {reason}. Nothing was imported.")
+        super().__init__(f"{entry}: {field}: {reason}{'' if reason.endswith('?') else '.'} Nothing was imported.")
         self.entry, self.field, self.reason = entry, field, reason
 
 

@@ -71,9 +71,9 @@ def summary_lines(summary: Summary, target: Target) -> Iterator[str]:
     verb = "Would import" if summary.dry_run else "Imported"
     yield f"{verb} cluster {printable(target.source_cluster_id)} into folder {printable(target.folder_id)}: {told}."
     if summary.kinds:
-        yield "  They are " + ", ".join(f"{count} {kind}" for kind, count in summary.kinds.items()) + "."
+        yield "  The listing has " + ", ".join(f"{count} {kind}" for kind, count in summary.kinds.items()) + "."
     yield from _first(f"  {count} skipped: {reason}" for reason, count in summary.skipped.items())
-    yield from _first(f"  {noted.entries} {warning} ({_example(noted)})" for warning, noted in summary.warnings.items())
+    yield from _first(f"  {noted.entries} {warning} [{_example(noted)}]" for warning, noted in summary.warnings.items())
     if summary.dry_run and summary.pruned.refusal:
         yield f"  It would be refused: {summary.pruned.refusal}"
     if not (summary.added or summary.changed or summary.pruned.removed or summary.moved):
@@ -161,7 +161,7 @@ def _seconds(length: timedelta) -> float:
 
 
 def _example(noted: Noted) -> str:
-    return noted.example if noted.entries == 1 else f"such as {noted.example}"
+    return noted.example if noted.entries == 1 else f"{noted.example} and others"
 
 
 def _first(lines: Iterable[str]) -> Iterator[str]:

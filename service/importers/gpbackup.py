@@ -50,7 +50,7 @@ _PRESENT = "SELECT name FROM pragma_table_info('backups')"
 _AMBIGUOUS = "ambiguous: the clocks went back then; of the times that it can mean, the earliest completion was taken"
 _PRELIMINARY = "completion preliminary: gpbackup 1.29.0 and 1.29.1 recorded a time near the start"
 _UNKNOWN_END = "completion unknown, the start taken: gpbackup before 1.13.0 did not record it"
-_NO_SIZE = "size 0: gpbackup records none"
+_NO_SIZE = "of size 0: gpbackup records none"
 
 _Row = dict[str, Any]
 
@@ -146,7 +146,7 @@ class _Reader:
             return 0, (f"{_NO_SIZE}, nor how many segments the files are from",)
         files = Files(str(row["timestamp"]), segments=segments, has_data=row["metadata_only"] != 1)
         found = local_size(self._backup_dir, files)
-        return (0, (f"size 0: {found}",)) if isinstance(found, str) else (found, ())
+        return (0, (f"of size 0: {found}",)) if isinstance(found, str) else (found, ())
 
 
 def _not_there(label: str, row: _Row) -> str | None:

@@ -21,7 +21,7 @@ from service.listing import Entry, Skipped
 from tests.conftest import ROOT
 
 _SAMPLE = ROOT / "samples" / "gpbackup_history.db"
-_NO_SIZE = "size 0: gpbackup records none (--backup-dir adds up the files of local backups)"
+_NO_SIZE = "of size 0: gpbackup records none (--backup-dir adds up the files of local backups)"
 
 # As gpbackup fills a row: it binds every column.
 _ROW: dict[str, Any] = {
@@ -312,7 +312,7 @@ def test_a_history_of_1_28_0(history: Path) -> None:
         connection.execute("ALTER TABLE backups ADD COLUMN later TEXT")
     [entry] = _read(history, backup_dir=history.parent)
     assert isinstance(entry, Entry)
-    assert entry.warnings == ("size 0: gpbackup records none, nor how many segments the files are from",)
+    assert entry.warnings == ("of size 0: gpbackup records none, nor how many segments the files are from",)
 
 
 def test_prefix(history: Path) -> None:
@@ -515,20 +515,20 @@ def test_a_part_of_the_directories(history: Path, place: Path) -> None:
     """Three of nine directories are no size: 0, and how many there are."""
     for content in (-1, 0, 1):
         _fill(place / f"gpseg{content}", {"a": 10})
-    assert _sized(history, place) == (0, ("size 0: 3 of 9 directories reachable",))
+    assert _sized(history, place) == (0, ("of size 0: 3 of 9 directories reachable",))
 
 
 def test_no_directory(history: Path, place: Path) -> None:
     """Nothing, the primaries without the coordinator, and two coordinators are no size."""
-    assert _sized(history, place) == (0, ("size 0: 0 of 9 directories reachable",))
+    assert _sized(history, place) == (0, ("of size 0: 0 of 9 directories reachable",))
     history.unlink()
     for content in range(8):
         _fill(place / f"gpseg{content}", {"a": 10})
-    assert _sized(history, place) == (0, ("size 0: 8 of 9 directories reachable",))
+    assert _sized(history, place) == (0, ("of size 0: 8 of 9 directories reachable",))
     history.unlink()
     for name in ("gpseg-1", "other-1"):
         _fill(place / name, {"a": 10})
-    assert _sized(history, place) == (0, (f"size 0: several clusters have a backup of this time in {place}",))
+    assert _sized(history, place) == (0, (f"of size 0: several clusters have a backup of this time in {place}",))
 
 
 def test_one_directory(history: Path, place: Path) -> None:
@@ -543,7 +543,7 @@ def test_one_directory_of_many(history: Path, place: Path) -> None:
     """A host's own directory of that name has some segments' files only, which is no size; a metadata-only backup has none."""
     ts = "20261104010002"
     _fill(place, {f"gpbackup_{ts}_toc.yaml": 5, f"gpbackup_0_{ts}": 5, f"gpbackup_1_{ts}_1.gz": 5, f"gpbackup_9_{ts}": 5})
-    assert _sized(history, place) == (0, ("size 0: files of 2 of 8 segments reachable",))
+    assert _sized(history, place) == (0, ("of size 0: files of 2 of 8 segments reachable",))
     history.unlink()
     assert _sized(history, place, metadata_only=1) == (20, ())
 
@@ -569,4 +569,4 @@ def test_sizes_that_cannot_be_known(history: Path, place: Path, columns: dict[st
 def test_files_that_cannot_be_read(history: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory that goes away while it is read is no reason to fail."""
     shutil.rmtree(place)
-    assert _sized(history, place) == (0, ("size 0: its files cannot be read (No such file or directory)",))
+    assert _sized(history, place) == (0, ("of size 0: its files cannot be read (No such file or directory)",))
