@@ -51,7 +51,7 @@ async def _rows(sql: Sql) -> list[tuple[Any, ...]]:
 
 
 async def test_import_gpbackup(cli: _Cli, sql: Sql) -> None:
-    """A history of several databases becomes one list; the second import changes nothing; the kinds, which the API cannot say, are counted."""
+    """A history of several databases becomes one list; again is nothing; the kinds, which the API cannot say, are counted."""
     first = await cli("import", "gpbackup", str(_HISTORY), *_GPBACKUP)
     assert (first.status, first.stderr) == (0, "")
     assert first.stdout.splitlines()[:2] == [
@@ -72,7 +72,7 @@ async def test_import_gpbackup(cli: _Cli, sql: Sql) -> None:
         (
             [str(_HISTORY), *_C1, "--timezone", "Europe/London"],
             1,
-            "does not exist in Europe/London: is the zone right? Nothing was imported.",
+            "does not exist in Europe/London: is the zone right? Nothing was",
         ),
         (["/none/x.db", *_GPBACKUP], 1, "/none/x.db: No such file or directory"),
         ([str(_LISTING), *_GPBACKUP], 1, "is no SQLite file"),
@@ -302,7 +302,7 @@ async def test_completion(tmp_path: Path) -> None:
     lines = [
         f"_BACKUP_SERVICE_COMPLETE=source_bash backup-service > {script}",
         f". {script}",
-        'complete_words() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _backup_service_completion backup-service; echo "${COMPREPLY[@]}"; }',
+        'complete_words() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _backup_service_completion "$1"; echo "${COMPREPLY[@]}"; }',
         "complete_words backup-service import gp",
         "complete_words backup-service status --ma",
         "complete -p backup-service",
