@@ -12,7 +12,6 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service import telemetry
-from service.errors import CatalogUnavailable
 from service.postgres.database import Database
 from service.postgres.imports import Imported, Oldest, oldest
 
@@ -56,7 +55,7 @@ class CatalogMetrics(Collector):
     async def _refresh(self) -> None:
         try:
             found = await oldest(self._database, limit=self._limit)
-        except CatalogUnavailable as exc:
+        except Exception as exc:  # gone, or not for this role to read; said once, and tried again
             if self._available:
                 telemetry.event("catalog metrics not refreshed", level="warning", error=telemetry.describe(exc))
             self._available = False

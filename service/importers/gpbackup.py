@@ -14,6 +14,7 @@ import contextlib
 import re
 import sqlite3
 import stat
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ from service.listing import Entry, Skipped, check_id_prefix, checked_time, shown
 TOOL = "gpbackup"
 
 _LOCK_TIMEOUT_S = 10  # while gpbackup commits
+_READ_WITHIN_S = 3.0  # gpbackup's commit waits for a reader, for 5 s
+_INSTRUCTIONS = 1000  # of SQLite's, between two looks at the clock
 _VALUE_MAX = 1_000_000  # bytes of a value, and of a row: a real one has some hundred
 
 _TIMESTAMP = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)", re.ASCII)
@@ -205,6 +208,7 @@ def _rows(history: Path) -> list[_Row]:
 
 def _selected(history: Path, connection: sqlite3.Connection) -> list[_Row]:
     connection.text_factory = lambda text: text.decode("utf-8", "backslashreplace")
+    connection.set_progress_handler(_Patience(_READ_WITHIN_S).is_over, _INSTRUCTIONS)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _VALUE_MAX)
     if not connection.execute(_TABLE).fetchall():
         raise InvalidListing(
@@ -216,6 +220,20 @@ def _selected(history: Path, connection: sqlite3.Connection) -> list[_Row]:
     columns = [column for column in _COLUMNS if column in present]
     selected = connection.execute(f"SELECT {', '.join(columns)} FROM backups ORDER BY timestamp").fetchall()  # noqa: S608  # our own names
     return [{_ABSENT_IN_1_28_0: None} | dict(zip(columns, values, strict=True)) for values in selected]
+
+
+class _Patience:
+    """Counts from the first look: SQLite takes none while it waits for a lock."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._ends: float | None = None
+
+    def is_over(self) -> bool:
+        now = time.monotonic()
+        if self._ends is None:
+            self._ends = now + self._seconds
+        return now > self._ends
 
 
 def _check_start(history: Path) -> None:
@@ -251,6 +269,10 @@ def _complaint(exc: sqlite3.Error) -> str:
     match getattr(exc, "sqlite_errorcode", 0) & 0xFF:
         case sqlite3.SQLITE_BUSY:
             return "gpbackup is writing to it and did not finish: try again."
+        case sqlite3.SQLITE_INTERRUPT:
+            return (
+                f"reading it took longer than {_READ_WITHIN_S:g} s, and a gpbackup that is about to write would fail: import a copy of it."
+            )
         case sqlite3.SQLITE_READONLY:
             return "a write that was broken off has left its journal beside it: the next gpbackup undoes that write; import then."
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:

@@ -88,20 +88,27 @@ async def test_not_more_than_so_many(start_server: StartServer, import_url: str)
     ]
 
 
-async def test_a_catalog_that_cannot_be_read(start_server: StartServer, import_url: str, sql: Sql) -> None:
+@pytest.mark.parametrize(
+    ("breaks", "mends"),
+    [
+        ("ALTER TABLE imports RENAME TO gone", "ALTER TABLE gone RENAME TO imports"),
+        ("REVOKE SELECT ON imports FROM backups_service", "GRANT SELECT ON imports TO backups_service"),
+    ],
+)
+async def test_a_catalog_that_cannot_be_read(start_server: StartServer, import_url: str, sql: Sql, breaks: str, mends: str) -> None:
     """While the catalog cannot be read, scrapes go on and show what was read last, and when; the log says so once."""
     await _load(import_url, "c1", 1)
     with structlog.testing.capture_logs() as logs:
         async with start_server(**_ON) as server:
             await _until(server, lambda scraped: _clusters(scraped) == {"c1"})
-            await sql.execute("ALTER TABLE imports RENAME TO gone")
+            await sql.execute(breaks)
             async with asyncio.timeout(20):
                 while not [log for log in logs if log["event"] == "catalog metrics not refreshed"]:
                     await asyncio.sleep(0.05)
             stale = await _scrape(server)
             assert _clusters(stale) == {"c1"}
             read_at = _of(stale, "backup_catalog_refresh_timestamp_seconds")
-            await sql.execute("ALTER TABLE gone RENAME TO imports")
+            await sql.execute(mends)
             await _until(server, lambda scraped: _of(scraped, "backup_catalog_refresh_timestamp_seconds") > read_at)
     assert len([log for log in logs if log["event"] == "catalog metrics not refreshed"]) == 1
 

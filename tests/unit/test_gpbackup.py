@@ -461,6 +461,15 @@ def test_a_writer_that_does_not_end(history: Path, monkeypatch: pytest.MonkeyPat
             _read(history)
 
 
+def test_a_history_that_takes_long(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that would hold up gpbackup's commit until it fails gives up first, and says what to do."""
+    _write(history, *({"timestamp": f"20200101{n:06}"} for n in range(60)))
+    monkeypatch.setattr(gpbackup, "_INSTRUCTIONS", 10)
+    monkeypatch.setattr(gpbackup, "_READ_WITHIN_S", 0.0)
+    with pytest.raises(InvalidListing, match="reading it took longer than 0 s, .* import a copy of it"):
+        _read(history)
+
+
 def test_half_a_transaction_is_not_read(history: Path, tmp_path: Path) -> None:
     """What a crash leaves, a file with half a transaction and its journal, is refused rather than read, and left as it is."""
     crashed = tmp_path / "crashed.db"
