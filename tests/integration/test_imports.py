@@ -100,10 +100,10 @@ async def test_no_database() -> None:
 
 @pytest.fixture(name="many")
 async def _many(sql: Sql) -> Sql:
-    """100,000 backups of 500 clusters, and their imports."""
+    """100,000 backups of 5,000 clusters, and their imports."""
     await sql.execute("""
         INSERT INTO backups (id, folder_id, created_at, source_cluster_id, started_at, size, tool)
-        SELECT 'b' || n, 'f' || n % 10, '2026-01-01 00:00:00+00'::timestamptz + n * interval '1 minute', 'c' || n % 500,
+        SELECT 'b' || n, 'f' || n % 10, '2026-01-01 00:00:00+00'::timestamptz + n * interval '1 minute', 'c' || n % 5000,
                '2026-01-01 00:00:00+00', n, 'walg'
         FROM generate_series(1, 100000) AS n""")
     await sql.execute("""
@@ -124,8 +124,8 @@ def _scans(plan: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("query", "types", "arguments", "rows"),
     [
-        (imports._IMPORTED, "text, text", "NULL, NULL", 500),
-        (imports._IMPORTED, "text, text", "'f1', NULL", 50),
+        (imports._IMPORTED, "text, text", "NULL, NULL", 5000),
+        (imports._IMPORTED, "text, text", "'f1', NULL", 500),
         (imports._OLDEST, "bigint", "20", 20),
     ],
 )

@@ -520,11 +520,12 @@ def test_all_directories(history: Path, place: Path) -> None:
     assert _sized(history, place) == (99, ())
 
 
-def test_a_part_of_the_directories(history: Path, place: Path) -> None:
-    """Three of nine directories are no size: 0, and how many there are."""
-    for content in (-1, 0, 1):
+@pytest.mark.parametrize("contents", [[-1, 0, 1], [*range(-1, 7)], [-1, *range(1, 8)]])
+def test_a_part_of_the_directories(history: Path, place: Path, contents: list[int]) -> None:
+    """A part of nine directories, be it all but one, is no size: 0, and how many there are."""
+    for content in contents:
         _fill(place / f"gpseg{content}", {"a": 10})
-    assert _sized(history, place) == (0, ("of size 0: 3 of 9 directories reachable",))
+    assert _sized(history, place) == (0, (f"of size 0: {len(contents)} of 9 directories reachable",))
 
 
 def test_no_directory(history: Path, place: Path) -> None:
