@@ -22,9 +22,12 @@ Error
     ├── InvalidSettings
     ├── PortTaken
     ├── InvalidIdPrefix             prefix, limit
+    ├── InvalidTimeZone             name
     ├── InvalidListing              what is no listing of that tool
     ├── InvalidEntry                entry, field, reason
     ├── ImportRefused
+    ├── ForgetRefused
+    ├── CatalogNotWritable
     ├── SchemaError
     ├── EmbeddedPostgresError
     └── CallFailed                  what a service answered to this command
@@ -157,6 +160,14 @@ class InvalidIdPrefix(CommandError):
         self.prefix, self.limit = prefix, limit
 
 
+class InvalidTimeZone(CommandError):
+    """There is no such time zone."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!a} is no time zone: --timezone names the coordinator's, such as Europe/Berlin or Etc/UTC")
+        self.name = name
+
+
 class InvalidListing(CommandError):
     """The input is not a listing of this tool."""
 
@@ -165,12 +176,20 @@ class InvalidEntry(InvalidListing):
     """An entry of the listing has a value that cannot be a backup's."""
 
     def __init__(self, entry: str, field: str, reason: str) -> None:
-        super().__init__(f"{entry}: {field}: {reason}. Nothing was imported.")
+        super().__init__(f"{entry}: {field}: {reason}{'' if reason.endswith('?') else '.'} Nothing was imported.")
         self.entry, self.field, self.reason = entry, field, reason
 
 
 class ImportRefused(CommandError):
     """The import would do what was not asked for."""
+
+
+class ForgetRefused(CommandError):
+    """The catalog has nothing of this cluster, or not what was confirmed."""
+
+
+class CatalogNotWritable(CommandError):
+    """The role of BACKUPS_DATABASE_URL may not write to the catalog there: imports have a role of their own, and a standby takes none."""
 
 
 class SchemaError(CommandError):

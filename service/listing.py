@@ -1,5 +1,6 @@
 """The words of an import: what a tool's listing says of one backup, whatever the tool."""
 
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -23,12 +24,22 @@ class Entry(NamedTuple):
     created_at: datetime
     started_at: datetime
     size: int
+    kinds: tuple[str, ...] = ()
+    """What the tool calls such a backup: counted in the summary, for the API cannot say it."""
+    warnings: tuple[str, ...] = ()
+    """What a reader of the catalog should know of these values."""
 
 
 class Skipped(NamedTuple):
     """An entry that is no usable backup by the tool's own rules."""
 
     reason: str
+
+
+def completed_since(entries: Iterable[Entry | Skipped], time: datetime) -> Iterator[Entry | Skipped]:
+    """Skips what was completed before: what a clone inherited from its source."""
+    for entry in entries:
+        yield Skipped("completed before --since") if isinstance(entry, Entry) and entry.created_at < time else entry
 
 
 def check_id_prefix(prefix: str) -> None:

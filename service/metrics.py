@@ -1,4 +1,4 @@
-"""Prometheus' metrics, under gRPC's usual names, over HTTP on a port of their own. No label is anything that a client chose."""
+"""Prometheus' metrics, under gRPC's usual names, over HTTP on a port of their own. No label is anything that a client of the API chose."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
+from prometheus_client.registry import Collector
 
 _METHOD_LABELS = ("grpc_service", "grpc_method", "grpc_type")
 
@@ -53,6 +54,10 @@ class Metrics:
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """A value that is read when it is asked for."""
         Gauge(name, help_text, registry=self._registry).set_function(read)
+
+    def collect(self, collector: Collector) -> None:
+        """Metrics that are made when they are asked for, in the thread that answers the scrape."""
+        self._registry.register(collector)
 
     def build(self, **facts: str) -> None:
         """What this server is, as `backups_build_info`."""

@@ -27,6 +27,7 @@ from service.api.backup_service import BackupService
 from service.api.health import Health, keep_ready
 from service.api.interceptor import Interceptor
 from service.api.tls import FollowedCertificate, TlsFiles
+from service.catalog_metrics import CatalogMetrics
 from service.errors import PortTaken, TracingUnavailable
 from service.metrics import Metrics
 from service.page_token import PageTokens
@@ -234,6 +235,10 @@ class Server:
         tasks = [asyncio.create_task(keep_ready(self.health, is_ready, period=_READY_PERIOD)), asyncio.create_task(database.renew())]
         if self._keys:
             tasks.append(asyncio.create_task(self._keys.keep_fresh()))
+        if self._settings.catalog_metrics:
+            catalog = CatalogMetrics(database, limit=self._settings.catalog_metrics_limit)
+            self._metrics.collect(catalog)
+            tasks.append(asyncio.create_task(catalog.keep_fresh(self._settings.catalog_metrics_refresh)))
         for task in tasks:
             opened.callback(task.cancel)
 

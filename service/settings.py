@@ -210,6 +210,14 @@ class Settings(BaseSettings):
         OptionalAddress, Field(description="host:port for health checks alone, in plaintext: for probes without TLS.")
     ] = None
     metrics_listen: Annotated[OptionalAddress, Field(description="host:port for Prometheus' metrics, over HTTP.")] = None
+    catalog_metrics: Annotated[bool, Field(description="Tell Prometheus each cluster's last backup and last import.")] = False
+    catalog_metrics_refresh: Annotated[Seconds, Field(description="How often these are read from the catalog, in seconds.")] = timedelta(
+        minutes=1
+    )
+    catalog_metrics_limit: Annotated[
+        int,
+        Field(ge=1, le=100_000, description="The most clusters, each counted once a tool, that Prometheus is told of: the most overdue."),
+    ] = 1000
     reflection: Annotated[bool | None, Field(description="Serve gRPC reflection; on in `dev` and off in `serve` unless set.")] = None
     data_folder: Annotated[Path, Field(description="Where `dev` keeps its embedded PostgreSQL.")] = Path(__file__).parents[1] / ".data"
     log_format: Annotated[Literal["json", "console"], Field(description="json, or console for people.")] = "json"
@@ -237,6 +245,8 @@ class Settings(BaseSettings):
                     raise ValueError(f"{ENV_PREFIX}AUTH=jwt needs {ENV_PREFIX}{name.upper()}")
         if (self.tls_cert is None) != (self.tls_key is None) or (self.tls_client_ca and not self.tls_cert):
             raise ValueError(f"{ENV_PREFIX}TLS_CERT and {ENV_PREFIX}TLS_KEY are needed together, {ENV_PREFIX}TLS_CLIENT_CA only with them")
+        if self.catalog_metrics and not self.metrics_listen:
+            raise ValueError(f"{ENV_PREFIX}CATALOG_METRICS needs {ENV_PREFIX}METRICS_LISTEN")
         return self
 
     @property

@@ -149,7 +149,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     def _span(self, method: _Method, metadata: Iterable[tuple[str, str | bytes]], request_id: str) -> "CallSpan | None":
         """Health checks are no news."""
-        if self._tracing is None or not method.is_guarded:
+        if self._tracing is None or not method.is_admitted:
             return None
         return self._tracing.call(method.name, metadata, request_id=request_id)
 

@@ -4,34 +4,25 @@ The listing is copied into a temporary table; a few queries find what it would a
 one MERGE then leaves unchanged rows alone (an upsert would rewrite all of them).
 """
 
-import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import asyncpg
 
-from service.errors import CatalogUnavailable, ImportRefused
+from service.errors import ImportRefused
 from service.listing import Entry, Skipped
-from service.postgres.database import UNAVAILABLE
-
-# After so many rows, VACUUM: without the visibility map that it writes, a page is no index-only scan.
-_VACUUM_FROM = 1000
+from service.postgres.writing import connected, lock_cluster, vacuum_after
 
 # Removing more than this share of a cluster's rows is rather a listing that is not whole: a storage that was down, a failover.
 _PRUNE_SHARE = 0.5
 
 _ID_MAX_LENGTH = 50  # of folders and clusters, in any characters
 
-_CONNECT_TIMEOUT = 10.0  # seconds
-_LOCK_TIMEOUT_S = 600  # for another import of the same cluster
-
 _LISTING = """
     CREATE TEMPORARY TABLE listing (
       entry text, id text COLLATE "C", created_at timestamptz, started_at timestamptz, size bigint
     ) ON COMMIT DROP"""
-
-_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('backups import ' || $1, 0))"
 
 _SAME_ID = """
     SELECT DISTINCT ON (created_at, started_at, size) id, entry FROM listing
@@ -111,6 +102,13 @@ class Pruned(NamedTuple):
     """Why they are not removed without --prune-any."""
 
 
+class Noted(NamedTuple):
+    """Where a warning applies."""
+
+    entries: int
+    example: str
+
+
 class Summary(NamedTuple):
     """What an import did, or, as a dry run, would do; numbers of backups."""
 
@@ -125,6 +123,10 @@ class Summary(NamedTuple):
     """From another folder, with their cluster, whether the listing has them or not."""
     skipped: dict[str, int]
     """Entries by the reason why they are no usable backups."""
+    kinds: dict[str, int] = {}  # noqa: RUF012  # never changed
+    """Usable entries by what the tool calls them; one may be of several kinds."""
+    warnings: dict[str, Noted] = {}  # noqa: RUF012
+    """What to know of usable entries."""
 
     @property
     def written(self) -> int:
@@ -150,27 +152,11 @@ async def load(url: str, listing: Iterable[Entry | Skipped], target: Target, opt
         ImportRefused: an id is taken, the cluster is in another folder, or too much would be removed.
         CatalogUnavailable: PostgreSQL is gone, going or too slow.
     """
-    async with _connected(url) as connection:
+    async with connected(url) as connection:
         async with connection.transaction():
             summary = await _Import(connection, target, options).run(listing)
-        if summary.written >= _VACUUM_FROM:
-            with contextlib.suppress(*UNAVAILABLE):  # the import stands; autovacuum will come by
-                await connection.execute("VACUUM (ANALYZE) backups")
+        await vacuum_after(connection, summary.written)
     return summary
-
-
-@contextlib.asynccontextmanager
-async def _connected(url: str) -> AsyncIterator[asyncpg.Connection]:
-    try:
-        connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT, server_settings={"application_name": "backup-service import"})
-        try:
-            yield connection
-        finally:
-            await connection.close(timeout=_CONNECT_TIMEOUT)
-    except asyncpg.UniqueViolationError as exc:
-        raise ImportRefused("another cluster's import has just taken one of these ids: run the import again") from exc
-    except UNAVAILABLE as exc:
-        raise CatalogUnavailable(f"the database cannot be used: {exc}") from exc
 
 
 class _Import:
@@ -182,11 +168,12 @@ class _Import:
         self._options = options
         self._entries = 0
         self._skipped: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
+        self._warnings: dict[str, Noted] = {}
 
     async def run(self, listing: Iterable[Entry | Skipped]) -> Summary:
         await self._copy(listing)
-        await self._connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'")
-        await self._connection.fetch(_LOCK, self._target.source_cluster_id)
+        await lock_cluster(self._connection, self._target.source_cluster_id)
         await self._refuse_ids()
         moved = await self._move()
         pruned = await self._prune()
@@ -203,6 +190,8 @@ class _Import:
             pruned=pruned,
             moved=moved,
             skipped=dict(self._skipped),
+            kinds=dict(self._kinds),
+            warnings=self._warnings,
         )
 
     async def _copy(self, listing: Iterable[Entry | Skipped]) -> None:
@@ -215,7 +204,14 @@ class _Import:
             if isinstance(entry, Skipped):
                 self._skipped[entry.reason] += 1
             else:
-                yield entry
+                self._note(entry)
+                yield entry.label, entry.id, entry.created_at, entry.started_at, entry.size
+
+    def _note(self, entry: Entry) -> None:
+        self._kinds.update(entry.kinds)
+        for warning in entry.warnings:
+            entries, example = self._warnings.get(warning, (0, entry.label))
+            self._warnings[warning] = Noted(entries + 1, example)
 
     async def _refuse_ids(self) -> None:
         """An id names one backup, and never moves between clusters or tools."""

@@ -1,6 +1,5 @@
 """What README shows is what happens."""
 
-import asyncio
 import os
 import re
 import shutil
@@ -9,50 +8,30 @@ import sys
 import pytest
 
 from service.settings import ENV_PREFIX, Settings
+from tests.acceptance.examples import Example, comparable, examples, output
 from tests.acceptance.test_dev import StartDev, _dev, _folder  # noqa: F401  # fixtures
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT
 
 _README = (ROOT / "README.md").read_text(encoding="utf-8")
-_SHOWN = re.findall(r"```console\n\$ (.+)\n((?:.*\n)*?)```", _README)
+_SHOWN = examples(ROOT / "README.md")
 _PYTHON = re.findall(r"```python\n((?:.*\n)*?)```\n\n```text\n((?:.*\n)*?)```", _README)
 
 
-def _comparable(text: str) -> str:
-    """Without what differs from run to run: ages, and the ids of requests."""
-    text = re.sub(r"(\d\dZ  )\S+ \S+ +", r"\1AGE  ", text)
-    text = re.sub(r"AGE +DURATION", "AGE  DURATION", text)
-    return re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", text)
-
-
-async def _output(*command: str, address: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=ROOT,
-        env=environment(BACKUPS_ADDRESS=address, PYTHONPATH=str(ROOT)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    stdout, _ = await process.communicate()
-    return stdout.decode()
-
-
-@pytest.mark.parametrize(
-    ("command", "shown"), [shown for shown in _SHOWN if shown[0] != "make run"], ids=lambda text: text.split("\n")[0][:40]
-)
-async def test_commands(dev: StartDev, command: str, shown: str) -> None:
+@pytest.mark.parametrize("example", [example for example in _SHOWN if example.command != "make run"], ids=lambda shown: shown.command[:40])
+async def test_commands(dev: StartDev, example: Example) -> None:
     """Each command that README shows prints what README shows."""
-    program = command.split()[0]
+    program = example.command.split()[0]
     if not (found := shutil.which(program, path=f"{os.environ['PATH']}:{ROOT}")):
         pytest.skip(f"{program} is not installed")
-    command = command.replace(program, found, 1)
+    command = example.command.replace(program, found, 1)
     async with dev() as running:
         command = command.replace("127.0.0.1:50051", running.address)
-        assert _comparable(await _output("/bin/sh", "-c", command, address=running.address)) == _comparable(shown)
+        assert comparable(await output("/bin/sh", "-c", command, BACKUPS_ADDRESS=running.address)) == comparable(example.shown)
 
 
 async def test_make_run(dev: StartDev) -> None:
     """`make run` greets as README shows."""
-    [(_, shown)] = [example for example in _SHOWN if example[0] == "make run"]
+    [(_, shown)] = [example for example in _SHOWN if example.command == "make run"]
     async with dev() as running:
         expected = shown.splitlines()
         assert [line.split()[0] for line in running.lines if not line.startswith("Import")] == [
@@ -66,7 +45,7 @@ async def test_python_example(dev: StartDev) -> None:
     """The Python client prints what README shows."""
     [(code, shown)] = _PYTHON
     async with dev() as running:
-        assert await _output(sys.executable, "-c", code.replace("127.0.0.1:50051", running.address), address=running.address) == shown
+        assert await output(sys.executable, "-c", code.replace("127.0.0.1:50051", running.address)) == shown
 
 
 def test_every_setting_is_listed() -> None:

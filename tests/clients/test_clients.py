@@ -12,10 +12,10 @@ import pytest
 from grpc import StatusCode
 
 from service.backup import Backup
-from tests.acceptance.deployment import deployed, free_ports
+from tests.acceptance.deployment import deployed
 from tests.certificates import Authority, Files
 from tests.clients.programs import NAMES, Program, Refusal, Row, command
-from tests.conftest import AddBackups, StartServer
+from tests.conftest import AddBackups, StartServer, free_ports
 from tests.tokens import AUDIENCE, ISSUER, Issuer
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

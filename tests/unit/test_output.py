@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from service import output, pb
-from service.postgres.loading import Pruned, Summary, Target
+from service.postgres.loading import Noted, Pruned, Summary, Target
 
 _NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
 
@@ -85,3 +85,33 @@ def test_summary() -> None:
         "  2 skipped: too old",
         "  1 skipped: running",
     ]
+
+
+def test_summary_of_kinds_and_warnings() -> None:
+    """What the API cannot say of a listing is counted, with one backup that it applies to."""
+    summary = Summary(
+        dry_run=False,
+        entries=3,
+        added=3,
+        changed=0,
+        unchanged=0,
+        pruned=Pruned(0, None),
+        moved=0,
+        skipped={},
+        kinds={"full": 2, "incremental": 1},
+        warnings={"of size 0": Noted(2, "backup 1"), "ambiguous": Noted(1, "backup 2")},
+    )
+    assert list(output.summary_lines(summary, Target("f1", "c1", "gpbackup")))[1:] == [
+        "  The listing has 2 full, 1 incremental.",
+        "  2 of size 0 [backup 1 and others]",
+        "  1 ambiguous [backup 2]",
+    ]
+
+
+def test_a_summary_ends() -> None:
+    """However many reasons a listing makes up, the summary stays readable."""
+    skipped = {f"status unknown: '{n}'": 1 for n in range(1000)}
+    summary = Summary(False, 1000, 0, 0, 0, Pruned(0, None), 0, skipped)
+    lines = list(output.summary_lines(summary, Target("f1", "c1", "gpbackup")))
+    assert len(lines) < 25
+    assert "  and so on, 980 more lines" in lines

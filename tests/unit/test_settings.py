@@ -103,3 +103,12 @@ def test_no_secret_in_a_repr(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "hunter2" not in text
         assert _KEY not in text
         assert "\\x00\\x01" not in text
+
+
+def test_catalog_metrics_need_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics of the catalog that nobody could scrape are a mistake."""
+    monkeypatch.setenv("BACKUPS_CATALOG_METRICS", "true")
+    with pytest.raises(InvalidSettings, match="^BACKUPS_CATALOG_METRICS needs BACKUPS_METRICS_LISTEN$"):
+        Settings.read()
+    monkeypatch.setenv("BACKUPS_METRICS_LISTEN", "127.0.0.1:0")
+    assert Settings.read().catalog_metrics_limit == 1000

@@ -1,0 +1,157 @@
+"""The example files in deploy/ that keep a catalog fresh: their own command lines, run; and imports that run into each other."""
+
+import asyncio
+import configparser
+import re
+import shlex
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, Done, RunCommand, Sql, environment
+
+_DEPLOY = ROOT / "deploy"
+_IDS = {"FOLDER_ID": "folder 1", "CLUSTER_ID": "c$1"}  # a space and a $ show missing quotes
+_LISTING = ROOT / "samples" / "walg-backup-list.json"
+_HISTORY = ROOT / "samples" / "gpbackup_history.db"
+
+
+@pytest.fixture(name="programs")
+def _programs(tmp_path: Path) -> Path:
+    """A folder for the PATH, with our command, and a `wal-g` that prints the sample, and logs as the real one does."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "backup-service").symlink_to(ROOT / "backup-service")
+    _program(
+        programs / "wal-g", f"echo 'INFO: 2026/11/20 09:00:00.000001 Using storages: [default]' >&2\ncat {shlex.quote(str(_LISTING))}\n"
+    )
+    return programs
+
+
+def _program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+async def _run(*command: str, programs: Path, **settings: str) -> Done:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=environment(**settings) | {"PATH": f"{programs}:/usr/bin:/bin"},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    stdout, stderr = await process.communicate()
+    assert process.returncode is not None
+    return Done(process.returncode, stdout.decode(), stderr.decode())
+
+
+async def _imported(sql: Sql) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in await sql.fetch("SELECT folder_id, source_cluster_id, tool, backups FROM imports")]
+
+
+def _unit(name: str) -> configparser.ConfigParser:
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # names of systemd have capitals
+    unit.read(_DEPLOY / "systemd" / name, encoding="utf-8")
+    return unit
+
+
+async def test_systemd(import_url: str, sql: Sql, programs: Path) -> None:
+    """The unit's command imports what WAL-G prints, and fails where WAL-G does, or our command."""
+    start = _unit("backup-import-walg@.service")["Service"]["ExecStart"]
+    assert not re.search(r"%|(?<!\$)\$(?!\$)", start)  # which systemd would replace
+    command = shlex.split(start.replace("$$", "$"))
+
+    done = await _run(*command, programs=programs, BACKUPS_DATABASE_URL=import_url, **_IDS)
+    assert (done.status, done.stdout) == (
+        0,
+        "Imported cluster c$1 into folder folder 1: 4 added, 0 changed, 0 unchanged, 0 removed, 0 skipped.\n",
+    )
+    assert await _imported(sql) == [("folder 1", "c$1", "walg", 4)]
+
+    _program(programs / "wal-g", f"cat {shlex.quote(str(_LISTING))}; exit 1")
+    assert (await _run(*command, programs=programs, BACKUPS_DATABASE_URL=import_url, **_IDS)).status == 1
+    _program(programs / "wal-g", "exit 0")
+    done = await _run(*command, programs=programs, BACKUPS_DATABASE_URL=import_url, **_IDS)
+    assert done.status == 1
+    assert "the input is empty" in done.stderr
+
+
+async def test_systemd_units(programs: Path, tmp_path: Path) -> None:
+    """systemd itself finds nothing wrong with the units, where it is installed; the timer has a time."""
+    assert _unit("backup-import-walg@.timer")["Timer"]["OnCalendar"] == "*:0/15"
+    if not (analyze := shutil.which("systemd-analyze")):
+        pytest.skip("systemd is not installed")
+    for name in ("service", "timer"):
+        shutil.copy(_DEPLOY / f"systemd/backup-import-walg@.{name}", tmp_path / f"backup-import-walg@c1.{name}")
+    done = await _run(analyze, "verify", str(tmp_path / "backup-import-walg@c1.timer"), programs=programs)
+    assert [line for line in done.stderr.splitlines() if "backup-import-walg" in line] == []
+
+
+async def test_cron(import_url: str, sql: Sql, programs: Path, tmp_path: Path) -> None:
+    """The crontab's command imports gpbackup's history, prints nothing to be mailed, and what fails is."""
+    [line] = [line for line in (_DEPLOY / "cron/backup-import-gpbackup").read_text().splitlines() if line.startswith("*")]
+    *times, user, command = line.split(maxsplit=6)
+    assert (times, user) == (["*/15", "*", "*", "*", "*"], "gpadmin")
+    assert "%" not in command  # which cron takes for the end of a line
+    settings = {"BACKUPS_DATABASE_URL": import_url, "CLUSTER_TIMEZONE": "Europe/Berlin", "HISTORY": str(_HISTORY)} | _IDS
+    file = tmp_path / "an.env"
+    file.write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items()))
+    command = command.replace("/etc/backup-service/gpbackup.env", shlex.quote(str(file)))
+
+    assert await _run("/bin/sh", "-c", command, programs=programs) == Done(0, "", "")
+    assert await _imported(sql) == [("folder 1", "c$1", "gpbackup", 10)]
+
+    file.write_text(file.read_text().replace(str(_HISTORY), "/none/h.db"))
+    assert await _run("/bin/sh", "-c", command, programs=programs) == Done(1, "", "backup-service: /none/h.db: No such file or directory\n")
+
+
+async def test_kubernetes(import_url: str, sql: Sql, programs: Path, tmp_path: Path) -> None:
+    """The CronJob's containers, one after the other, import what WAL-G prints; where WAL-G fails, so does the job."""
+    job = yaml.safe_load((_DEPLOY / "kubernetes/import-walg.yaml").read_text())
+    assert job["spec"]["concurrencyPolicy"] == "Forbid"
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    [lists], [imports] = pod["initContainers"], pod["containers"]
+    assert {mount["name"] for each in (lists, imports) for mount in each["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert {each["name"] for each in imports["env"]} == {"FOLDER_ID", "CLUSTER_ID", "BACKUPS_DATABASE_URL"}
+
+    def here(argument: str) -> str:
+        """As the kubelet replaces $(NAME), with the volume where the test has it."""
+        return re.sub(r"\$\((\w+)\)", lambda name: _IDS[name[1]], argument).replace("/listing/", f"{tmp_path}/")
+
+    assert (await _run(*map(here, lists["command"]), programs=programs)).status == 0
+    done = await _run("backup-service", *map(here, imports["args"]), programs=programs, BACKUPS_DATABASE_URL=import_url)
+    assert done.status == 0, done.stderr
+    assert await _imported(sql) == [("folder 1", "c$1", "walg", 4)]
+
+    _program(programs / "wal-g", "echo ERROR >&2; exit 1")
+    assert (await _run(*map(here, lists["command"]), programs=programs)).status == 1
+
+
+async def test_two_imports_of_one_cluster_at_once(command: RunCommand, import_url: str, sql: Sql) -> None:
+    """Imports of one cluster, by whichever tool, wait for each other before they look at what there is; both succeed."""
+    to = ("--folder-id", "f1", "--cluster-id", "c1")
+    async with sql.transaction():
+        await sql.execute("SELECT pg_advisory_xact_lock(hashtextextended('backups import c1', 0))")
+        running = [
+            asyncio.ensure_future(command("import", *arguments, *to, BACKUPS_DATABASE_URL=import_url))
+            for arguments in (
+                ("walg", str(_LISTING)),
+                ("walg", str(_LISTING), "--prune"),
+                ("gpbackup", str(_HISTORY), "--timezone", "Europe/Berlin"),
+            )
+        ]
+        async with asyncio.timeout(50):
+            while await sql.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") < 3:
+                await asyncio.sleep(0.05)
+        assert await sql.fetchval("SELECT count(*) FROM backups") == 0
+    done = await asyncio.gather(*running)
+    assert [each.status for each in done] == [0, 0, 0]
+    added = sorted(re.findall(r": (\d+) added", "".join(each.stdout for each in done)), key=int)
+    assert added == ["0", "4", "10"]
+    assert await sql.fetchval("SELECT count(*) FROM backups") == 14

@@ -1,0 +1,120 @@
+"""What Prometheus is told of the catalog."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import structlog
+
+from service.listing import Entry
+from service.postgres import forgetting
+from service.postgres.loading import Options, Target, load
+from service.server import Server
+from tests.api.test_metrics import _of, _scrape
+from tests.conftest import Sql, StartServer
+
+_TIME = datetime(2026, 11, 20, 2, 41, 58, tzinfo=UTC)
+_ON = {"metrics_listen": "127.0.0.1:0", "catalog_metrics": True, "catalog_metrics_refresh": "0.05"}
+_COMPLETION = "backup_catalog_last_completion_timestamp_seconds"
+
+
+async def _load(url: str, cluster: str, *days: int) -> None:
+    entries = [
+        Entry("", f"{cluster}:{day}", _TIME + timedelta(days=day), _TIME + timedelta(days=day, hours=-2), 1000 + day) for day in days
+    ]
+    await load(url, entries, Target("f1", cluster, "walg"), Options())
+
+
+async def _until(server: Server, holds: Callable[[dict[Any, float]], bool]) -> dict[Any, float]:
+    async with asyncio.timeout(20):
+        while not holds(scraped := await _scrape(server)):
+            await asyncio.sleep(0.05)
+    return scraped
+
+
+def _clusters(scraped: dict[Any, float], name: str = _COMPLETION) -> set[str]:
+    return {dict(labels)["cluster_id"] for found, labels in scraped if found == name}
+
+
+async def test_each_cluster_and_tool(start_server: StartServer, import_url: str, sql: Sql) -> None:
+    """Of each cluster and tool: the last backup's completion, size and duration, how many there are, the last import; kept up to date."""
+    await _load(import_url, "c1", 1, 2)
+    await _load(import_url, "c2")
+    async with start_server(**_ON) as server:
+        scraped = await _until(server, lambda scraped: "c1" in _clusters(scraped))
+        labels = {"folder_id": "f1", "cluster_id": "c1", "tool": "walg"}
+        imported_at = await sql.fetchval("SELECT imported_at FROM imports WHERE source_cluster_id = 'c1'")
+        values = {
+            _COMPLETION: (_TIME + timedelta(days=2)).timestamp(),
+            "backup_catalog_last_duration_seconds": 7200,
+            "backup_catalog_last_size_bytes": 1002,
+            "backup_catalog_backups": 2,
+            "backup_catalog_last_import_timestamp_seconds": imported_at.timestamp(),
+        }
+        assert {name: _of(scraped, name, **labels) for name in values} == pytest.approx(values, abs=1e-5)
+        assert _clusters(scraped) == {"c1"}  # no backup, no time
+        assert _clusters(scraped, "backup_catalog_backups") == {"c1", "c2"}
+        assert _of(scraped, "backup_catalog_left_out") == 0
+
+        await _load(import_url, "c2", 1)
+        await _until(server, lambda scraped: _clusters(scraped) == {"c1", "c2"})
+        c1 = forgetting.Cluster("c1", None)
+        await forgetting.forget(import_url, c1, expected=await forgetting.what_goes(import_url, c1))
+        await _until(server, lambda scraped: _clusters(scraped, "backup_catalog_backups") == {"c2"})
+
+
+async def test_off_by_default(start_server: StartServer, import_url: str) -> None:
+    """Nothing of the catalog is told unless that is switched on."""
+    await _load(import_url, "c1", 1)
+    async with start_server(metrics_listen="127.0.0.1:0") as server:
+        scraped = await _until(server, lambda scraped: _of(scraped, "backups_ready") == 1)
+        assert not [name for name, _ in scraped if name.startswith("backup_catalog")]
+
+
+async def test_not_more_than_so_many(start_server: StartServer, import_url: str) -> None:
+    """Beyond the limit those are kept whose last backup is oldest; how many are left out is told by a metric, and once by the log."""
+    for cluster, day in (("c1", 3), ("c2", 1), ("c3", 2)):
+        await _load(import_url, cluster, day)
+    with structlog.testing.capture_logs() as logs:
+        async with start_server(**_ON, catalog_metrics_limit=2) as server:
+            scraped = await _until(server, lambda scraped: _of(scraped, "backup_catalog_left_out") == 1)
+            first = _of(scraped, "backup_catalog_refresh_timestamp_seconds")
+            await _until(server, lambda scraped: _of(scraped, "backup_catalog_refresh_timestamp_seconds") > first)
+    assert _clusters(scraped) == {"c2", "c3"}
+    assert [log for log in logs if log["event"] == "catalog metrics left out clusters"] == [
+        {"event": "catalog metrics left out clusters", "log_level": "warning", "limit": 2, "left_out": 1}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("breaks", "mends"),
+    [
+        ("ALTER TABLE imports RENAME TO gone", "ALTER TABLE gone RENAME TO imports"),
+        ("REVOKE SELECT ON imports FROM backups_service", "GRANT SELECT ON imports TO backups_service"),
+    ],
+)
+async def test_a_catalog_that_cannot_be_read(start_server: StartServer, import_url: str, sql: Sql, breaks: str, mends: str) -> None:
+    """While the catalog cannot be read, scrapes go on and show what was read last, and when; the log says so once."""
+    await _load(import_url, "c1", 1)
+    with structlog.testing.capture_logs() as logs:
+        async with start_server(**_ON) as server:
+            await _until(server, lambda scraped: _clusters(scraped) == {"c1"})
+            await sql.execute(breaks)
+            async with asyncio.timeout(20):
+                while not [log for log in logs if log["event"] == "catalog metrics not refreshed"]:
+                    await asyncio.sleep(0.05)
+            stale = await _scrape(server)
+            assert _clusters(stale) == {"c1"}
+            read_at = _of(stale, "backup_catalog_refresh_timestamp_seconds")
+            await sql.execute(mends)
+            await _until(server, lambda scraped: _of(scraped, "backup_catalog_refresh_timestamp_seconds") > read_at)
+    assert len([log for log in logs if log["event"] == "catalog metrics not refreshed"]) == 1
+
+
+async def test_before_there_is_a_database(start_server: StartServer) -> None:
+    """A server whose database was never there answers scrapes, without anything of the catalog."""
+    async with start_server(**_ON, database_url="postgresql://127.0.0.1:1/none") as server:
+        scraped = await _scrape(server)
+    assert not [name for name, _ in scraped if name.startswith("backup_catalog")]
