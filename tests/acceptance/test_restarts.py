@@ -37,7 +37,7 @@ async def test_replicas_are_restarted_in_turn(database_url: str, number: signal.
         outcomes = await under_load(deployment, lambda: restarted_in_turn(deployment, number, rounds))
     figure(f"{number.name}, {rounds} rounds of 3: {outcomes}")
     assert outcomes.codes == {"OK", "HTTP 200"}
-    assert outcomes["OK"] > 100
+    assert outcomes["OK"] > 20
 
 
 @pytest.mark.bar(2, "SIGTERM with calls in flight, clients connected directly and backing off")

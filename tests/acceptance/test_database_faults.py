@@ -1,0 +1,154 @@
+"""PostgreSQL that ends, that kills, and that says nothing any more.
+
+Mitigations: the one door in service/postgres/database.py, which makes UNAVAILABLE of whatever a lost connection raises; its limits on
+connecting, acquiring and releasing, and the deadline of every call, which waits for none of them; connections that are made as they are
+needed, so that nothing need be restarted.
+"""
+
+import asyncio
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc import StatusCode
+
+from service import pb
+from service.embedded_postgres import EmbeddedPostgres
+from service.postgres.migration import Roles, migrate
+from tests.acceptance.bars import Figure
+from tests.acceptance.deployment import deployed
+from tests.acceptance.load import under_load
+from tests.conftest import AddBackups, Sql, StartServer
+from tests.proxy import Proxy, proxied
+
+_LIST = pb.ListBackupsRequest(folder_id="f1")
+_CALLS = 10_000
+_CLEAN = {"OK", "UNAVAILABLE", "HTTP 200", "HTTP 503"}
+
+
+@pytest.fixture(name="own_postgres", scope="module")
+def _own_postgres() -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL that a test may stop."""
+    with tempfile.TemporaryDirectory(prefix="backups-own-", dir="/tmp") as folder:
+        postgres = EmbeddedPostgres(Path(folder, "postgres"), settings={"shared_buffers": "128MB"})
+        with postgres.running():
+            migrate(postgres.url("postgres"), roles=Roles())
+            yield postgres
+        postgres.remove()
+
+
+@pytest.mark.bar(3, "PostgreSQL stopped at once and started again, under load through Envoy")
+async def test_postgres_is_stopped(own_postgres: EmbeddedPostgres, *, long: bool, figure: Figure) -> None:
+    """Calls are UNAVAILABLE meanwhile and no other error; they are answered within 2 s of PostgreSQL being ready; no replica ends."""
+    recovered: list[float] = []
+    rounds = 5 if long else 1
+    async with deployed(own_postgres.url("postgres")) as deployment:
+
+        async def stop_and_start() -> None:
+            for _ in range(rounds):
+                await asyncio.to_thread(own_postgres._run, "pg_ctl", "stop", "--mode=immediate", "-D", own_postgres._data)
+                await asyncio.sleep(1)  # calls meanwhile
+                await asyncio.to_thread(own_postgres._start)
+                ready = time.monotonic()
+                async with deployment.channel() as channel, asyncio.timeout(30):
+                    for _ in deployment.replicas:
+                        while await pb.BackupServiceStub(channel).List(_LIST, timeout=5).code() is not StatusCode.OK:
+                            await asyncio.sleep(0.02)
+                recovered.append(time.monotonic() - ready)
+
+        outcomes = await under_load(deployment, stop_and_start)
+        for replica in deployment.replicas:
+            replica.check_runs()
+    figure(f"{outcomes}; answered again after {max(recovered):.2f} s at most")
+    assert outcomes.codes == _CLEAN
+    assert max(recovered) < 2
+
+
+@pytest.mark.bar(3, "every backend of PostgreSQL killed in a loop, under load through Envoy")
+async def test_backends_are_killed(database_url: str, sql: Sql, *, long: bool, figure: Figure) -> None:
+    """Calls whose backend is killed, in a query or between two, are OK or UNAVAILABLE, and nothing else."""
+    rounds = 200 if long else 40
+
+    async def kill() -> None:
+        for _ in range(rounds):
+            await sql.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", Roles().service)
+            await asyncio.sleep(0.05)
+
+    async with deployed(database_url) as deployment:
+        outcomes = await under_load(deployment, kill)
+    figure(f"{rounds} rounds: {outcomes}")
+    assert outcomes.codes <= _CLEAN
+    assert outcomes["OK"] > 20
+
+
+@pytest.fixture(name="proxy")
+async def _proxy(postgres: EmbeddedPostgres) -> AsyncIterator[Proxy]:
+    async with proxied(postgres._sockets / ".s.PGSQL.5432") as proxy:
+        yield proxy
+
+
+async def _call(stub: pb.BackupServiceStub, timeout: float | None) -> tuple[str, float]:
+    """A status, and after how many seconds it came."""
+    began = time.monotonic()
+    code = await stub.List(_LIST, timeout=timeout).code()
+    return code.name, time.monotonic() - began
+
+
+@pytest.mark.bar(5, "the database a black hole, in mid-query and in mid-connect")
+@pytest.mark.parametrize("connected", [True, False])
+async def test_black_hole(start_server: StartServer, proxy: Proxy, database_name: str, *, connected: bool, figure: Figure) -> None:
+    """Deadlines hold to within a tenth of a second, the client's and the service's own; the pool is whole once the hole is gone."""
+    url = f"postgresql://{Roles().service}@127.0.0.1:{proxy.port}/{database_name}"
+    settings = {"pool_size": 4, "request_timeout": "1.5", "acquire_timeout": "5", "connect_timeout": "3"}
+    async with start_server(database_url=url, **settings) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+        stub = pb.BackupServiceStub(channel)
+        if connected:
+            await asyncio.gather(*(_call(stub, 5) for _ in range(8)))
+        proxy.blackhole()
+        calls = [_call(stub, 0.5) for _ in range(8)] + [_call(stub, None) for _ in range(8)]
+        answers = await asyncio.gather(*calls)
+        assert {code for code, _ in answers} == {"DEADLINE_EXCEEDED"}
+        late = [seconds - (0.5 if index < 8 else 1.5) for index, (_, seconds) in enumerate(answers)]
+        proxy.heal()
+        began = time.monotonic()
+        async with asyncio.timeout(20):
+            while {code for code, _ in await asyncio.gather(*(_call(stub, 5) for _ in range(4)))} != {"OK"}:
+                await asyncio.sleep(0.05)
+        figure(f"late by {max(late) * 1000:.0f} ms at most, answered again after {time.monotonic() - began:.2f} s")
+        assert 0 <= max(late) < 0.1
+
+
+@pytest.mark.bar(7, "calls cancelled in mid-query and while they wait for a connection")
+async def test_cancelled_calls(start_server: StartServer, add_backups: AddBackups, sql: Sql, database_name: str, *, figure: Figure) -> None:
+    """Ten thousand calls that are cancelled leave no connection, task or backend behind."""
+    await add_backups(1)
+    async with start_server(pool_size=10, admission_limit=100_000) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+        stub = pb.BackupServiceStub(channel)
+        await _call(stub, 5)
+        tasks = len(asyncio.all_tasks())
+        outcomes: Counter[StatusCode] = Counter()
+        for _ in range(_CALLS // 500):
+            async with sql.transaction():  # each query waits for it
+                await sql.execute("LOCK TABLE backups IN ACCESS EXCLUSIVE MODE")
+                calls: list[Any] = [stub.List(_LIST, timeout=30) for _ in range(500)]
+                async with asyncio.timeout(20):
+                    while server.admission.in_flight < 500:
+                        await asyncio.sleep(0.005)
+                for call in calls:
+                    call.cancel()
+                for call in calls:
+                    outcomes[await call.code()] += 1
+        async with asyncio.timeout(20):
+            while server.admission.in_flight or len(asyncio.all_tasks()) > tasks + 2:
+                await asyncio.sleep(0.05)
+            busy = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND state = 'active' AND pid <> pg_backend_pid()"
+            while await sql.fetchval(busy, database_name):
+                await asyncio.sleep(0.05)
+        assert {code for code, _ in await asyncio.gather(*(_call(stub, 5) for _ in range(20)))} == {"OK"}
+        figure(f"{outcomes[StatusCode.CANCELLED]} cancelled; tasks {tasks} before, {len(asyncio.all_tasks())} after")
+        assert outcomes[StatusCode.CANCELLED] == _CALLS
