@@ -10,7 +10,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -132,12 +132,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 if task.cancelling():  # by gRPC: the client has gone, or the server's grace is over
                     call.ended(StatusCode.CANCELLED.name)
                     raise
-                await _answer(call, CallInterrupted(), exc, context)
+                return await _answer(call, CallInterrupted(), exc, context)
             except Exception as exc:
-                error = DeadlineExceeded() if isinstance(exc, TimeoutError) and deadline.expired() else exc
-                if isinstance(error, ShuttingDown):
+                is_deadline = isinstance(exc, TimeoutError) and deadline.expired()
+                if isinstance(exc, ShuttingDown):
                     await self._admission.dismissed()
-                await _answer(call, error, exc, context)
+                return await _answer(call, DeadlineExceeded() if is_deadline else exc, exc, context)
             else:
                 call.ended(StatusCode.OK.name)
                 return response
@@ -184,12 +184,16 @@ def _allowed(context: _Context, longest: float | None) -> float | None:
     return longest if remaining is None or (longest is not None and longest < remaining) else remaining
 
 
-async def _answer(call: Call, error: Exception, cause: BaseException, context: _Context) -> NoReturn:
+async def _answer(call: Call, error: Exception, cause: BaseException, context: _Context) -> None:
     """An error without initial metadata: clients do not retry a call whose initial metadata they have seen."""
     status = status_of(error)
     level = _LEVELS.get(status.code, "info")
     call.ended(status.code.name, level=level, error=None if level == "info" else cause)
-    await context.abort(status.code, status.text, trailers(status, error, call.request_id))
+    try:
+        await context.abort(status.code, status.text, trailers(status, error, call.request_id))
+    except grpc.aio.AbortError as aborted:
+        # gRPC keeps it, in a cycle, until garbage is collected: without our frames, which hold the request. The status stands.
+        aborted.__traceback__ = aborted.__context__ = None
 
 
 def _decoder(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:

@@ -61,8 +61,12 @@ class Replica(abc.ABC):
         served = self._times("serving")
         await self.end(number)
         await self.start()
+        await self.serving(served)
+
+    async def serving(self, times: int = 0) -> None:
+        """Waits until it has begun to serve more than so many times."""
         async with asyncio.timeout(60):
-            while self._times("serving") == served:
+            while self._times("serving") <= times:
                 self.check_runs()
                 await asyncio.sleep(0.05)
 
@@ -97,6 +101,11 @@ class ReplicaProcess(Replica):
         assert self._process
         self._process.send_signal(number)
         return await asyncio.to_thread(self._process.wait, 30)
+
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
 
     def check_runs(self) -> None:
         assert self._process

@@ -268,7 +268,8 @@ def test_who_may_talk_to_whom(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _ports(grpc_rule) == {("TCP", settings.listen.port)}
     assert [peer["podSelector"]["matchLabels"] for peer in metrics_rule["from"]] == [{_NAME: "prometheus"}]
     assert _ports(metrics_rule) == {("TCP", settings.metrics_listen.port)}
-    assert [_ports(rule) for rule in policies["envoy"]["ingress"]] == [{("TCP", _container("envoy")["ports"][0]["containerPort"])}]
+    ports = [("TCP", port["containerPort"]) for port in _container("envoy")["ports"]]
+    assert [_ports(rule) for rule in policies["envoy"]["ingress"]] == [{port} for port in ports]
     assert not [name for name in ("dns", "postgresql") if "ingress" in policies[name]]
 
     assert {name: [_ports(rule) for rule in policy["egress"]] for name, policy in policies.items() if "egress" in policy} == {
@@ -276,6 +277,7 @@ def test_who_may_talk_to_whom(monkeypatch: pytest.MonkeyPatch) -> None:
         "postgresql": [{("TCP", 5432)}],
         "service": [{("TCP", 443)}],
         "envoy": [{("TCP", settings.listen.port)}],
+        "backup-import-walg": [{("TCP", 443)}],
     }
     assert [_selected(peer["podSelector"]) for peer in policies["envoy"]["egress"][0]["to"]] == [{"service"}]
 

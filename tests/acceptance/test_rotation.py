@@ -1,0 +1,181 @@
+"""What changes while the service runs: its password, its certificate, the keys of tokens; and a database that comes last.
+
+Mitigations: connections are made as they are needed and grow no older than BACKUPS_POOL_MAX_AGE, the password being read anew for each
+from `passfile`; certificates and JWKS are followed, each taken only once it is whole.
+"""
+
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+
+from service import pb
+from service.embedded_postgres import EmbeddedPostgres
+from service.postgres.migration import Roles, migrate
+from service.server import Server
+from service.settings import Settings
+from tests.acceptance.bars import Figure
+from tests.certificates import Authority, Files, name_shown
+from tests.tokens import AUDIENCE, ISSUER, Issuer
+
+_ROLE = Roles().service
+
+
+@pytest.fixture(name="guarded_postgres")
+def _guarded_postgres() -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL that does not run yet, and that asks the service's role for its password."""
+    with tempfile.TemporaryDirectory(prefix="backups-guarded-", dir="/tmp") as folder:
+        postgres = EmbeddedPostgres(Path(folder, "postgres"), settings={"shared_buffers": "128MB"})
+        with postgres.running():
+            rules = postgres._data / "pg_hba.conf"
+            rules.write_text(f"local all {_ROLE} scram-sha-256\n" + rules.read_text(encoding="utf-8"), encoding="utf-8")
+        yield postgres
+        postgres.remove()
+
+
+async def _execute(postgres: EmbeddedPostgres, *statements: str) -> None:
+    connection = await asyncpg.connect(postgres.url("postgres"))
+    for statement in statements:
+        await connection.execute(statement)
+    await connection.close()
+
+
+def _write(passfile: Path, password: str) -> None:
+    new = passfile.with_suffix(".new")
+    new.write_text(f"*:*:*:{_ROLE}:{password}\n", encoding="utf-8")
+    new.chmod(0o600)
+    new.replace(passfile)
+
+
+def _link(folder: Path, version: str) -> None:
+    """A swap of a symbolic link, as Kubernetes does with a secret's files."""
+    new = folder / "data.new"
+    new.symlink_to(version)
+    new.replace(folder / "data")
+
+
+class Caller:
+    """Calls on one connection, one after the other, without a retry, and a new connection after twenty."""
+
+    def __init__(self, server: Server, authority: Authority) -> None:
+        self._server, self._authority = server, authority
+        self.token = ""
+        self.codes: list[str] = []
+
+    async def run(self) -> None:
+        credentials = grpc.ssl_channel_credentials(self._authority.cert)
+        while True:
+            options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+            async with grpc.aio.secure_channel(f"localhost:{self._server.address.port}", credentials, options=options) as channel:
+                for _ in range(20):
+                    metadata = [("authorization", f"Bearer {self.token}")]
+                    call: Any = pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1"), metadata=metadata, timeout=10)
+                    self.codes.append((await call.code()).name)
+                    await asyncio.sleep(0.01)
+
+    async def more(self, count: int = 30) -> None:
+        """Waits for so many further calls."""
+        until = len(self.codes) + count
+        async with asyncio.timeout(30):
+            while len(self.codes) < until:
+                await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def _calling(server: Server, authority: Authority, token: str) -> AsyncIterator[Caller]:
+    caller = Caller(server, authority)
+    caller.token = token
+    running = [asyncio.ensure_future(caller.run()) for _ in range(4)]
+    try:
+        yield caller
+    finally:
+        for each in running:
+            each.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+@pytest.mark.bar(13, "started without its database; password, certificate (by a link, certificate before key) and JWKS changed under load")
+async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_path: Path, *, figure: Figure) -> None:
+    """No restart, and no call fails."""
+    passfile, jwks = tmp_path / "passfile", tmp_path / "jwks.json"
+    authority, issuer = Authority(), Issuer("old", "new")
+    _write(passfile, "first")
+    jwks.write_bytes(issuer.jwks("old"))
+    for version in ("one", "two"):
+        (tmp_path / version).mkdir()
+        Files(tmp_path / version).write(authority.pair(version))
+    _link(tmp_path, "one")
+    settings = {
+        "database_url": f"{guarded_postgres.url('postgres', user=_ROLE)}&passfile={passfile}",
+        "pool_max_age": "0.5",
+        "auth": "jwt", "jwks": str(jwks), "jwks_refresh": "0.2", "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE,
+        **Files(tmp_path / "data").settings,
+    }  # fmt: skip
+    began = time.monotonic()
+    server = await Server(Settings.read(listen="127.0.0.1:0", drain_delay="0", **settings)).start()
+    try:
+        await asyncio.sleep(0.5)
+        assert not server.health.serving
+        with guarded_postgres.running():
+            await _execute(guarded_postgres, f"CREATE ROLE {_ROLE} LOGIN PASSWORD 'first'")
+            await asyncio.to_thread(migrate, guarded_postgres.url("postgres"), roles=Roles())
+            await _until(lambda: server.health.serving)
+            async with _calling(server, authority, issuer.token("old")) as caller:
+                await caller.more()
+                await _execute(guarded_postgres, f"ALTER ROLE {_ROLE} PASSWORD 'second'")
+                _write(passfile, "second")
+                since = await _now(guarded_postgres)
+                await _until_connections_are_newer(guarded_postgres, since)
+                await caller.more()
+
+                jwks.write_bytes(issuer.jwks("old", "new"))
+                await asyncio.sleep(0.5)
+                caller.token = issuer.token("new")
+                await caller.more()
+                jwks.write_bytes(issuer.jwks("new"))
+                await caller.more()
+
+                shown = [await name_shown("127.0.0.1", server.address.port, authority)]
+                _link(tmp_path, "two")
+                await caller.more()
+                shown.append(await name_shown("127.0.0.1", server.address.port, authority))
+                third = authority.pair("three")
+                (tmp_path / "two" / "tls.crt").write_bytes(third.cert)  # certificate first
+                await caller.more()
+                (tmp_path / "two" / "tls.key").write_bytes(third.key)
+                await caller.more()
+                shown.append(await name_shown("127.0.0.1", server.address.port, authority))
+            assert shown == ["one", "two", "three"]
+            assert set(caller.codes) == {"OK"}
+            figure(f"{len(caller.codes)} calls, all OK, in {time.monotonic() - began:.0f} s")
+    finally:
+        await server.stop()
+
+
+async def _until(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def _now(postgres: EmbeddedPostgres) -> Any:
+    connection = await asyncpg.connect(postgres.url("postgres"))
+    now = await connection.fetchval("SELECT clock_timestamp()")
+    await connection.close()
+    return now
+
+
+async def _until_connections_are_newer(postgres: EmbeddedPostgres, moment: Any) -> None:
+    connection = await asyncpg.connect(postgres.url("postgres"))
+    older = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND backend_start < $2"
+    async with asyncio.timeout(20):
+        while await connection.fetchval(older, _ROLE, moment):
+            await asyncio.sleep(0.05)
+    await connection.close()
