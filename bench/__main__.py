@@ -4,6 +4,7 @@ import argparse
 import json
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -107,9 +108,9 @@ class Bench:
         warm(self._postgres.url(catalog.name))
         self.results["start_to_ready_s"] = self._starts(url)
         systems = self._started(url, stack)
-        self.results["calls"] = self._rounds("Calls", _cases(catalog), systems)
+        self.results["calls"] = self._rounds("Calls", [[case] * len(systems) for case in _cases(catalog)], systems)
         ours = [system for system in systems if system.name in ("service", "usual")]
-        self.results["depth"] = {"pages": catalog.depth} | self._depth(catalog, ours)
+        self.results["depth"] = self._depth(catalog, ours)
         self.results["crowd"] = self._crowd(catalog, systems[0])
         if self._options.imports:
             self.results["import"] = measure_import(self._postgres, self._folder, entries=self._options.imports, progress=self._progress)
@@ -139,14 +140,20 @@ class Bench:
             return None
         return program
 
-    def _rounds(self, title: str, cases: list[Case], systems: list[System]) -> Measures:
-        """In turn: what else the machine does meanwhile meets all of them."""
+    def _rounds(self, title: str, cases: list[list[Case]], systems: list[System]) -> Measures:
+        """In turn: what else the machine does meanwhile meets all of them.
+
+        Args:
+            title: of the progress bar.
+            cases: for each row of the table, what each system is asked; they share a name.
+            systems: in the order of those.
+        """
         meter = Meter(self._postgres)
-        measures: Measures = {case.name: {system.name: [] for system in systems} for case in cases}
+        measures: Measures = {row[0].name: {system.name: [] for system in systems} for row in cases}
         task = self._progress.add_task(title, total=(self._options.rounds + 1) * len(cases) * len(systems))
         for number in range(self._options.rounds + 1):
-            for case in cases:
-                for system in systems:
+            for row in cases:
+                for case, system in zip(row, systems, strict=True):
                     seconds = self._options.seconds if number else self._options.seconds / 4  # the first warms up
                     measure = meter.measure(system, case.orders(system, seconds))
                     if number:
@@ -154,22 +161,18 @@ class Bench:
                     self._progress.advance(task)
         return measures
 
-    def _depth(self, catalog: Catalog, systems: list[System]) -> dict[str, Measures]:
+    def _depth(self, catalog: Catalog, systems: list[System]) -> Measures:
         """The first page of the deep folder, and its last."""
         if catalog.deepest is None:
             return {}
         created_at, backup_id = catalog.deepest
-        assert isinstance(created_at, datetime)
-        sealed = PageTokens().seal(Position(created_at, backup_id), folder_id=DEEP_FOLDER)
-        tokens = {"service": sealed, "usual": str((catalog.depth - 1) * 100)}
-        found: dict[str, Measures] = {}
-        for system in systems:
-            cases = [
-                Case(name, "List", _list([DEEP_FOLDER], 100, token), *_ONE)
-                for name, token in (("page 1", ""), (f"page {catalog.depth}", tokens[system.name]))
-            ]
-            found[system.name] = self._rounds(f"Depth, {system.name}", cases, [system])
-        return found
+        tokens = {
+            "service": PageTokens().seal(Position(created_at, backup_id), folder_id=DEEP_FOLDER),
+            "usual": str((catalog.depth - 1) * 100),
+        }
+        first = Case("page 1", "List", _list([DEEP_FOLDER], 100), *_ONE)
+        last = [Case(f"page {catalog.depth:,}", "List", _list([DEEP_FOLDER], 100, tokens[system.name]), *_ONE) for system in systems]
+        return self._rounds("Depth", [[first] * len(systems), last], systems)
 
     def _crowd(self, catalog: Catalog, system: System) -> dict[str, float]:
         """64 Lists of 1000 at once, and beside them one Get after the other."""
@@ -198,22 +201,9 @@ class Bench:
                 services.enter_context(service(self._url(catalog), self._folder, name=f"{size:,}"))
                 for catalog, size in zip(catalogs, sizes, strict=True)
             ]
-            merged: Measures = {}
-            for cases in zip(*(_cases(catalog, (_MANY,)) for catalog in catalogs), strict=True):
-                merged |= self._interleaved(cases, systems)
-            self.results["scale"] = merged
+            cases = zip(*(_cases(catalog, (_MANY,)) for catalog in catalogs), strict=True)
+            self.results["scale"] = self._rounds("Sizes", [list(row) for row in cases], systems)
         self.results["cold"] = [self._cold(catalog, size, stack) for catalog, size in zip(catalogs, sizes, strict=True)]
-
-    def _interleaved(self, cases: tuple[Case, ...], systems: list[System]) -> Measures:
-        """As `_rounds`, for one case whose requests differ from system to system."""
-        meter = Meter(self._postgres)
-        found: dict[str, list[Measure]] = {system.name: [] for system in systems}
-        for number in range(self._options.rounds + 1):
-            for case, system in zip(cases, systems, strict=True):
-                measure = meter.measure(system, case.orders(system, self._options.seconds))
-                if number:
-                    found[system.name].append(measure)
-        return {cases[0].name: found}
 
     def _cold(self, catalog: Catalog, size: int, stack: ExitStack) -> dict[str, Any]:
         """Blocks that a first page of each folder and random Gets read once PostgreSQL has nothing in its buffers."""
@@ -248,9 +238,7 @@ def _progress() -> Iterator[Progress]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument(
-        "--backups", type=int, default=1_000_000, help="of the catalog, in 100 folders; as many more are in one deep folder"
-    )
+    parser.add_argument("--backups", type=int, default=1_000_000, help="of the catalog, in 100 folders; one deep folder has as many more")
     parser.add_argument("--peers", type=lambda text: [name for name in text.split(",") if name], default=list(_PEERS), help="with commas")
     parser.add_argument("--rounds", type=int, default=3, help="of which the median counts")
     parser.add_argument("--seconds", type=float, default=1.5, help="of each run")
@@ -267,6 +255,7 @@ def _options() -> argparse.Namespace:
 
 def main() -> None:
     """Runs, and prints the tables."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whatever was started is stopped
     options = _options()
     options.data.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Catalogs of any size: rows as WAL-G's import writes them, in the order of time, so that indexes have grown as they do in production."""
 
 import asyncio
+from datetime import datetime
 from typing import NamedTuple
 
 import asyncpg
@@ -47,7 +48,7 @@ class Catalog(NamedTuple):
     """Some thousands, drawn at random."""
     depth: int
     """Pages of 100 in the deep folder."""
-    deepest: tuple[object, str] | None
+    deepest: tuple[datetime, str] | None
     """`created_at` and id of the row before the last page."""
 
 
@@ -103,7 +104,7 @@ async def _described(url: str, name: str, deep: int) -> Catalog:
                 "SELECT created_at, id FROM backups WHERE folder_id = $1 ORDER BY created_at DESC, id DESC OFFSET $2 LIMIT 1",
                 DEEP_FOLDER, deep - 101,
             )  # fmt: skip
-        return Catalog(name, folders, ids, deep // 100, deepest and (deepest[0], deepest[1]))
+        return Catalog(name, folders, ids, deep // 100, (deepest[0], deepest[1]) if deepest else None)
     finally:
         await connection.close()
 

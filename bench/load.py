@@ -87,8 +87,8 @@ class _Connection(asyncio.Protocol):
         self.bytes = 0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: Any = transport  # uvloop's are no asyncio.Transport
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
         settings = struct.pack(">HIHI", _HEADER_TABLE_SIZE, 0, _INITIAL_WINDOW_SIZE, _WINDOW)
         opening = _frame(_SETTINGS, 0, 0, settings) + _frame(_WINDOW_UPDATE, 0, 0, (_WINDOW - 65535).to_bytes(4))
         transport.write(_PREFACE + opening + b"".join(self._call() for _ in range(self._calls_at_once)))

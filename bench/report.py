@@ -59,12 +59,7 @@ def plain(value: Any) -> Any:
 
 
 def median(measures: list[Any], field: str) -> float:
-    return statistics.median(getattr(measure, field) for measure in measures)
-
-
-def ratio(ours: list[Any], theirs: list[Any], field: str = "calls_s") -> float:
-    """Of each round; the median of those."""
-    return statistics.median(getattr(our, field) / getattr(their, field) for our, their in zip(ours, theirs, strict=True))
+    return float(statistics.median(getattr(measure, field) for measure in measures))
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -97,40 +92,34 @@ def _calls(calls: dict[str, Any]) -> str:
 
 def _ratios(calls: dict[str, Any]) -> str:
     peers = [name for name in next(iter(calls.values())) if name not in (_SERVICE, "bare", "quiet")]
-    rows = [
-        [
-            case,
-            *(f"{ratio(systems[_SERVICE], systems[peer]):.2f} ({1 / _cpu_ratio(systems[_SERVICE], systems[peer]):.2f})" for peer in peers),
-        ]
-        for case, systems in calls.items()
-    ]
-    return "The service's calls a second as a multiple of each peer's (in brackets, of its calls for each second of CPU):\n\n" + _table(
+    rows = [[case, *(_multiple(systems[_SERVICE], systems[peer]) for peer in peers)] for case, systems in calls.items()]
+    return "\nThe service's calls a second as a multiple of each peer's (in brackets, of its calls for each second of CPU):\n\n" + _table(
         ["", *(f"of {peer}" for peer in peers)], rows
     )
 
 
-def _cpu_ratio(ours: list[Any], theirs: list[Any]) -> float:
-    return statistics.median(
-        (our.server_us + our.postgres_us) / (their.server_us + their.postgres_us) for our, their in zip(ours, theirs, strict=True)
-    )
+def _multiple(ours: list[Any], theirs: list[Any]) -> str:
+    """Of each round; the median of those."""
+    rounds = list(zip(ours, theirs, strict=True))
+    rate = statistics.median(our.calls_s / their.calls_s for our, their in rounds)
+    cpu = statistics.median((their.server_us + their.postgres_us) / (our.server_us + our.postgres_us) for our, their in rounds)
+    return f"{rate:.2f} ({cpu:.2f})"
 
 
 def _surround(calls: dict[str, Any]) -> str:
     """What surrounds a call, and its line of the log: differences of CPU."""
     rows = []
     for case, systems in calls.items():
-        whole = median(systems[_SERVICE], "server_us")
         if "bare" in systems and "quiet" in systems:
-            rows.append(
-                [case, f"{whole - median(systems['bare'], 'server_us'):.0f}", f"{whole - median(systems['quiet'], 'server_us'):.0f}"]
-            )
-    return (rows and _table(["", "surround, CPU µs a call", "of which the line of the log"], rows)) or ""
+            whole, bare, quiet = (median(systems[name], "server_us") for name in (_SERVICE, "bare", "quiet"))
+            rows.append([case, f"{whole - bare:.0f}", f"{whole - quiet:.0f}"])
+    return _table(["", "surround, CPU µs a call", "of which the line of the log"], rows) if rows else ""
 
 
 def _depth(depth: dict[str, Any]) -> str:
     rows = [
-        [system, page, f"{median(m, 'p50_ms'):.2f}", f"{median(m, 'server_us'):,.0f}", f"{median(m, 'postgres_us'):,.0f}"]
-        for system, pages in depth.items() if system != "pages" for page, m in pages.items()
+        [page, system, f"{median(m, 'p50_ms'):.2f}", f"{median(m, 'server_us'):,.0f}", f"{median(m, 'postgres_us'):,.0f}"]
+        for page, systems in depth.items() for system, m in systems.items()
     ]  # fmt: skip
     return _table(["one folder, pages of 100", "", "p50 ms", "server, CPU µs a call", "PostgreSQL, CPU µs a call"], rows)
 
@@ -155,7 +144,8 @@ def _facts(results: dict[str, Any]) -> str:
 
 def _cold(cold: list[dict[str, Any]]) -> str:
     rows = [
-        [f"{found['backups']:,}", case.split(",")[0], f"{values['calls']:,}", f"{values['blocks_read'] / values['calls']:.2f}", f"{values['p99_ms']:.1f}"]
+        [f"{found['backups']:,}", case.split(",")[0], f"{values['calls']:,}", f"{values['blocks_read'] / values['calls']:.2f}",
+         f"{values['p99_ms']:.1f}"]
         for found in cold for case, values in found.items() if case != "backups"
     ]  # fmt: skip
     return _table(["cold, backups", "", "calls", "blocks read a call", "p99 ms"], rows)
@@ -185,12 +175,11 @@ def plot(results: dict[str, Any], file: Path) -> bool:
         above.set(title=case.split(",")[0], xlabel="calls a second, many connections")
         server, postgres = ([median(measures, field) for measures in shown.values()] for field in ("server_us", "postgres_us"))
         below.barh(names, server, color=colours)
-        total = [one + other for one, other in zip(server, postgres, strict=True)]
-        below.bar_label(
-            below.barh(names, postgres, left=server, color="#33658a"), labels=[f"{sum_:,.0f}" for sum_ in total], padding=3, fontsize=8
-        )
+        both = [one + other for one, other in zip(server, postgres, strict=True)]
+        stacked = below.barh(names, postgres, left=server, color="#33658a")
+        below.bar_label(stacked, labels=[f"{cpu_us:,.0f}" for cpu_us in both], padding=3, fontsize=8)
         below.set(xlabel="CPU µs a call: server, and PostgreSQL in blue")
-        for axis, values in ((above, rates), (below, total)):
+        for axis, values in ((above, rates), (below, both)):
             axis.invert_yaxis()
             axis.set_xlim(right=max(values) * 1.25)
             axis.spines[["top", "right"]].set_visible(False)

@@ -143,9 +143,9 @@ class Meter:
         Raises:
             RuntimeError: a call was not answered as it must be; then a figure would mean nothing.
         """
-        server, postgres = _cpu_s(system.pid), self._postgres_cpu_s()
+        server_before, postgres_before = _cpu_s(system.pid), self._postgres_cpu_s()
         [result] = drive([orders])
-        server, postgres = _cpu_s(system.pid) - server, self._used_since(postgres)
+        server, postgres = _cpu_s(system.pid) - server_before, self._used_since(postgres_before)
         if result.failed or not result.calls:
             raise RuntimeError(f"{system.name}: {result.failed} of {result.failed + result.calls} calls failed")
         calls = result.calls

@@ -18,8 +18,8 @@ _TEN = timedelta(seconds=10)
 class Bare:
     """Takes and gives bytes, as the interceptor does."""
 
-    def __init__(self, service: BackupService) -> None:
-        self._service = service
+    def __init__(self, service: BackupService, opened: contextlib.AsyncExitStack) -> None:
+        self._service, self._opened = service, opened
 
     async def Get(self, request: bytes, context: Any) -> bytes:
         set_current_caller(ANYBODY)
@@ -32,8 +32,9 @@ class Bare:
 
 async def _make(url: str) -> Bare:
     limits = Limits(pool_size=10, connect=_TEN, acquire=_TEN, statement=_TEN, max_age=_TEN)
-    database = await contextlib.AsyncExitStack().enter_async_context(open_database(url, limits))
-    return Bare(BackupService(catalog=Catalog(database), page_tokens=PageTokens()))
+    opened = contextlib.AsyncExitStack()
+    database = await opened.enter_async_context(open_database(url, limits))
+    return Bare(BackupService(catalog=Catalog(database), page_tokens=PageTokens()), opened)
 
 
 if __name__ == "__main__":

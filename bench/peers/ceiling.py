@@ -6,8 +6,11 @@ from bench.peers.running import run
 from service import pb
 
 _BACKUP = pb.Backup(
-    id="c9q00000000000000000:backup_20261120T024158Z", folder_id="b1g00000000000000000", source_cluster_id="c9q00000000000000000", size=2**40
-)  # fmt: skip
+    id="c9q00000000000000000:backup_20261120T024158Z",
+    folder_id="b1g00000000000000000",
+    source_cluster_id="c9q00000000000000000",
+    size=2**34,
+)
 _BACKUP.created_at.FromJsonString("2026-11-20T02:41:58.826199Z")
 _BACKUP.started_at.FromJsonString("2026-11-20T01:41:58.826199Z")
 _ANSWER = _BACKUP.SerializeToString()
