@@ -33,7 +33,6 @@ _PEERS = ("ceiling", "usual", "careful", "go", "bare", "quiet")
 _FOLDERS = 100
 _ONE, _MANY = (1, 1), (8, 4)  # connections, calls at once of each
 _SCALE = (10_000, 1_000_000, 10_000_000)
-_STARTS = 5
 _DURABLE_BUT_LARGE = {"max_wal_size": "8GB", "checkpoint_timeout": "30min"}  # a checkpoint meanwhile would be in somebody's figures
 
 Measures = dict[str, dict[str, list[Measure]]]
@@ -187,7 +186,7 @@ class Bench:
         }  # fmt: skip
 
     def _starts(self, url: str) -> float:
-        return statistics.median(_start_s(url, self._folder) for _ in range(_STARTS))
+        return statistics.median(_start_s(url, self._folder) for _ in range(self._options.rounds))
 
     def _scale(self, stack: ExitStack) -> None:
         """The same calls over catalogs of several sizes; then cold, each after a restart of PostgreSQL."""

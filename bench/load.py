@@ -148,7 +148,8 @@ class _Connection(asyncio.Protocol):
         return b""
 
 
-async def _run(orders: Orders) -> Result:
+async def carried_out(orders: Orders) -> Result:
+    """One client's calls, for as long as they are ordered."""
     loop = asyncio.get_running_loop()
     host, port = orders.address.rsplit(":", 1)
     began, cpu = time.perf_counter(), time.process_time()
@@ -172,7 +173,7 @@ async def _run(orders: Orders) -> Result:
 
 
 async def _run_all(orders: list[Orders]) -> list[Result]:
-    return list(await asyncio.gather(*(_run(order) for order in orders)))
+    return list(await asyncio.gather(*(carried_out(order) for order in orders)))
 
 
 def main() -> None:
