@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from service import telemetry
 from service.errors import CatalogUnavailable
@@ -16,10 +15,9 @@ from service.metrics import Metrics
 def _restore() -> Iterator[None]:
     """Logging is the process's: other tests get it as it was."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, log = root.handlers[:], root.level, telemetry._log
     yield
-    root.handlers[:], root.level = handlers, level
-    structlog.reset_defaults()
+    root.handlers[:], root.level, telemetry._log = handlers, level, log
 
 
 def _call(request_id: str) -> telemetry.Call:
