@@ -66,7 +66,7 @@ def _headers(orders: Orders) -> bytes:
     """HPACK without its table: POST, http, :path, :authority, content-type, te, grpc-timeout."""
     return (
         b"\x83\x86" + _literal(b"\x04", orders.path) + _literal(b"\x01", orders.address) + _literal(b"\x0f\x10", "application/grpc")
-        + _literal(b"\x00\x02te", "trailers") + _literal(b"\x00\x0cgrpc-timeout", "10S")
+        + _literal(b"\x00\x02te", "trailers") + _literal(b"\x00\x0cgrpc-timeout", "60S")
     )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ class _Connection(asyncio.Protocol):
                 answers.append(_frame(_SETTINGS, _ACK, 0))
             elif kind == _GOAWAY:
                 self._transport.close()
-            if (kind in (_DATA, _HEADERS) and flags & _END_STREAM) or kind == _RST_STREAM:
+            if ((kind in (_DATA, _HEADERS) and flags & _END_STREAM) or kind == _RST_STREAM) and stream in self._open:
                 answers.append(self._ended(stream))
             at += 9 + size
         del received[:at]
