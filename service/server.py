@@ -6,6 +6,7 @@ The only place, beside the commands, that has read the settings: everything else
 import asyncio
 import contextlib
 import faulthandler
+import gc
 import math
 import platform
 import signal
@@ -322,6 +323,7 @@ async def _serve(settings: Settings, started: Callable[[Server], None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     await server.start()
+    gc.freeze()  # what is there by now stays: looking through it again and again would hold the loop for tens of milliseconds
     try:
         started(server)
         await signalled.wait()

@@ -39,11 +39,11 @@ class BackupService(pb.BackupServiceServicer):
         validate(request)
         after = self._page_tokens.open(request.page_token, folder_id=request.folder_id)
         page = await self._catalog.page(request.folder_id, after=after, size=request.page_size or DEFAULT_PAGE_SIZE)
-        response = b"".join(page.elements)
+        parts = page.elements
         if page.has_more:
             token = self._page_tokens.seal(_position(page.elements[-1]), folder_id=request.folder_id)
-            response += pb.ListBackupsResponse(next_page_token=token).SerializeToString()
-        return response
+            parts = [*parts, pb.ListBackupsResponse(next_page_token=token).SerializeToString()]
+        return b"".join(parts)
 
 
 def _message(element: bytes) -> bytes:

@@ -51,4 +51,4 @@ class Catalog:
             rows = await self._database.fetch(_FIRST_PAGE, folder_id, size)
         else:
             rows = await self._database.fetch(_NEXT_PAGE, folder_id, size, after.created_at, after.id)
-        return Page([row["wire"] for row in rows[:size]], has_more=len(rows) > size)
+        return Page([row[0] for row in rows[:size]], has_more=len(rows) > size)  # by position: by name takes half as long again

@@ -51,12 +51,19 @@ class Limits(NamedTuple):
 
 
 class Database:
-    """A pool of connections, made as they are needed: it opens while PostgreSQL is down, and heals by itself."""
+    """A pool of connections, made as they are needed: it opens while PostgreSQL is down, and heals by itself.
+
+    What asyncpg's pool does for each checkout costs twice as much as a query. So connections that have ended a query well are kept here,
+    and the pool sees only those that are new, that failed, whose call was cancelled, or that are too old.
+    """
 
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", limits: Limits, trace: _Trace = lambda query: _UNTRACED) -> None:
         self._pool = pool
         self._limits = limits
         self._trace = trace
+        self._permits = asyncio.Semaphore(limits.pool_size)
+        self._kept: list[Any] = []  # the last one in is the first one out: what is not needed grows old
+        self._generation = 0
         self._releases: set[asyncio.Task[None]] = set()
 
     async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
@@ -67,14 +74,44 @@ class Database:
         """
         try:
             with self._trace(query) as connected:
-                connection = await self._pool.acquire(timeout=self._limits.acquire.total_seconds())
-                connected()
+                await self._permit()
                 try:
-                    return await connection.fetch(query, *args)
+                    return await self._fetch(query, args, connected)
                 finally:
-                    self._release_in_background(connection)
+                    self._permits.release()
         except UNAVAILABLE as exc:
             raise CatalogUnavailable from exc
+
+    async def _permit(self) -> None:
+        if self._permits.locked():
+            async with asyncio.timeout(self._limits.acquire.total_seconds()):
+                await self._permits.acquire()
+        else:
+            await self._permits.acquire()  # at once
+
+    async def _fetch(self, query: str, args: tuple[object, ...], connected: Callable[[], None]) -> list[asyncpg.Record]:
+        generation = self._generation
+        connection = self._kept_connection() or await self._pool.acquire(timeout=self._limits.acquire.total_seconds())
+        connected()
+        try:
+            rows: list[asyncpg.Record] = await connection.fetch(query, *args)
+        except BaseException:
+            self._release_in_background(connection)
+            raise
+        if generation == self._generation:
+            self._kept.append(connection)
+        else:
+            self._release_in_background(connection)  # it has grown old meanwhile
+        return rows
+
+    def _kept_connection(self) -> Any:
+        while self._kept:
+            connection = self._kept.pop()
+            with contextlib.suppress(asyncpg.InterfaceError):  # it was lost, and the pool has taken it back
+                if not connection.is_closed():
+                    return connection
+            self._release_in_background(connection)
+        return None
 
     def _release_in_background(self, connection: Any) -> None:
         """No answer waits for it: after a cancelled call, PostgreSQL may take long to let go of the query."""
@@ -87,6 +124,11 @@ class Database:
         if not task.cancelled():
             task.exception()  # a connection that cannot be released has been terminated, which is all there is to do
 
+    def _release_kept(self) -> None:
+        self._generation += 1
+        while self._kept:
+            self._release_in_background(self._kept.pop())
+
     @property
     def connections(self) -> int:
         """How many there are, in use or not."""
@@ -94,7 +136,7 @@ class Database:
 
     @property
     def idle_connections(self) -> int:
-        return self._pool.get_idle_size()
+        return self._pool.get_idle_size() + len(self._kept)
 
     async def renew(self) -> None:
         """Replaces every connection once it is as old as it may become, for as long as the server runs; those in use, after use."""
@@ -105,9 +147,11 @@ class Database:
     async def leave_servers(self) -> None:
         """Connects anew, and so chooses anew among the hosts; connections in use are replaced after use."""
         await self._pool.expire_connections()
+        self._release_kept()
 
     async def close(self) -> None:
         """Waits for the connections in use, then gives up on them."""
+        self._release_kept()
         try:
             await asyncio.wait_for(self._pool.close(), self._limits.acquire.total_seconds())
         except (TimeoutError, *UNAVAILABLE):

@@ -34,9 +34,36 @@ async def _pid(database: Database) -> int:
 
 
 async def test_connections_are_kept(database: Database) -> None:
-    """Connections are used again, and there are no more than are needed: a second while the first is on its way back."""
-    assert len({await _pid(database) for _ in range(20)}) <= 2
-    assert database.connections <= 2
+    """Connections are used again, and there are no more than are needed."""
+    assert len({await _pid(database) for _ in range(20)}) == 1
+    assert (database.connections, database.idle_connections) == (1, 1)
+
+
+async def test_no_connection_comes_free(database_url: str, sql: Sql) -> None:
+    """A call waits for a connection no longer than it may, and those that gave up leave room for others."""
+    async with open_database(database_url, _LIMITS._replace(acquire=timedelta(seconds=0.1))) as database:
+        holding = [asyncio.ensure_future(database.fetch("SELECT pg_sleep(10)")) for _ in range(2)]
+        await asyncio.sleep(0)
+        outcomes = await asyncio.gather(*(_pid(database) for _ in range(5)), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [CatalogUnavailable] * 5
+        for call in holding:
+            call.cancel()
+        await asyncio.wait(holding)
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(CatalogUnavailable):
+                    assert len(set(await asyncio.gather(*(_pid(database) for _ in range(5))))) <= 2
+                    break
+
+
+async def test_a_lost_connection_is_not_used_again(database: Database, sql: Sql) -> None:
+    """A connection that was lost while nobody used it fails no call."""
+    pid = await _pid(database)
+    await sql.execute("SELECT pg_terminate_backend($1)", pid)
+    async with asyncio.timeout(10):
+        while database.connections:
+            await asyncio.sleep(0.01)
+    assert await _pid(database) != pid
 
 
 async def test_the_pool_is_read_only(database: Database) -> None:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 
 import pytest
-import structlog
 from opentelemetry.trace import INVALID_SPAN
 
 from service import telemetry
@@ -20,10 +19,9 @@ from tests.conftest import ROOT
 def _restore() -> Iterator[None]:
     """Logging is the process's: other tests get it as it was."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, log = root.handlers[:], root.level, telemetry._log
     yield
-    root.handlers[:], root.level = handlers, level
-    structlog.reset_defaults()
+    root.handlers[:], root.level, telemetry._log = handlers, level, log
 
 
 def _call(request_id: str) -> telemetry.Call:

@@ -1,0 +1,274 @@
+"""`make bench`: the service and its peers over one catalog, in turn, in the same run; see bench/README.md for what each figure means."""
+
+import argparse
+import json
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import Progress
+
+from bench import report
+from bench.catalog import DEEP_FOLDER, Catalog, filled, warm
+from bench.imports import measure_import
+from bench.load import Orders
+from bench.systems import Measure, Meter, System, drive, peer, service
+from service import VERSION, pb
+from service.backup import Position
+from service.embedded_postgres import EmbeddedPostgres
+from service.page_token import PageTokens
+
+_ROOT = Path(__file__).parents[1]
+_PEERS = ("ceiling", "usual", "careful", "go", "bare", "quiet")
+_FOLDERS = 100
+_ONE, _MANY = (1, 1), (8, 4)  # connections, calls at once of each
+_SCALE = (10_000, 1_000_000, 10_000_000)
+_DURABLE_BUT_LARGE = {"max_wal_size": "8GB", "checkpoint_timeout": "30min"}  # a checkpoint meanwhile would be in somebody's figures
+
+Measures = dict[str, dict[str, list[Measure]]]
+"""By case and system, one a round."""
+
+
+class Case(NamedTuple):
+    """What is called, and over how many connections."""
+
+    name: str
+    method: str
+    bodies: list[str]
+    connections: int
+    calls_at_once: int
+
+    def orders(self, system: System, seconds: float) -> Orders:
+        path = f"/{pb.BACKUP_SERVICE}/{self.method}"
+        return Orders(system.address, path, self.bodies, self.connections, self.calls_at_once, seconds)
+
+
+def _get(catalog: Catalog) -> list[str]:
+    return [pb.GetBackupRequest(backup_id=backup_id).SerializeToString().hex() for backup_id in catalog.ids]
+
+
+def _list(folders: list[str], size: int, token: str = "") -> list[str]:
+    requests = (pb.ListBackupsRequest(folder_id=folder, page_size=size, page_token=token) for folder in folders)
+    return [request.SerializeToString().hex() for request in requests]
+
+
+def _cases(catalog: Catalog, connections: tuple[tuple[int, int], ...] = (_ONE, _MANY)) -> list[Case]:
+    kinds = (
+        ("Get", "Get", _get(catalog)),
+        ("List 100", "List", _list(catalog.folders, 100)),
+        ("List 1000", "List", _list(catalog.folders, 1000)),
+    )
+    return [
+        Case(f"{name}, {count} connection{'s' * (count > 1)}", method, bodies, count, calls)
+        for count, calls in connections
+        for name, method, bodies in kinds
+    ]
+
+
+class Bench:
+    """One run: PostgreSQL, what is measured on it, and the results."""
+
+    def __init__(self, options: argparse.Namespace, progress: Progress) -> None:
+        self._options, self._progress = options, progress
+        self._folder: Path = options.data
+        memory_mb = int(Path("/proc/meminfo").read_text().split()[1]) // 1024
+        settings = _DURABLE_BUT_LARGE | {"shared_buffers": f"{min(memory_mb // 3, 8192)}MB"}
+        self._postgres = EmbeddedPostgres(self._folder / "postgres", settings=settings)
+        self.results: dict[str, Any] = {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "version": VERSION,
+            "python": platform.python_version(),
+            "machine": f"{report.processor()}, {report.processors()} processors",
+            "options": {name: str(value) for name, value in vars(options).items()},
+        }
+
+    def run(self) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(self._postgres.running())
+            if self._options.scale:
+                self._scale(stack)
+            else:
+                self._default(stack)
+
+    def _default(self, stack: ExitStack) -> None:
+        backups = self._options.backups
+        catalog = filled(self._postgres, backups=backups, folders=_FOLDERS, deep=backups, progress=self._progress)
+        url = self._url(catalog)
+        warm(self._postgres.url(catalog.name))
+        self.results["start_to_ready_s"] = self._starts(url)
+        systems = self._started(url, stack)
+        self.results["calls"] = self._rounds("Calls", [[case] * len(systems) for case in _cases(catalog)], systems)
+        ours = [system for system in systems if system.name in ("service", "usual")]
+        self.results["depth"] = self._depth(catalog, ours)
+        self.results["crowd"] = self._crowd(catalog, systems[0])
+        if self._options.imports:
+            self.results["import"] = measure_import(self._postgres, self._folder, entries=self._options.imports, progress=self._progress)
+
+    def _url(self, catalog: Catalog) -> str:
+        return self._postgres.url(catalog.name, user="backups_service")
+
+    def _started(self, url: str, stack: ExitStack) -> list[System]:
+        systems = [stack.enter_context(service(url, self._folder))]
+        for name in self._options.peers:
+            if name == "quiet":  # the service again, which writes no line a call
+                systems.append(stack.enter_context(service(url, self._folder, name=name, BACKUPS_LOG_LEVEL="warning")))
+            elif name != "go":
+                systems.append(stack.enter_context(peer(name, url, self._folder)))
+            elif program := self._built_go():
+                systems.append(stack.enter_context(peer(name, url, self._folder, program=[str(program)])))
+        return systems
+
+    def _built_go(self) -> Path | None:
+        if not shutil.which("go"):
+            self._progress.print("No Go toolchain: the peer in Go is left out.")
+            return None
+        program = self._folder / "go-peer"
+        built = subprocess.run([_ROOT / "bench/peers/go/build", program], capture_output=True, text=True)
+        if built.returncode:
+            self._progress.print(f"The peer in Go cannot be built, and is left out: {built.stderr.strip()[-500:]}")
+            return None
+        return program
+
+    def _rounds(self, title: str, cases: list[list[Case]], systems: list[System]) -> Measures:
+        """In turn: what else the machine does meanwhile meets all of them.
+
+        Args:
+            title: of the progress bar.
+            cases: for each row of the table, what each system is asked; they share a name.
+            systems: in the order of those.
+        """
+        meter = Meter(self._postgres)
+        measures: Measures = {row[0].name: {system.name: [] for system in systems} for row in cases}
+        task = self._progress.add_task(title, total=(self._options.rounds + 1) * len(cases) * len(systems))
+        for number in range(self._options.rounds + 1):
+            for row in cases:
+                for case, system in zip(row, systems, strict=True):
+                    seconds = self._options.seconds if number else self._options.seconds / 4  # the first warms up
+                    measure = meter.measure(system, case.orders(system, seconds))
+                    if number:
+                        measures[case.name][system.name].append(measure)
+                    self._progress.advance(task)
+        return measures
+
+    def _depth(self, catalog: Catalog, systems: list[System]) -> Measures:
+        """The first page of the deep folder, and its last."""
+        if catalog.deepest is None:
+            return {}
+        created_at, backup_id = catalog.deepest
+        tokens = {
+            "service": PageTokens().seal(Position(created_at, backup_id), folder_id=DEEP_FOLDER),
+            "usual": str((catalog.depth - 1) * 100),
+        }
+        first = Case("page 1", "List", _list([DEEP_FOLDER], 100), *_ONE)
+        last = [Case(f"page {catalog.depth:,}", "List", _list([DEEP_FOLDER], 100, tokens[system.name]), *_ONE) for system in systems]
+        return self._rounds("Depth", [[first] * len(systems), last], systems)
+
+    def _crowd(self, catalog: Catalog, system: System) -> dict[str, float]:
+        """64 Lists of 1000 at once, and beside them one Get after the other."""
+        lists = Case("", "List", _list(catalog.folders, 1000), 16, 4)
+        gets = Case("", "Get", _get(catalog), 1, 1)
+        before, _ = system.memory_mb()
+        listed, got = drive([case.orders(system, self._options.seconds * 3) for case in (lists, gets)])
+        after, most = system.memory_mb()
+        return {
+            "memory_before_mb": before, "memory_after_mb": after, "memory_most_mb": most, "failed": listed.failed + got.failed,
+            "list_p50_ms": listed.p50_ms, "list_p99_ms": listed.p99_ms, "get_p50_ms": got.p50_ms, "get_p99_ms": got.p99_ms,
+        }  # fmt: skip
+
+    def _starts(self, url: str) -> float:
+        return statistics.median(_start_s(url, self._folder) for _ in range(self._options.rounds))
+
+    def _scale(self, stack: ExitStack) -> None:
+        """The same calls over catalogs of several sizes; then cold, each after a restart of PostgreSQL."""
+        sizes = self._options.sizes
+        catalogs = [filled(self._postgres, backups=size, folders=_FOLDERS, deep=0, progress=self._progress) for size in sizes]
+        for catalog in catalogs:
+            warm(self._postgres.url(catalog.name))
+        self.results["sizes"] = [report.sizes(self._postgres.url(catalog.name)) for catalog in catalogs]
+        with ExitStack() as services:
+            systems = [
+                services.enter_context(service(self._url(catalog), self._folder, name=f"{size:,}"))
+                for catalog, size in zip(catalogs, sizes, strict=True)
+            ]
+            cases = zip(*(_cases(catalog, (_MANY,)) for catalog in catalogs), strict=True)
+            self.results["scale"] = self._rounds("Sizes", [list(row) for row in cases], systems)
+        self.results["cold"] = [self._cold(catalog, size, stack) for catalog, size in zip(catalogs, sizes, strict=True)]
+
+    def _cold(self, catalog: Catalog, size: int, stack: ExitStack) -> dict[str, Any]:
+        """Blocks that a first page of each folder and random Gets read once PostgreSQL has nothing in its buffers."""
+        stack.close()
+        stack.enter_context(self._postgres.running())
+        found: dict[str, Any] = {"backups": size}
+        with service(self._url(catalog), self._folder) as system:
+            for case in _cases(catalog, (_ONE,)):
+                if case.method == "List" and "1000" in case.name:
+                    continue  # its blocks have been read by now
+                before = report.blocks_read(self._postgres.url(catalog.name))
+                [result] = drive([case.orders(system, self._options.seconds / 4)])
+                found[case.name] = {
+                    "calls": result.calls,
+                    "p99_ms": result.p99_ms,
+                    "blocks_read": report.blocks_read(self._postgres.url(catalog.name)) - before,
+                }
+        return found
+
+
+def _start_s(url: str, folder: Path) -> float:
+    began = time.monotonic()
+    with service(url, folder, name="start"):
+        return time.monotonic() - began
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    with Progress(console=Console(stderr=True)) as progress:
+        yield progress
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--backups", type=int, default=1_000_000, help="of the catalog, in 100 folders; one deep folder has as many more")
+    parser.add_argument("--peers", type=lambda text: [name for name in text.split(",") if name], default=list(_PEERS), help="with commas")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each run")
+    parser.add_argument("--imports", type=int, default=1_000_000, help="entries of the listing that is imported; 0 for none")
+    parser.add_argument("--scale", action="store_true", help="catalogs of several sizes in place of the peers; cold ones too")
+    parser.add_argument("--sizes", type=lambda text: [int(size) for size in text.split(",")], default=list(_SCALE), help="with --scale")
+    parser.add_argument("--data", type=Path, default=_ROOT / ".data" / "bench", help="where PostgreSQL and logs are; catalogs are kept")
+    parser.add_argument("--output", type=Path, default=_ROOT / "bench" / "results", help="folder of the tables, the JSON and the plot")
+    options = parser.parse_args()
+    if unknown := set(options.peers) - set(_PEERS):
+        parser.error(f"no such peers: {', '.join(sorted(unknown))}")
+    return options
+
+
+def main() -> None:
+    """Runs, and prints the tables."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whatever was started is stopped
+    options = _options()
+    options.data.mkdir(parents=True, exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+    with _progress() as progress:
+        bench = Bench(options, progress)
+        bench.run()
+    name = "scale" if options.scale else "calls"
+    tables = report.tables(bench.results)
+    (options.output / f"{name}.md").write_text(tables)
+    (options.output / f"{name}.json").write_text(json.dumps(report.plain(bench.results), indent=1) + "\n")
+    if not options.scale and not report.plot(bench.results, options.output / "calls.png"):
+        print("No plot: matplotlib is not installed (`make bench` installs it).", file=sys.stderr)
+    print(tables)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The benchmark itself: that it runs, asks what it says, and refuses answers that are none."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from bench.load import Orders, carried_out
+from service import pb
+from service.server import Server
+from tests.conftest import ROOT, AddBackups, environment
+
+_CASES = {f"{call}, {over}" for call in ("Get", "List 100", "List 1000") for over in ("1 connection", "8 connections")}
+
+
+async def test_a_short_run(tmp_path: Path) -> None:
+    """`python -m bench` fills a catalog, measures the service and a peer, and writes its tables and JSON."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench", "--backups", "300", "--peers", "careful", "--rounds", "1", "--seconds", "0.1", "--imports", "50"),
+        *("--data", tmp_path / "data", "--output", tmp_path / "results"),
+        cwd=ROOT,
+        env=environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    printed, complaint = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, complaint.decode()
+    results = json.loads((tmp_path / "results" / "calls.json").read_text())
+    assert results["calls"].keys() == _CASES
+    for systems in results["calls"].values():
+        assert systems.keys() == {"service", "careful"}
+        for [measure] in systems.values():
+            assert all(measure[figure] > 0 for figure in ("calls_s", "p50_ms", "p99_ms", "server_us", "postgres_us", "bytes_a_call"))
+    assert results["depth"].keys() == {"page 1", "page 3"}
+    assert results["crowd"]["failed"] == 0
+    assert results["import"]["unchanged"]["seconds"] > 0
+    assert (tmp_path / "results" / "calls.md").read_text() in printed.decode()
+    logged = [json.loads(line) for line in (tmp_path / "data" / "service.log").read_text().splitlines()]
+    assert sum(line["event"] == "call" for line in logged) > len(_CASES)
+
+
+async def test_an_error_is_no_answer(server: Server, stub: pb.BackupServiceStub, add_backups: AddBackups) -> None:
+    """The benchmark's client counts answers with a message, and nothing else, as calls."""
+    [backup] = await add_backups()
+    path = f"/{pb.BACKUP_SERVICE}/Get"
+
+    def orders(*ids: str) -> Orders:
+        return Orders(str(server.address), path, [pb.GetBackupRequest(backup_id=id_).SerializeToString().hex() for id_ in ids], 2, 2, 0.1)
+
+    good = await carried_out(orders(backup.id))
+    assert (good.calls > 0, good.failed) == (True, 0)
+    assert good.bytes_a_call == len((await stub.Get(pb.GetBackupRequest(backup_id=backup.id))).SerializeToString())
+    bad = await carried_out(orders("none"))
+    assert (bad.calls, bad.failed > 0) == (0, True)
