@@ -19,7 +19,7 @@ from tests.fuzz.targets import CORPUS, TARGETS
 
 _SEEDS = sorted(CORPUS.glob("*/*"))
 _LONGEST = {"page_token": 256, "request": 1024, "walg": 2048, "gpbackup": 2048}  # bytes
-_RUNS = {"page_token": 1_000_000, "request": 500_000, "walg": 200_000, "gpbackup": 200_000}  # some ten minutes each
+_RUNS = {"page_token": 1_000_000, "request": 500_000, "walg": 200_000, "gpbackup": 100_000}  # some ten minutes each
 _TIMEOUT_S, _MEMORY_MB = 5, 512  # of one execution, and of the process
 
 
