@@ -19,7 +19,7 @@ setup: .venv/local ## make the virtual environment, so that ./backup-service run
 test: .venv/development ## run every test
 	$(BIN)/pytest -n $(JOBS) $(ARGS)
 
-soak: .venv/development ## the tests under faults in their long forms, and their figures to docs/faults.md
+soak: .venv/development .venv/fuzzing ## the tests under faults in their long forms, and their figures to docs/faults.md
 	$(BIN)/pytest --long --report docs/faults.md -m bar --timeout 7200 $(ARGS)
 
 clients: ## install the official clients, for tests/clients (needs npm and go for two of them)
@@ -44,7 +44,7 @@ bench: .venv/bench ## what a call costs, beside other ways of writing the servic
 bench-scale: .venv/bench ## the same calls over catalogs of ten thousand to ten million backups; half an hour, 20 GB
 	$(BIN)/python -m bench --scale $(ARGS)
 
-proto: .venv/development ## generate service/pb from proto/
+proto: .venv/development ## generate service/pb, docs/api.md and docs/openapi.json from proto/
 	proto/generate
 
 requirements: ## pin the requirements anew (needs uv; ARGS=--upgrade for newer ones)
@@ -56,7 +56,7 @@ compose-test: .venv/development ## the checks of the deployment against docker-c
 clean: ## remove the virtual environment, the official clients and the development database
 	rm -rf .venv .clients .data
 
-# A stamp for each set of requirements; each set includes the one before it.
+# A stamp for each set of requirements; development includes local.
 .venv/python:
 	$(PYTHON) -m venv .venv
 	@touch $@
@@ -72,3 +72,7 @@ clean: ## remove the virtual environment, the official clients and the developme
 .venv/bench: requirements/bench.txt | .venv/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
 	@touch $@ .venv/development .venv/local
+
+.venv/fuzzing: requirements/fuzzing.txt | .venv/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzzing.txt
+	@touch $@

@@ -202,7 +202,7 @@ def _rows(history: Path) -> list[_Row]:
     try:
         with contextlib.closing(sqlite3.connect(f"{history.absolute().as_uri()}?mode=ro", uri=True, timeout=_LOCK_TIMEOUT_S)) as connection:
             return _selected(history, connection)
-    except sqlite3.Error as exc:
+    except (sqlite3.Error, UnicodeDecodeError, MemoryError) as exc:  # the last two where it is damaged: see _complaint
         raise InvalidListing(f"{history}: {_complaint(exc)} Nothing was imported.") from exc
 
 
@@ -265,8 +265,12 @@ def _kind(start: bytes) -> str:
     return "no SQLite file: gpbackup's history is gpbackup_history.db in the coordinator's data directory"
 
 
-def _complaint(exc: sqlite3.Error) -> str:
-    match getattr(exc, "sqlite_errorcode", 0) & 0xFF:
+def _complaint(exc: Exception) -> str:
+    if isinstance(exc, MemoryError):
+        return "it claims a value of more bytes than memory can hold, so it may be damaged: copy it again, while no gpbackup runs."
+    is_garbled = isinstance(exc, UnicodeDecodeError)  # SQLite's own complaint, which quotes the bytes that are damaged
+    code = sqlite3.SQLITE_CORRUPT if is_garbled else getattr(exc, "sqlite_errorcode", 0)
+    match code & 0xFF:
         case sqlite3.SQLITE_BUSY:
             return "gpbackup is writing to it and did not finish: try again."
         case sqlite3.SQLITE_INTERRUPT:
@@ -278,4 +282,4 @@ def _complaint(exc: sqlite3.Error) -> str:
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return "the file is damaged, or not whole: copy it again, while no gpbackup runs."
         case _:
-            return f"SQLite cannot read it ({exc})."
+            return f"SQLite cannot read it ({shown(str(exc))})."

@@ -62,7 +62,7 @@ async def test_errors_of_the_service_over_rest(deployment: Deployment) -> None:
 
 
 async def test_errors_of_envoy_over_rest(deployment: Deployment) -> None:
-    """Unknown paths and parameters and values of a wrong type are JSON too."""
+    """Unknown paths and parameters and values of a wrong type are google.rpc.Status in JSON too."""
     for path, method, status in [
         ("/nowhere", "GET", 404),
         ("/", "GET", 404),
@@ -73,6 +73,8 @@ async def test_errors_of_envoy_over_rest(deployment: Deployment) -> None:
     ]:
         reply = await deployment.rest(path, method=method)
         assert (path, reply.status, reply.headers["content-type"]) == (path, status, "application/json")
+        assert set(reply.body) == {"code", "message"}
+        assert reply.body["code"] == {404: StatusCode.NOT_FOUND, 400: StatusCode.INVALID_ARGUMENT}[status].value[0]
         assert reply.body["message"]
 
 

@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from service.errors import CommandError, InvalidEntry, InvalidIdPrefix, InvalidL
 from service.importers import gpbackup
 from service.listing import Entry, Skipped
 from tests.conftest import ROOT
+from tests.fuzz.targets import CORPUS
 
 _SAMPLE = ROOT / "samples" / "gpbackup_history.db"
 _NO_SIZE = "of size 0: gpbackup records none (--backup-dir adds up the files of local backups)"
@@ -370,6 +371,13 @@ def _make_garbled(path: Path) -> None:
         file.write(b"\xff" * 20_000)
 
 
+def _found_by_fuzzing(name: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        shutil.copy(CORPUS / "gpbackup" / name, path)
+
+    return make
+
+
 def _make_fat(path: Path) -> None:
     _write(path, {"status": "x" * 2_000_000})
 
@@ -386,6 +394,8 @@ def _make_fat(path: Path) -> None:
         (_make_half, "damaged, or not whole: copy it again"),
         (_make_garbled, "damaged, or not whole"),
         (_make_fat, "too big"),
+        (_found_by_fuzzing("complaint-without-utf8"), "damaged, or not whole"),
+        (_found_by_fuzzing("no-memory"), "claims a value of more bytes than memory can hold"),
     ],
 )
 def test_no_history(history: Path, make: Any, message: str) -> None:

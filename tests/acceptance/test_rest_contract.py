@@ -1,0 +1,82 @@
+"""The REST API held to docs/openapi.json by schemathesis, through Envoy.
+
+Mitigations: limits that the service enforces, and Envoy's local replies in the form of the service's own errors (`local_reply_config` of
+deploy/envoy.yaml); without those, its answers to unknown parameters are not the schema's.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.bars import Figure
+from tests.acceptance.deployment import Deployment
+from tests.conftest import ROOT, AddBackups, environment
+
+# A page token is opaque, so that no other can be good; Envoy's transcoder answers 404 to methods that a path does not have.
+_EXCLUDED = "positive_data_acceptance,unsupported_method"
+
+
+def closed(schema: Any) -> Any:
+    """The same schema, but that nothing which it does not name may be there."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: closed(value) for key, value in schema.items()}
+    is_open = schema.get("type") != "object" or "@type" in schema.get("properties", {})  # Any, which can be any message
+    return inner if is_open else inner | {"additionalProperties": False}
+
+
+def exemplify(schema: Any, examples: dict[str, str]) -> None:
+    """Gives parameters an example, so that there is something to answer."""
+    for path in schema["paths"].values():
+        for parameter in path["get"]["parameters"]:
+            if parameter["name"] in examples:
+                parameter["example"] = examples[parameter["name"]]
+
+
+@pytest.mark.bar(17, "REST API by schemathesis, through Envoy, from an OpenAPI file generated from proto/")
+@pytest.mark.timeout(3600)
+async def test_answers(deployment: Deployment, add_backups: AddBackups, tmp_path: Path, *, long: bool, figure: Figure) -> None:
+    """Nothing but documented answers: their statuses, their content, and the very fields that the schema names."""
+    backups = await add_backups(30, folder_id="f1")
+    schema, report, authority = tmp_path / "openapi.json", tmp_path / "report.json", tmp_path / "ca.pem"
+    described = closed(json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8")))
+    exemplify(described, {"folderId": "f1", "backupId": backups[0].id, "apiEndpointId": "iam"})
+    schema.write_text(json.dumps(described), encoding="utf-8")
+    authority.write_bytes(deployment.authority.cert)
+    options = [
+        *("--url", f"https://localhost:{deployment.tls_port}", "--tls-verify", str(authority)),
+        *("--header", f"Authorization: Bearer {deployment.token()}"),
+        *("--exclude-checks", _EXCLUDED, "--continue-on-failure", "--max-examples", str(3000 if long else 10)),
+        *("--generation-database", ":memory:"),
+        *("--report-json-path", str(report), "--no-color"),
+    ]
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [str(Path(sys.executable).parent / "schemathesis"), "run", str(schema), *options],
+        check=False,
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2000:]
+    told = json.loads(report.read_text(encoding="utf-8"))
+    answers = {name: _sum(phases.values()) for name, phases in told["valid_rates"].items()}
+    print(done.stdout, json.dumps(answers))
+    ok = _sum(answers.values())["accepted"]
+    figure(f"{told['test_cases']['generated']:,} requests, {ok:,} of them to be answered OK; 0 undocumented answers (seed {told['seed']})")
+    assert told["operations"]["tested"] == len(described["paths"])
+    assert all(each["accepted"] for each in answers.values()), "what is never accepted has not been tried"
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> Counter[str]:
+    return sum(map(Counter, counts), Counter())

@@ -1,0 +1,234 @@
+"""What is fuzzed: each target is a function of bytes, which raises where a promise is broken.
+
+The same promise everywhere: whatever the bytes, the outcome is a right one or an error that is documented (service/errors.py).
+"""
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+from google.rpc import status_pb2
+from grpc import StatusCode
+
+from service import pb
+from service.api.admission import Admission
+from service.api.authentication import Anonymous
+from service.api.backup_service import BackupService
+from service.api.interceptor import Interceptor
+from service.api.status import DETAILS_KEY, REQUEST_ID_KEY
+from service.backup import is_backup_id
+from service.errors import CommandError, InvalidListing, InvalidPageToken
+from service.importers import gpbackup, walg
+from service.listing import Entry, Skipped
+from service.metrics import Metrics
+from service.page_token import DEFAULT_KEY, PageTokens
+from service.postgres.catalog import Catalog
+
+Target: TypeAlias = Callable[[bytes], None]
+
+_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999998, tzinfo=UTC)
+
+
+@contextlib.contextmanager
+def page_token() -> Iterator[Target]:
+    """A folder, a line feed, and a token of it; what follows the folder is also sealed, as anybody may with the published key.
+
+    A token that opens is the one spelling of what it seals, and names a position that the catalog can hold.
+    """
+    tokens, cipher = PageTokens(), AESSIV(DEFAULT_KEY)
+
+    def check(token: str, folder_id: str) -> None:
+        with contextlib.suppress(InvalidPageToken):
+            position = tokens.open(token, folder_id=folder_id)
+            assert (position is None) == (token == "")
+            if position is not None:
+                assert is_backup_id(position.id)
+                assert _FIRST <= position.created_at <= _LAST
+                assert tokens.seal(position, folder_id=folder_id) == token
+
+    def target(data: bytes) -> None:
+        folder, _, rest = data.partition(b"\n")
+        folder_id = folder.decode(errors="replace")
+        check(rest.decode(errors="replace"), folder_id)
+        if rest:
+            sealed = cipher.encrypt(rest, [b"/yandex.cloud.mdb.greenplum.v1.BackupService/List", folder_id.encode()])
+            check(base64.urlsafe_b64encode(b"\x01" + sealed).rstrip(b"=").decode(), folder_id)
+
+    yield target
+
+
+class _Aborted(Exception):
+    """How a call ends that is answered with an error."""
+
+
+class _Context:
+    """What gRPC gives to a handler: here, one call without metadata or deadline."""
+
+    answer: tuple[StatusCode, status_pb2.Status] | None = None
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def peer(self) -> str:
+        return "fuzzing"
+
+    def time_remaining(self) -> None:
+        return None
+
+    def set_trailing_metadata(self, metadata: Iterable[tuple[str, str]]) -> None:
+        assert [key for key, _ in metadata] == [REQUEST_ID_KEY]
+
+    async def abort(self, code: StatusCode, text: str, trailers: Iterable[tuple[str, Any]]) -> NoReturn:
+        encoded: bytes = dict(trailers)[DETAILS_KEY]
+        assert len(encoded) < 4096, "a status this long is lost on its way"
+        self.answer = code, status_pb2.Status.FromString(encoded)
+        raise _Aborted
+
+
+class _EmptyDatabase:
+    """Has no row, and takes what PostgreSQL takes: tests/api/test_bad_input.py asks a real one, call by call."""
+
+    async def fetch(self, query: str, *arguments: object) -> list[Any]:
+        for argument in arguments:
+            match argument:
+                case str():
+                    assert "\0" not in argument
+                    argument.encode()
+                case int():
+                    assert 1 <= argument <= 1000
+                case datetime():
+                    assert _FIRST <= argument <= _LAST
+        return []
+
+
+@contextlib.contextmanager
+def request() -> Iterator[Target]:
+    """A byte, odd for List and even for Get, and the request's bytes, through all that surrounds a call, over an empty catalog.
+
+    The answer is the empty page, INVALID_ARGUMENT or NOT_FOUND.
+    """
+    service = BackupService(catalog=Catalog(_EmptyDatabase()), page_tokens=PageTokens())  # type: ignore[arg-type]
+    interceptor = Interceptor(
+        admission=Admission(100), authenticator=Anonymous(), metrics=Metrics(), request_timeout=timedelta(seconds=10), tracing=None
+    )
+    methods: list[tuple[str, Any]] = [
+        ("Get", grpc.unary_unary_rpc_method_handler(service.Get, pb.GetBackupRequest.FromString)),
+        ("List", grpc.unary_unary_rpc_method_handler(service.List, pb.ListBackupsRequest.FromString)),
+    ]
+
+    async def surrounded(name: str, handler: Any) -> Any:
+        async def continuation(_: object) -> Any:
+            return handler
+
+        details: Any = type("Details", (), {"method": f"/{pb.BACKUP_SERVICE}/{name}"})
+        found: Any = await interceptor.intercept_service(continuation, details)
+        return found.unary_unary
+
+    loop = asyncio.new_event_loop()
+    handlers = [loop.run_until_complete(surrounded(*method)) for method in methods]
+
+    def target(data: bytes) -> None:
+        if not data:
+            return
+        context = _Context()
+        try:
+            answer = loop.run_until_complete(handlers[data[0] % 2](data[1:], context))
+        except _Aborted:
+            assert context.answer
+            code, status = context.answer
+            assert code in (StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND), status
+            assert status.code == code.value[0]
+            assert status.details
+        else:
+            assert data[0] % 2, "Get finds nothing in an empty catalog"
+            assert answer == b""
+
+    try:
+        yield target
+    finally:
+        loop.close()
+
+
+class _Dripping:
+    """A stream that gives a few bytes at a time, as a pipe may."""
+
+    def __init__(self, data: bytes, most: int) -> None:
+        self._stream, self._most = io.BytesIO(data), most
+
+    def read(self, size: int, /) -> bytes:
+        return self._stream.read(min(size, self._most))
+
+
+@contextlib.contextmanager
+def import_walg() -> Iterator[Target]:
+    """What `wal-g backup-list --detail --json` printed: read to its end, or refused, in one line.
+
+    Where it is read, it is JSON, each element of it is an entry, and it does not matter in which pieces it came.
+    """
+
+    def target(data: bytes) -> None:
+        whole = _listing(lambda: walg.read(io.BytesIO(data), id_prefix="cluster"), InvalidListing)
+        assert _listing(lambda: walg.read(_Dripping(data, 3), id_prefix="cluster"), InvalidListing) == whole
+        if whole is not None:
+            assert len(json.loads(data.decode("utf-8-sig"))) == len(whole)
+
+    yield target
+
+
+@contextlib.contextmanager
+def import_gpbackup() -> Iterator[Target]:
+    """The bytes of a gpbackup_history.db: read, or refused, in one line."""
+    with tempfile.TemporaryDirectory(prefix="backups-fuzz-") as folder:
+        history = Path(folder, "gpbackup_history.db")
+
+        def target(data: bytes) -> None:
+            history.write_bytes(data)
+            _listing(
+                lambda: gpbackup.read(history, id_prefix="cluster", timezone="Europe/Berlin", backup_dir=Path(folder)),
+                InvalidListing,
+            )
+
+        yield target
+
+
+def _listing(read: Callable[[], Iterable[Entry | Skipped]], refusal: type[CommandError]) -> list[Entry | Skipped] | None:
+    """The entries, each such that the catalog can hold it; None where they are refused."""
+    try:
+        entries = list(read())
+    except refusal as exc:
+        _is_one_line(str(exc))
+        return None
+    for entry in entries:
+        if isinstance(entry, Skipped):
+            _is_one_line(entry.reason)
+            continue
+        assert is_backup_id(entry.id)
+        assert _FIRST <= entry.started_at <= entry.created_at <= _LAST
+        assert 0 <= entry.size < 2**63
+        for text in (entry.label, *entry.kinds, *entry.warnings):
+            _is_one_line(text)
+    return entries
+
+
+def _is_one_line(text: str) -> None:
+    assert text.isprintable(), f"a terminal may not be able to show it: {text!a}"
+    assert len(text) < 1000
+
+
+TARGETS: dict[str, Callable[[], AbstractContextManager[Target]]] = {
+    "page_token": page_token,
+    "request": request,
+    "walg": import_walg,
+    "gpbackup": import_gpbackup,
+}
+CORPUS = Path(__file__).parent / "corpus"
