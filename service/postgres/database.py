@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
 
@@ -34,6 +34,9 @@ UNAVAILABLE = (
     asyncpg.UndefinedTableError,  # not migrated (yet)
 )
 
+
+# Whether a session could write is how these are told apart, and the service's own, on whatever server, never can.
+_ROLES = {"read-write": "primary", "read-only": "standby"}
 
 _STATEMENTS_HELD = 100  # for each connection; asyncpg's own default
 
@@ -129,6 +132,7 @@ async def open_database(url: str, limits: Limits, *, pooled: bool = False, traci
     }
     pool = asyncpg.create_pool(
         url,
+        target_session_attrs=_wanted_role(url),
         min_size=0,  # nothing connects before the first query
         max_size=limits.pool_size,
         reset=_keep_session,
@@ -142,6 +146,11 @@ async def open_database(url: str, limits: Limits, *, pooled: bool = False, traci
         database = Database(await pool, limits, **traced)
         stack.push_async_callback(database.close)
         yield database
+
+
+def _wanted_role(url: str) -> str | None:
+    """Of the server, in place of what the URL says; None leaves it at that."""
+    return _ROLES.get(parse_qs(urlsplit(url).query).get("target_session_attrs", [""])[-1])
 
 
 async def _keep_session(connection: Any) -> None:

@@ -15,7 +15,6 @@ from service.postgres.migration import Roles
 from tests.acceptance.bars import Figure
 from tests.acceptance.deployment import deployed
 from tests.acceptance.history import History
-from tests.acceptance.test_restarts import restarted_in_turn
 from tests.acceptance.walks import Folder
 from tests.patroni import patroni_cluster
 
@@ -29,8 +28,10 @@ async def test_walks(database_url: str, owner_url: str, tmp_path: Path, *, long:
     folder = Folder(tmp_path, seed=_SEED)
     async with deployed(database_url) as deployment, folder.written(owner_url, rows=400):
         async with folder.walked("walker", clients, deployment.channel) as outcomes:
-            for number in (signal.SIGTERM, signal.SIGKILL) * (5 if long else 1):
-                await restarted_in_turn(deployment, number, 1)
+            for _ in range(10 if long else 1):
+                for replica, number in zip(deployment.replicas, (signal.SIGTERM, signal.SIGKILL), strict=True):
+                    await replica.restart(number)
+                    await deployment.settled()
     history = History.read(*tmp_path.iterdir())
     figure(f"{clients} clients, {len(history.walks)} walks, {len(history.pages())} pages: {len(history.problems())} problems")
     assert set(outcomes) == {"OK"}
