@@ -24,7 +24,7 @@ from tests.conftest import ROOT, debian_program, environment, free_ports
 from tests.proxy import Proxy, proxied
 
 TTL_S = 20
-"""Patroni's least: how long a leader that is gone keeps its lock."""
+"""How long a leader that is gone keeps its lock: Patroni's least, and deploy/patroni/patroni.yaml's."""
 
 
 class Node:
@@ -58,22 +58,13 @@ class Node:
         return (self._folder / "log").read_text(errors="replace")[-3000:]
 
     def _configuration(self) -> dict[str, Any]:
-        listen = f"127.0.0.1:{self.port}"
-        return {
-            "scope": "backups",
+        """deploy/patroni/patroni.yaml, and what differs from node to node."""
+        listen, rest = f"127.0.0.1:{self.port}", f"127.0.0.1:{self.rest_port}"
+        shared: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "patroni" / "patroni.yaml").read_text(encoding="utf-8"))
+        return shared | {
             "name": self.name,
-            "restapi": {"listen": f"127.0.0.1:{self.rest_port}", "connect_address": f"127.0.0.1:{self.rest_port}"},
+            "restapi": {"listen": rest, "connect_address": rest},
             "etcd3": {"hosts": [f"127.0.0.1:{self.etcd.port}"], "use_proxies": True},  # no other way than this
-            "bootstrap": {
-                "dcs": {
-                    "ttl": TTL_S,
-                    "loop_wait": 1,
-                    "retry_timeout": 3,
-                    "synchronous_mode": True,  # what was acknowledged outlives its node
-                    "postgresql": {"use_pg_rewind": True, "parameters": {"shared_buffers": "32MB", "wal_keep_size": "512MB"}},
-                },
-                "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, "data-checksums"],
-            },
             "postgresql": {
                 "listen": listen,
                 "connect_address": listen,
@@ -81,7 +72,7 @@ class Node:
                 "bin_dir": str(EmbeddedPostgres(self._folder).program("postgres").parent),
                 "pgpass": str(self._folder / "pgpass"),
                 "authentication": {role: {"username": "postgres"} for role in ("superuser", "replication", "rewind")},
-                "parameters": {"unix_socket_directories": ""},
+                "parameters": {"unix_socket_directories": "", "shared_buffers": "32MB"},
                 "pg_hba": [f"host {database} all 127.0.0.1/32 trust" for database in ("all", "replication")],
             },
         }
@@ -117,13 +108,17 @@ class Cluster:
 
     async def _is_settled(self) -> bool:
         seen = [await _get(node, "/cluster") for node in self.nodes]
-        roles = [sorted(member["role"] for member in each["members"] if member["state"] in ("running", "streaming")) for each in seen if each]
+        roles = [
+            sorted(member["role"] for member in each["members"] if member["state"] in ("running", "streaming")) for each in seen if each
+        ]
         return roles == [["leader", "sync_standby"]] * len(self.nodes)
 
     async def switch_over(self) -> None:
         """As planned: the leader steps down in favour of the other."""
         leader = await self.leader()
-        request = urllib.request.Request(f"http://127.0.0.1:{leader.rest_port}/switchover", data=json.dumps({"leader": leader.name}).encode())
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{leader.rest_port}/switchover", data=json.dumps({"leader": leader.name}).encode()
+        )
         await asyncio.to_thread(_answer, request)
 
 

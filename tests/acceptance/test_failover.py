@@ -8,12 +8,10 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import asyncpg
 import grpc
 import pytest
 
@@ -81,18 +79,24 @@ _SWITCHED = Fault("switchover", _switch_over, _SWITCHOVER_S)
 async def _direct_replica(database_url: str, log: Path) -> AsyncIterator[Callable[[], grpc.aio.Channel]]:
     """A replica without Envoy; opens a connection to it."""
     [port] = free_ports(1)
-    settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_POOL_MAX_AGE": str(_POOL_MAX_AGE_S), "BACKUPS_MAX_REPLICATION_LAG": str(_MAX_LAG_S)}
+    settings = {
+        "BACKUPS_DATABASE_URL": database_url,
+        "BACKUPS_POOL_MAX_AGE": str(_POOL_MAX_AGE_S),
+        "BACKUPS_MAX_REPLICATION_LAG": str(_MAX_LAG_S),
+    }
     replica = ReplicaProcess(port, settings, log)
     await replica.start()
     try:
-        yield lambda: grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)])
+        yield lambda: grpc.aio.insecure_channel(
+            f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+        )
         replica.check_runs()
     finally:
         await replica.end(signal.SIGKILL)
 
 
 @pytest.mark.debian("etcd-server", program="etcd")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.bar(4, "Patroni's leader killed, cut off from etcd, and switched over, under load through Envoy")
 async def test_failover(tmp_path: Path, *, long: bool, figure: Figure) -> None:
     """Calls are answered again within a bound and are UNAVAILABLE until then; walks begun before go on and see every row once; a replica that

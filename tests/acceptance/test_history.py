@@ -76,7 +76,12 @@ def test_rows_that_come_and_go() -> None:
     """A row has to be on the page that passes it if it was there for all of that call, and may not if it was there for none of it."""
     pages = [_page(_D, at=1), _page(_B, at=2, last=True)]
     written = _there(_B, _D)
-    for times in ({"adding": 2.1}, {"adding": 0, "added": 2.1}, {"adding": 0, "added": 0, "removing": 2.1}, {"adding": 0, "added": 0, "removing": 0}):
+    for times in (
+        {"adding": 2.1},
+        {"adding": 0, "added": 2.1},
+        {"adding": 0, "added": 0, "removing": 2.1},
+        {"adding": 0, "added": 0, "removing": 0},
+    ):
         assert _problems(*written, _row(_C, **times), *pages) == []
     assert _problems(*written, _row(_C, adding=0, added=1.7), *pages) == [f"walk w, page 2: {_C} is lost"]
     assert _problems(*written, _row(_C, adding=0, added=1.7, removing=2.6), *pages) == [f"walk w, page 2: {_C} is lost"]
@@ -111,7 +116,9 @@ def test_times() -> None:
 @given(st.data())
 def test_any_row_left_out_or_doubled(data: st.DataObject) -> None:
     """Of a walk of any rows in any pages: as it is there is no problem, and with a row left out, doubled, or swapped with the next one there is."""
-    rows = sorted(data.draw(st.sets(st.tuples(st.integers(0, 3), st.text("ab", min_size=1, max_size=4)), min_size=2, max_size=12)), reverse=True)
+    rows = sorted(
+        data.draw(st.sets(st.tuples(st.integers(0, 3), st.text("ab", min_size=1, max_size=4)), min_size=2, max_size=12)), reverse=True
+    )
     rows = list({row[1]: row for row in rows}.values())
     rows.sort(reverse=True)
     cuts = data.draw(st.lists(st.integers(0, len(rows)), max_size=4))

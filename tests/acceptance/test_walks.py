@@ -5,18 +5,15 @@ with OFFSET in place of a position, rows are repeated and lost from the first se
 server by `target_session_attrs`, and Patroni's synchronous mode, without which a failover loses what was acknowledged last.
 """
 
-import contextlib
 import signal
 from pathlib import Path
 
 import pytest
 
-from service.postgres.migration import Roles
 from tests.acceptance.bars import Figure
 from tests.acceptance.deployment import deployed
 from tests.acceptance.history import History
 from tests.acceptance.walks import Folder
-from tests.patroni import patroni_cluster
 
 _SEED = 14
 

@@ -17,6 +17,7 @@ import grpc
 
 from service import pb
 from service.backup import Backup
+from service.postgres.database import UNAVAILABLE
 from tests.conftest import insert
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -108,7 +109,7 @@ class _Writer:
             await self._connection.execute("DELETE FROM backups WHERE id = ANY ($1)", [backup.id for backup in removed])
             self._note(removed, "removed")
             return True
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # it is gone, or is no primary any more
+        except (*UNAVAILABLE, asyncpg.ReadOnlySQLTransactionError):  # it is gone, or is no primary any more
             if self._connection:
                 self._connection.terminate()
             self._connection = None
