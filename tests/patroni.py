@@ -26,6 +26,8 @@ from tests.proxy import Proxy, proxied
 TTL_S = 20
 """How long a leader that is gone keeps its lock: Patroni's least, and deploy/patroni/patroni.yaml's."""
 
+_UP = ("running", "streaming")
+
 
 class Node:
     """Patroni and its PostgreSQL."""
@@ -61,11 +63,13 @@ class Node:
         """deploy/patroni/patroni.yaml, and what differs from node to node."""
         listen, rest = f"127.0.0.1:{self.port}", f"127.0.0.1:{self.rest_port}"
         shared: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "patroni" / "patroni.yaml").read_text(encoding="utf-8"))
+        del shared["bootstrap"]["post_bootstrap"]  # roles with passwords
         return shared | {
             "name": self.name,
             "restapi": {"listen": rest, "connect_address": rest},
             "etcd3": {"hosts": [f"127.0.0.1:{self.etcd.port}"], "use_proxies": True},  # no other way than this
-            "postgresql": {
+            "postgresql": shared["postgresql"]
+            | {
                 "listen": listen,
                 "connect_address": listen,
                 "data_dir": str(self._folder / "data"),
@@ -108,9 +112,7 @@ class Cluster:
 
     async def _is_settled(self) -> bool:
         seen = [await _get(node, "/cluster") for node in self.nodes]
-        roles = [
-            sorted(member["role"] for member in each["members"] if member["state"] in ("running", "streaming")) for each in seen if each
-        ]
+        roles = [sorted(member["role"] for member in each["members"] if member["state"] in _UP) for each in seen if each]
         return roles == [["leader", "sync_standby"]] * len(self.nodes)
 
     async def switch_over(self) -> None:

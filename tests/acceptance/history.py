@@ -1,6 +1,6 @@
 """Checks what clients saw while they walked a folder, from the histories that they and the writers of its rows left, and from nothing else.
 
-A history is a file of JSON lines; times are seconds of one clock, positions are pairs [created_at, id], compared as the contract orders them:
+A history is a file of JSON lines; times are seconds of one clock, positions are pairs [created_at, id], as the contract orders them:
 
     {"row": position, "adding": t} before a row is written, {"row": position, "added": t} once that was acknowledged
     {"row": position, "removing": t}, {"row": position, "removed": t}
@@ -81,14 +81,14 @@ class History:
         """Of all walks, by when they were answered."""
         return sorted((page for pages in self.walks.values() for page in pages), key=lambda page: page.ended)
 
-    def over(self, at: float, *, until: float) -> int:
-        """How many walks had begun at a time, and went on after another."""
-        return sum(pages[0].ended < at and pages[-1].began > until for pages in self.walks.values())
+    def over(self, began: float, ended: float) -> int:
+        """How many walks were under way for all of a time, and went on after it."""
+        return sum(pages[0].ended <= began and ended <= pages[-1].ended for pages in self.walks.values())
 
-    def longest_silence(self, began: float, ended: float) -> float:
-        """The longest time within these without an answer to anybody, in seconds."""
+    def silence(self, began: float, ended: float) -> tuple[float, float]:
+        """From when to when, within these, nobody had an answer, at the longest."""
         answers = [began, *(page.ended for page in self.pages() if began < page.ended < ended), ended]
-        return max(later - earlier for earlier, later in itertools.pairwise(answers))
+        return max(itertools.pairwise(answers), key=lambda pair: pair[1] - pair[0])
 
     def problems(self, *, staleness: float = 0) -> list[str]:
         """What must not be: a row repeated, out of order, lost, or not (any more) there.

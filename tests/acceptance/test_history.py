@@ -1,5 +1,6 @@
 """The checker of histories tells each fault that is planted into a history without one."""
 
+import itertools
 import json
 from typing import Any
 
@@ -108,14 +109,15 @@ def test_walks_are_told_apart() -> None:
 def test_times() -> None:
     """Which walks went on over a time, and how long nobody was answered."""
     history = History.of([*_WRITTEN, _page(_D, at=1), _page(_C, at=4, last=True), _page(_D, at=1, walk="v")])
-    assert history.over(2, until=3) == 1
-    assert history.over(2, until=5) == 0
-    assert history.longest_silence(1, 6) == 3
+    assert history.silence(1, 6) == (1.5, 4.5)
+    assert history.silence(1, 10) == (4.5, 10)
+    assert history.over(1.5, 4.5) == 1
+    assert history.over(1.4, 4) == history.over(2, 4.6) == 0
 
 
 @given(st.data())
 def test_any_row_left_out_or_doubled(data: st.DataObject) -> None:
-    """Of a walk of any rows in any pages: as it is there is no problem, and with a row left out, doubled, or swapped with the next one there is."""
+    """Any rows in any pages are no problem; with a row left out, doubled, or swapped with the next one they are."""
     rows = sorted(
         data.draw(st.sets(st.tuples(st.integers(0, 3), st.text("ab", min_size=1, max_size=4)), min_size=2, max_size=12)), reverse=True
     )
@@ -125,13 +127,13 @@ def test_any_row_left_out_or_doubled(data: st.DataObject) -> None:
 
     def problems(walked: list[Position]) -> list[str]:
         edges = sorted({0, *cuts, len(walked)} & set(range(len(walked) + 1)))
-        parts = [walked[begin:end] for begin, end in zip(edges, edges[1:], strict=False)] or [[]]
+        parts = [walked[begin:end] for begin, end in itertools.pairwise(edges)] or [[]]
         pages = [_page(*part, at=number, last=number == len(parts)) for number, part in enumerate(parts, 1)]
         return _problems(*_there(*rows), *pages)
 
     assert problems(rows) == []
     index = data.draw(st.integers(0, len(rows) - 1))
     assert problems(rows[:index] + rows[index + 1 :])
-    assert problems(rows[:index] + [rows[index]] + rows[index:])
+    assert problems([*rows[:index], rows[index], *rows[index:]])
     if index + 1 < len(rows):
         assert problems([*rows[:index], rows[index + 1], rows[index], *rows[index + 2 :]])
