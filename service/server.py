@@ -34,7 +34,7 @@ from service.metrics import Metrics
 from service.page_token import PageTokens
 from service.postgres.catalog import Catalog
 from service.postgres.database import Database, Limits, open_database
-from service.postgres.replication import replication_lag
+from service.postgres.replication import connect_to_fresh, replication_lag
 from service.postgres.schema import REQUIRED_REVISION, present_revision
 from service.settings import Address, Settings
 
@@ -308,7 +308,13 @@ def _database(settings: Settings, tracing: "Tracing | None") -> contextlib.Abstr
         statement=settings.request_timeout,
         max_age=settings.pool_max_age,
     )
-    return open_database(settings.require_database_url(), limits, pooled=settings.pooler == "transaction", tracing=tracing)
+    return open_database(
+        settings.require_database_url(),
+        limits,
+        pooled=settings.pooler == "transaction",
+        connect_preferring_standby=connect_to_fresh(settings.max_replication_lag),
+        tracing=tracing,
+    )
 
 
 async def _serve(settings: Settings, started: Callable[[Server], None]) -> None:

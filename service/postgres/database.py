@@ -6,14 +6,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 
 from service.errors import CatalogUnavailable
 
 if TYPE_CHECKING:  # imported only where traces are asked for
     from service.tracing import Tracing
+
+Connect: TypeAlias = Any
+"""A function that is called as `asyncpg.connect` is."""
 
 _Trace: TypeAlias = Callable[[str], AbstractContextManager[Callable[[], None]]]
 _UNTRACED: AbstractContextManager[Callable[[], None]] = contextlib.nullcontext(lambda: None)
@@ -34,6 +38,9 @@ UNAVAILABLE = (
     asyncpg.UndefinedTableError,  # not migrated (yet)
 )
 
+
+# Whether a session could write is how these are told apart, and the service's own, on whatever server, never can.
+_ROLES = {"read-write": SessionAttribute.primary, "read-only": SessionAttribute.standby}
 
 _STATEMENTS_HELD = 100  # for each connection; asyncpg's own default
 
@@ -159,10 +166,18 @@ class Database:
 
 
 @contextlib.asynccontextmanager
-async def open_database(url: str, limits: Limits, *, pooled: bool = False, tracing: "Tracing | None" = None) -> AsyncIterator[Database]:
+async def open_database(
+    url: str,
+    limits: Limits,
+    *,
+    pooled: bool = False,
+    connect_preferring_standby: Connect = asyncpg.connect,
+    tracing: "Tracing | None" = None,
+) -> AsyncIterator[Database]:
     """A pool for the service's reads.
 
     Args:
+        connect_preferring_standby: makes the connections where the URL prefers a standby.
         pooled: a pooler is in between that lends servers by the transaction, such as PgBouncer. Then statements have no names, which would
             stay with a server, and the settings below are left to the role (deploy/postgres/roles.sql): a pooler refuses what it does
             not know.
@@ -171,8 +186,11 @@ async def open_database(url: str, limits: Limits, *, pooled: bool = False, traci
         "statement_timeout": str(int(limits.statement.total_seconds() * 1000)),
         "default_transaction_read_only": "on",
     }
+    wanted = parse_qs(urlsplit(url).query).get("target_session_attrs", [""])[-1]
     pool = asyncpg.create_pool(
         url,
+        connect=connect_preferring_standby if wanted == "prefer-standby" else None,
+        target_session_attrs=_ROLES.get(wanted),  # None: as the URL says
         min_size=0,  # nothing connects before the first query
         max_size=limits.pool_size,
         reset=_keep_session,

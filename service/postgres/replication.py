@@ -1,8 +1,11 @@
 """How far behind the primary the server is that is read from."""
 
 from datetime import timedelta
+from typing import Any
 
-from service.postgres.database import Database
+import asyncpg
+
+from service.postgres.database import UNAVAILABLE, Connect, Database
 
 # What any role may ask. A standby that has replayed all that it received is up to date for as long as it still receives; PostgreSQL ends
 # a receiver that has heard nothing for wal_receiver_timeout, a minute by default. Else it is as old as the last transaction it replayed,
@@ -24,3 +27,23 @@ async def replication_lag(database: Database) -> timedelta:
     [row] = await database.fetch(_LAG)
     lag: timedelta = row["lag"]
     return lag
+
+
+def connect_to_fresh(max_lag: timedelta) -> Connect:
+    """Connects as asyncpg does, but to the primary in place of a standby that is further behind; where there is none, to the standby.
+
+    A standby that has lost its primary would else be preferred for as long as it runs.
+    """
+
+    async def connect(*args: Any, **kwargs: Any) -> Any:
+        connection = await asyncpg.connect(*args, **kwargs)
+        if await connection.fetchval(_LAG) <= max_lag:
+            return connection
+        try:
+            primary = await asyncpg.connect(*args, **kwargs | {"target_session_attrs": "primary"})
+        except UNAVAILABLE:
+            return connection  # what it reads may be old: the server says that it is not ready
+        connection.terminate()
+        return primary
+
+    return connect

@@ -16,7 +16,7 @@ from service import pb
 from service.embedded_postgres import EmbeddedPostgres
 from service.postgres.database import Database, Limits, open_database
 from service.postgres.migration import Roles, migrate
-from service.postgres.replication import replication_lag
+from service.postgres.replication import connect_to_fresh, replication_lag
 from service.server import Server
 from service.settings import Settings
 from tests.conftest import Sql
@@ -181,3 +181,48 @@ async def test_a_walk_that_hops(pair: Pair, primary_sql: Sql, standby_sql: Sql) 
         await closing
     assert len(walked) == len(set(walked))
     assert {f"both-{n}" for n in range(1, 51) if n % 10 != 5} <= set(walked)
+
+
+async def test_a_standby_that_is_too_old(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
+    """Where a standby is preferred, a server reads from the primary while the standby is too far behind, and is ready; then
+    from the standby again."""
+    await _caught_up(primary_sql, standby_sql)
+    settings = {"listen": "127.0.0.1:0", "drain_delay": "0", "max_replication_lag": "0.5", "pool_max_age": "0.5"}
+    server = await Server(Settings.read(database_url=pair.url("prefer-standby"), **settings)).start()
+    try:
+        async with grpc.aio.insecure_channel(str(server.address)) as channel:
+            stub = pb.BackupServiceStub(channel)
+
+            async def ready() -> bool:
+                return server.health.serving
+
+            async def sees_it() -> bool:
+                return await ready() and bool((await stub.List(pb.ListBackupsRequest(folder_id="f1"))).backups)
+
+            await _until(ready)
+            await standby_sql.execute("SELECT pg_wal_replay_pause()")
+            await _until(lambda: standby_sql.fetchval("SELECT pg_get_wal_replay_pause_state() = 'paused'"))
+            await primary_sql.execute(_INSERT, "fresh-", 1)
+            await _until(sees_it)
+            read = "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'backup-service'"
+            await _until(lambda: primary_sql.fetchval(read))
+            await standby_sql.execute("SELECT pg_wal_replay_resume()")
+            await _until(lambda: primary_sql.fetchval(f"SELECT NOT ({read})"))
+            await _until(sees_it)
+    finally:
+        await server.stop()
+
+
+async def test_a_standby_without_a_primary(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
+    """Where a standby is preferred that is too old, and there is no primary, the standby is read from."""
+    await _caught_up(primary_sql, standby_sql)
+    url = pair.url("prefer-standby").replace(str(pair.primary._sockets), "/nowhere")
+    async with open_database(url, _LIMITS, connect_preferring_standby=connect_to_fresh(timedelta(seconds=-1))) as database:
+        assert await _in_recovery(database)
+
+
+@pytest.mark.parametrize(("attributes", "in_recovery"), [("read-write", False), ("read-only", True)])
+async def test_roles(pair: Pair, attributes: str, in_recovery: bool) -> None:
+    """read-write is the primary and read-only is a standby, although the service's own sessions can never write."""
+    async with open_database(pair.url(attributes), _LIMITS) as database:
+        assert await _in_recovery(database) is in_recovery

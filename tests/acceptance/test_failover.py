@@ -1,0 +1,144 @@
+"""High availability by Patroni: its leader killed, cut off from etcd, and switched over as planned.
+
+Mitigations: all hosts in BACKUPS_DATABASE_URL, with `target_session_attrs`, which is asked about servers and not about the service's own
+read-only sessions (`_ROLES` of service/postgres/database.py): without, no server is ever found; connections that are replaced after
+BACKUPS_POOL_MAX_AGE; and a look at how far behind a standby is before it is preferred (`connect_to_fresh` of
+service/postgres/replication.py): without, a leader that was cut off, and is a standby by now, is read from for as long as it is cut off.
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+import pytest
+
+from service.postgres.migration import Roles
+from tests.acceptance.bars import Figure
+from tests.acceptance.deployment import ReplicaProcess, deployed
+from tests.acceptance.history import History
+from tests.acceptance.walks import Folder
+from tests.conftest import free_ports
+from tests.patroni import TTL_S, Cluster, Node, patroni_cluster
+
+_SEED = 4
+_POOL_MAX_AGE_S = 5
+_MAX_LAG_S = 5
+_STALENESS_S = _MAX_LAG_S + 4  # and up to two seconds between two looks, and a call's own time
+_MARGIN_S = 15  # of a machine that is busy with all of it: Patroni's turns, a promotion, a start of PostgreSQL, connecting
+
+_FAILOVER_S = TTL_S + _MARGIN_S
+"""Within which calls are answered again where a leader is lost: its lock has to run out first."""
+
+_SWITCHOVER_S = _MARGIN_S
+
+
+class Fault(NamedTuple):
+    """What is done to the cluster, from a settled one to a settled one, and how long nobody may be answered by a primary."""
+
+    name: str
+    inject: Callable[[Cluster], Awaitable[None]]
+    bound_s: float
+
+
+async def _kill_leader(cluster: Cluster) -> None:
+    leader = await cluster.leader()
+    leader.kill()
+    await _until_led_by_another(cluster, leader)
+    leader.start()
+
+
+async def _cut_leader_off(cluster: Cluster) -> None:
+    """From etcd, but not from the service."""
+    leader = await cluster.leader()
+    leader.etcd.blackhole()
+    try:
+        await _until_led_by_another(cluster, leader)
+        await asyncio.sleep(_POOL_MAX_AGE_S + _MAX_LAG_S + 5)  # while the one that led still answers whoever asks
+    finally:
+        leader.etcd.heal()
+
+
+async def _switch_over(cluster: Cluster) -> None:
+    await cluster.switch_over()
+
+
+async def _until_led_by_another(cluster: Cluster, leader: Node) -> None:
+    async with asyncio.timeout(90):
+        while await cluster.leader() is leader:
+            await asyncio.sleep(0.05)
+
+
+_KILLED = Fault("leader killed", _kill_leader, _FAILOVER_S)
+_CUT_OFF = Fault("leader cut off from etcd", _cut_leader_off, _FAILOVER_S)
+_SWITCHED = Fault("switchover", _switch_over, _SWITCHOVER_S)
+
+
+@contextlib.asynccontextmanager
+async def _direct_replica(database_url: str, log: Path) -> AsyncIterator[Callable[[], grpc.aio.Channel]]:
+    """A replica without Envoy; opens a connection to it."""
+    [port] = free_ports(1)
+    ages = {"BACKUPS_POOL_MAX_AGE": str(_POOL_MAX_AGE_S), "BACKUPS_MAX_REPLICATION_LAG": str(_MAX_LAG_S)}
+    replica = ReplicaProcess(port, {"BACKUPS_DATABASE_URL": database_url} | ages, log)
+    await replica.start()
+    try:
+        yield lambda: grpc.aio.insecure_channel(
+            f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+        )
+        replica.check_runs()
+    finally:
+        await replica.end(signal.SIGKILL)
+
+
+@pytest.mark.debian("etcd-server", program="etcd")
+@pytest.mark.timeout(900)
+@pytest.mark.bar(4, "Patroni's leader killed, cut off from etcd, and switched over, under load through Envoy")
+async def test_failover(tmp_path: Path, *, long: bool, figure: Figure) -> None:
+    """Calls are answered again within a bound, and are UNAVAILABLE until then; walks begun before go on, and see every row once. A
+    replica that prefers a standby answers all the while, and no older than is stated."""
+    faults = [_KILLED, _CUT_OFF, _SWITCHED] * 3 if long else [_KILLED, _SWITCHED]
+    histories = tmp_path / "histories"
+    histories.mkdir()
+    folder = Folder(histories, seed=_SEED)
+    spans = []
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(patroni_cluster())
+        await stack.enter_async_context(folder.written(cluster.url("read-write"), rows=1000))
+        url = cluster.url("read-write", user=Roles().service)
+        deployment = await stack.enter_async_context(deployed(url, BACKUPS_POOL_MAX_AGE=str(_POOL_MAX_AGE_S)))
+        open_channel = await stack.enter_async_context(_direct_replica(cluster.url("prefer-standby"), tmp_path / "log"))
+        by_primary = await stack.enter_async_context(folder.walked("primary", 8, deployment.channel))
+        by_standby = await stack.enter_async_context(folder.walked("standby", 4, open_channel))
+        await _until_walked(by_primary, by_standby)
+        for fault in faults:
+            began = time.monotonic()
+            await fault.inject(cluster)
+            await cluster.settled()
+            spans.append((fault, began, time.monotonic()))
+    primary, standby = (History.read(histories / "writer.jsonl", *histories.glob(f"{name}-*")) for name in ("primary", "standby"))
+    for fault, began, ended in spans:
+        silence, other = primary.silence(began, ended), standby.silence(began, ended)
+        figure(f"{fault.name}: {_seconds(silence):.1f} s without an answer, {_seconds(other):.1f} s where a standby is preferred")
+        assert _seconds(silence) < fault.bound_s
+        assert _seconds(other) < _SWITCHOVER_S
+        assert primary.over(*silence)
+    walks, pages = len(primary.walks) + len(standby.walks), len(primary.pages()) + len(standby.pages())
+    figure(f"{walks} walks, {pages} pages, {(by_primary + by_standby)['UNAVAILABLE']} calls UNAVAILABLE")
+    assert set(by_primary) | set(by_standby) <= {"OK", "UNAVAILABLE"}
+    assert primary.problems()[:10] == []
+    assert standby.problems(staleness=_STALENESS_S)[:10] == []
+
+
+def _seconds(span: tuple[float, float]) -> float:
+    return span[1] - span[0]
+
+
+async def _until_walked(*outcomes: Counter[str]) -> None:
+    async with asyncio.timeout(30):
+        while any(each["OK"] < 50 for each in outcomes):
+            await asyncio.sleep(0.05)

@@ -1,0 +1,144 @@
+"""Clients who walk a folder again and again while its rows come and go; each leaves a history, which history.py checks and explains."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+
+from service import pb
+from service.backup import Backup
+from service.postgres.database import UNAVAILABLE
+from tests.conftest import insert
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_US = timedelta(microseconds=1)
+_NEWEST = datetime(2026, 11, 20, tzinfo=UTC)
+_TIMES = 40  # so few that many rows share one
+
+
+class Folder:
+    """A folder of rows, and where the histories of its clients are."""
+
+    def __init__(self, histories: Path, *, seed: int) -> None:
+        self._histories = histories
+        self._seed = seed
+
+    @contextlib.asynccontextmanager
+    async def walked(self, name: str, count: int, open_channel: Callable[[], grpc.aio.Channel]) -> AsyncIterator[Counter[str]]:
+        """So many clients walk, each over a connection of its own, while this is entered; counts their statuses."""
+        outcomes: Counter[str] = Counter()
+        async with _until_left(lambda stop: [self._walk(f"{name}-{number}", open_channel, outcomes, stop) for number in range(count)]):
+            yield outcomes
+
+    async def _walk(self, name: str, open_channel: Callable[[], grpc.aio.Channel], outcomes: Counter[str], stop: asyncio.Event) -> None:
+        choose = random.Random(f"{self._seed} {name}")
+        with (self._histories / f"{name}.jsonl").open("a", encoding="utf-8") as history:
+            async with open_channel() as channel:
+                stub = pb.BackupServiceStub(channel)
+                for number in itertools.count(1):
+                    token = ""
+                    while not stop.is_set():
+                        request = pb.ListBackupsRequest(folder_id="f1", page_size=choose.randint(1, 40), page_token=token)
+                        began = time.monotonic()
+                        try:
+                            page = await stub.List(request, timeout=5)
+                        except grpc.aio.AioRpcError as exc:
+                            outcomes[exc.code().name] += 1
+                            await asyncio.sleep(0.05)
+                            continue
+                        outcomes["OK"] += 1
+                        times: dict[str, Any] = {"began": began, "ended": time.monotonic()}
+                        rows = [(backup.created_at.ToMicroseconds(), backup.id) for backup in page.backups]
+                        token = page.next_page_token
+                        _note(history, walk=f"{name}-{number}", rows=rows, last=not token, **times)
+                        await asyncio.sleep(choose.uniform(0, 0.1))
+                        if not token:
+                            break
+                    if stop.is_set():
+                        return
+
+    @contextlib.asynccontextmanager
+    async def written(self, url: str, *, rows: int) -> AsyncIterator[None]:
+        """So many rows are there, a few go and as many come, again and again, while this is entered."""
+        writer = _Writer(url, self._histories / "writer.jsonl", random.Random(self._seed))
+        async with asyncio.timeout(60):
+            while not await writer.step(adds=rows, removes=0):
+                await asyncio.sleep(0.1)
+        async with _until_left(lambda stop: [writer.write(stop)]):
+            yield
+
+
+class _Writer:
+    def __init__(self, url: str, file: Path, choose: random.Random) -> None:
+        self._url, self._file, self._choose = url, file, choose
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._there: list[Backup] = []
+        self._numbers = itertools.count(1)
+
+    async def write(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            count = self._choose.randint(1, 5)
+            await self.step(adds=count, removes=count)
+            await asyncio.sleep(0.02)
+        if self._connection:
+            await self._connection.close()
+
+    async def step(self, *, adds: int, removes: int) -> bool:
+        """Whether PostgreSQL has acknowledged both; what it has not is neither there nor gone for sure."""
+        added = [self._backup() for _ in range(adds)]
+        self._choose.shuffle(self._there)
+        removed, self._there = self._there[:removes], self._there[removes:]
+        try:
+            if self._connection is None:
+                self._connection = await asyncpg.connect(self._url, timeout=3, command_timeout=5)
+            self._note(added, "adding")
+            await insert(self._connection, added)
+            self._note(added, "added")
+            self._there += added
+            self._note(removed, "removing")
+            await self._connection.execute("DELETE FROM backups WHERE id = ANY ($1)", [backup.id for backup in removed])
+            self._note(removed, "removed")
+            return True
+        except (*UNAVAILABLE, asyncpg.ReadOnlySQLTransactionError):  # it is gone, or is no primary any more
+            if self._connection:
+                self._connection.terminate()
+            self._connection = None
+            return False
+
+    def _backup(self) -> Backup:
+        number = next(self._numbers)
+        created_at = _NEWEST + self._choose.randrange(_TIMES) * timedelta(minutes=1)
+        return Backup(f"{self._choose.choice('aB-_~')}{number}", "f1", created_at, "c1", _NEWEST - timedelta(hours=1), 1)
+
+    def _note(self, backups: list[Backup], event: str) -> None:
+        at = time.monotonic()
+        with self._file.open("a", encoding="utf-8") as history:
+            for backup in backups:
+                _note(history, row=((backup.created_at - _EPOCH) // _US, backup.id), **{event: at})
+
+
+def _note(history: Any, **event: Any) -> None:
+    history.write(json.dumps(event) + "\n")
+
+
+@contextlib.asynccontextmanager
+async def _until_left(start: Callable[[asyncio.Event], list[Any]]) -> AsyncIterator[None]:
+    """Runs coroutines until this is left; they end once the event is set, and their errors are raised."""
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        for coroutine in start(stop):
+            tasks.create_task(coroutine)
+        try:
+            yield
+        finally:
+            stop.set()
