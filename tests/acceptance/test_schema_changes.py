@@ -6,7 +6,6 @@ outside transactions, which asyncpg prepares anew after a change. The next relea
 """
 
 import asyncio
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +16,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from service.postgres.catalog import _FIRST_PAGE
 from service.postgres.schema import REQUIRED_REVISION
 from tests.acceptance.bars import Figure
 from tests.acceptance.deployment import Replica, ReplicaProcess, deployed
 from tests.acceptance.load import under_load
+from tests.acceptance.releases import altered
 from tests.conftest import ROOT, AddBackups, RunCommand, Sql, environment
 
 _LOCK_TIMEOUT_S = 2
@@ -50,23 +51,17 @@ _INDEX_WAITS = """
 @pytest.fixture(name="next_release")
 def _next_release(tmp_path: Path) -> Path:
     """This release's code with two more steps, which it needs: its queries read the new column."""
-    for part in ("service", "migrations"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    changes = {
+        "service/postgres/schema.py": (f"REQUIRED_REVISION = {REQUIRED_REVISION}", f"REQUIRED_REVISION = {_ADD_INDEX}"),
+        "service/postgres/catalog.py": (_FIRST_PAGE, _FIRST_PAGE.replace("wire", "wire, note")),
+    }
+    release = altered(tmp_path / "next", changes)
     steps = {_ADD_COLUMN: 'op.execute("ALTER TABLE backups ADD COLUMN note text")',
              _ADD_INDEX: 'create_index("backups_note", "ON backups (note)")'}  # fmt: skip
     for revision, upgrade in steps.items():
         step = _STEP.format(revision=revision, before=revision - 1, upgrade=upgrade)
-        (tmp_path / "migrations" / "versions" / f"{revision:04}_next.py").write_text(step, encoding="utf-8")
-    _substitute(tmp_path / "service/postgres/schema.py", f"REQUIRED_REVISION = {REQUIRED_REVISION}", f"REQUIRED_REVISION = {_ADD_INDEX}")
-    _substitute(tmp_path / "service/postgres/catalog.py", "SELECT wire FROM", "SELECT wire, note FROM")
-    return tmp_path
-
-
-def _substitute(file: Path, old: str, new: str) -> None:
-    text = file.read_text(encoding="utf-8")
-    assert old in text
-    file.write_text(text.replace(old, new), encoding="utf-8")
+        (release / "migrations" / "versions" / f"{revision:04}_next.py").write_text(step, encoding="utf-8")
+    return release
 
 
 @pytest.mark.bar(8, "schema upgraded under load, old and new code running, long reads holding their locks")
