@@ -98,6 +98,11 @@ class ReplicaProcess(Replica):
     async def end(self, number: int = signal.SIGTERM) -> int:
         assert self._process
         self._process.send_signal(number)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """Its exit status, once it has ended."""
+        assert self._process
         return await asyncio.to_thread(self._process.wait, 30)
 
     def check_runs(self) -> None:

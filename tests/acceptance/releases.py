@@ -2,17 +2,27 @@
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.conftest import ROOT
 
 
-def altered(folder: Path, changes: dict[str, tuple[str, str]]) -> Path:
-    """A folder with this release's code, in which the text in each of these files has been replaced by another."""
+class Change(NamedTuple):
+    """A text in a file, which has it once, and what stands there instead."""
+
+    file: str
+    old: str
+    new: str
+
+
+def altered(folder: Path, *changes: Change) -> Path:
+    """A folder with this release's code, and these changes."""
     for part in ("service", "migrations"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
-    for name, (old, new) in changes.items():
-        text = (folder / name).read_text(encoding="utf-8")
-        assert text.count(old) == 1, f"{name} is expected to have once: {old}"
-        (folder / name).write_text(text.replace(old, new), encoding="utf-8")
+    for change in changes:
+        file = folder / change.file
+        text = file.read_text(encoding="utf-8")
+        assert text.count(change.old) == 1, f"{change.file} is expected to have once: {change.old}"
+        file.write_text(text.replace(change.old, change.new), encoding="utf-8")
     return folder

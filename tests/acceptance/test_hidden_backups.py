@@ -24,7 +24,7 @@ from service.backup import Backup
 from service.settings import Address
 from tests.acceptance.bars import Figure
 from tests.acceptance.deployment import Deployment, ReplicaProcess, deployed
-from tests.acceptance.releases import altered
+from tests.acceptance.releases import Change, altered
 from tests.api.http2 import Connection, message
 from tests.conftest import ROOT, AddBackups, free_ports
 from tests.tokens import AUDIENCE, ISSUER, Issuer
@@ -41,16 +41,16 @@ _FAST = 0.1
 _SAMPLES = (25, 400)
 _ERRORS = 3.3  # standard errors on either side: wrong once in a thousand times
 
-_PLANT = {
-    "service/postgres/catalog.py": (
-        '            if may_read(row["folder_id"]):',
-        f"""            import time
+_MAY_READ = '            if may_read(row["folder_id"]):'
+_PLANT = Change(
+    "service/postgres/catalog.py",
+    _MAY_READ,
+    f"""            import time
             end = time.perf_counter_ns() + {_PLANTED_US * 1000}
             while time.perf_counter_ns() < end:
                 pass
-            if may_read(row["folder_id"]):""",
-    )
-}
+{_MAY_READ}""",
+)
 
 
 @pytest.mark.bar(11, "Get of a backup that the caller may not see, and of one that is not there: the same bytes")

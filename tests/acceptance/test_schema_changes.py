@@ -21,7 +21,7 @@ from service.postgres.schema import REQUIRED_REVISION
 from tests.acceptance.bars import Figure
 from tests.acceptance.deployment import Replica, ReplicaProcess, deployed
 from tests.acceptance.load import under_load
-from tests.acceptance.releases import altered
+from tests.acceptance.releases import Change, altered
 from tests.conftest import ROOT, AddBackups, RunCommand, Sql, environment
 
 _LOCK_TIMEOUT_S = 2
@@ -51,11 +51,11 @@ _INDEX_WAITS = """
 @pytest.fixture(name="next_release")
 def _next_release(tmp_path: Path) -> Path:
     """This release's code with two more steps, which it needs: its queries read the new column."""
-    changes = {
-        "service/postgres/schema.py": (f"REQUIRED_REVISION = {REQUIRED_REVISION}", f"REQUIRED_REVISION = {_ADD_INDEX}"),
-        "service/postgres/catalog.py": (_FIRST_PAGE, _FIRST_PAGE.replace("wire", "wire, note")),
-    }
-    release = altered(tmp_path / "next", changes)
+    release = altered(
+        tmp_path / "next",
+        Change("service/postgres/schema.py", f"REQUIRED_REVISION = {REQUIRED_REVISION}", f"REQUIRED_REVISION = {_ADD_INDEX}"),
+        Change("service/postgres/catalog.py", _FIRST_PAGE, _FIRST_PAGE.replace("wire", "wire, note")),
+    )
     steps = {_ADD_COLUMN: 'op.execute("ALTER TABLE backups ADD COLUMN note text")',
              _ADD_INDEX: 'create_index("backups_note", "ON backups (note)")'}  # fmt: skip
     for revision, upgrade in steps.items():
