@@ -134,7 +134,7 @@ class Deployment:
 
     def token(self, *folders: str) -> str:
         """A token for these folders, or for all."""
-        return self.issuer.token("main", folders=list(folders) or ["*"])
+        return self.issuer.token(next(iter(self.issuer.keys)), folders=list(folders) or ["*"])
 
     def channel(self, token: str | None = None) -> grpc.aio.Channel:
         """A connection of its own, over TLS and with a token, that retries nothing."""

@@ -35,7 +35,7 @@ from tests.acceptance.bars import Figure
 from tests.conftest import ROOT, Sql, environment
 
 # So many that each step takes a while, and that VACUUM follows.
-_BACKUPS = 3000
+_BACKUPS = 1200
 _FIRST = datetime(2020, 1, 1, tzinfo=UTC)
 
 State = tuple[tuple[Any, ...], ...]
@@ -208,7 +208,7 @@ _STEPS = {
 async def test_ended_at_every_step(
     postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, tmp_path: Path, *, long: bool, figure: Figure
 ) -> None:
-    """The catalog is the old one until the transaction is over, then the new one; the import run again makes it the new one."""
+    """The catalog is the old one until the transaction is over, then the new one; run again (in the long form), the new one."""
     left: dict[str, str] = {}
     endings = ("killed", "cut off") if long else ("killed",)
     for (name, step), ending in itertools.product(_STEPS.items(), endings):
@@ -230,8 +230,9 @@ async def test_ended_at_every_step(
         left[f"{name}, {ending}"] = await catalog.found()
         assert left[f"{name}, {ending}"] == step.left, name
         assert ending == "killed" or (status == (1 if step.left == "old" else 0) and "Traceback" not in importing.printed())
-        assert await _imported(import_url, tmp_path / "log", _LISTED, *_OPTIONS, folder=step.folder) == (0, ANY)
-        assert await catalog.found() == "new" or step.left == "new"
+        if long:
+            assert await _imported(import_url, tmp_path / "log", _LISTED, *_OPTIONS, folder=step.folder) == (0, ANY)
+            assert await catalog.found() == "new"
     figure(", ".join(f"{name}: {state}" for name, state in left.items()))
 
 
