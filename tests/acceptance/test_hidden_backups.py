@@ -38,7 +38,7 @@ _ALIKE_US = _PLANTED_US / 2
 # A sample is the difference, in µs, between the fast ends of so many calls of either kind: what else the machine does makes calls slower.
 _PAIRS = 200
 _FAST = 0.1
-_SAMPLES = (25, 400)
+_SAMPLES = (25, 300)
 _ERRORS = 3.3  # standard errors on either side: wrong once in a thousand times
 
 _MAY_READ = '            if may_read(row["folder_id"]):'
@@ -103,6 +103,7 @@ class Difference(NamedTuple):
 
 
 @pytest.mark.bar(11, "the same in time, by a test that tells a difference of 20 µs planted on purpose")
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("planted", [False, True], ids=["product", "planted"])
 async def test_alike_in_time(
     database_url: str, add_backups: AddBackups, tmp_path: Path, *, planted: bool, long: bool, figure: Figure
@@ -147,7 +148,7 @@ async def _measured(stub: pb.BackupServiceStub, hidden: list[Backup]) -> Differe
         if len(samples) < _SAMPLES[0]:
             continue
         error = _ERRORS * statistics.stdev(samples) / math.sqrt(len(samples))
-        if error < _ALIKE_US / 3 or len(samples) == _SAMPLES[1]:
+        if error < _ALIKE_US / 2 or len(samples) == _SAMPLES[1]:
             mean = statistics.fmean(samples)
             return Difference(mean - error, mean + error)
 

@@ -33,6 +33,10 @@ def fail():
     raise error from ValueError("{_SECRET}")
 
 
+async def fail_alone():
+    fail()
+
+
 class Unserializable:
     def SerializeToString(self):
         fail()
@@ -63,6 +67,12 @@ _FAULTS = {
     "authentication": _before(_AUTHENTICATION, "        token = _bearer_token(metadata)", '("x-request-id", "authentication") in metadata'),
 }
 _BACKGROUND = {
+    "task": _before(
+        _BACKUP_SERVICE,
+        '        """One page of a folder\'s backups, newest first."""\n',
+        'request.folder_id == "task"',
+        '__import__("asyncio").ensure_future(__import__("service.planted").planted.fail_alone())',
+    ),
     "TLS": _before(_TLS, "        versions = self._versions()\n        if", 'self._files.key.with_name("broken").exists()'),
     "JWKS": _before(_AUTHENTICATION, "        try:\n            listed", 'b"planted" in data'),
 }
@@ -91,7 +101,7 @@ class Guarded(ReplicaProcess):
         super().__init__(free_ports(1)[0], settings, self.log_file)
 
     def channel(self) -> grpc.aio.Channel:
-        token = grpc.access_token_call_credentials(self.issuer.token("main"))
+        token = grpc.access_token_call_credentials(self.issuer.token("main", folders="*"))
         credentials = grpc.composite_channel_credentials(grpc.ssl_channel_credentials(self.authority.cert), token)
         return grpc.aio.secure_channel(f"localhost:{self.port}", credentials, options=[("grpc.use_local_subchannel_pool", 1)])
 
@@ -138,6 +148,8 @@ async def test_no_secret_on_the_wire_or_in_a_log(database_url: str, tmp_path: Pa
         told = {}
         for fault in _FAULTS:
             told[fault] = await _told(_call(channel, fault))
+        await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="task"))
+        await replica.until_logged('"unforeseen"')
         (tmp_path / "broken").touch()
         replica.jwks.write_bytes(b"planted")
         with contextlib.suppress(OSError):

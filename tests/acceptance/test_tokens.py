@@ -55,9 +55,7 @@ async def test_bad_tokens_and_no_issuer(database_url: str, source: Source, *, lo
     bound = len(deployment.replicas) * (int(elapsed / _RETRY_S) + 1)
     refused = codes[False, "UNAUTHENTICATED"]
     good_calls = codes[True, "OK"]
-    figure(
-        f"refused: {len(wrong)} kinds, {refused} calls with unknown keys; good calls: {good_calls}; {fetches} fetches in {elapsed:.0f} s"
-    )
+    figure(f"refused: {len(wrong)} kinds, {refused} calls with unknown keys; passed: {good_calls}; {fetches} fetches in {elapsed:.0f} s")
     assert set(codes) == {(True, "OK"), (False, "UNAUTHENTICATED")}
     assert refused == rounds * _UNKNOWN
     assert 1 <= fetches <= bound
