@@ -15,7 +15,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-# A step that waits for a lock stops every query that comes after it: it gives up soon, and is tried again.
+# A step that waits for a lock stops every query that comes after it: it gives up soon, and is tried again. Not sooner: autovacuum lets
+# go of a table once somebody has waited for deadlock_timeout, a second.
 LOCK_TIMEOUT = timedelta(seconds=2)
 STATEMENT_TIMEOUT = timedelta(hours=1)
 CONNECT_TIMEOUT = timedelta(seconds=10)

@@ -71,7 +71,13 @@ def serve() -> None:
 
     settings = Settings.read()
     telemetry.configure_logging(log_format=settings.log_format, log_level=settings.log_level)
-    server.serve(settings)
+    try:
+        server.serve(settings)
+    except Error:
+        raise
+    except Exception as exc:  # a traceback would have its text
+        telemetry.event("failed", level="critical", error=telemetry.describe(exc))
+        raise typer.Exit(1) from None
 
 
 @app.command(epilog=_example("backup-service migrate --dry-run"))

@@ -317,6 +317,12 @@ def _database(settings: Settings, tracing: "Tracing | None") -> contextlib.Abstr
     )
 
 
+def _log_unforeseen(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody awaits: asyncio's own line would have the error's text."""
+    error = context.get("exception")
+    telemetry.event("unforeseen", level="error", error=telemetry.describe(error) if error else None)
+
+
 async def _serve(settings: Settings, started: Callable[[Server], None]) -> None:
     signalled = asyncio.Event()
     server = Server(settings)
@@ -326,6 +332,7 @@ async def _serve(settings: Settings, started: Callable[[Server], None]) -> None:
             server.hurry()  # the second one
         signalled.set()
 
+    asyncio.get_running_loop().set_exception_handler(_log_unforeseen)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     await server.start()

@@ -100,7 +100,7 @@ class Keys:
     def __init__(self, read: Callable[[], bytes], *, family: str, refresh: timedelta, max_age: timedelta, retry: timedelta) -> None:
         """
         Args:
-            read: gets the JWKS; blocks, and raises OSError or ValueError.
+            read: gets the JWKS; blocks, and raises where it cannot.
             family: a key of FAMILIES.
             refresh: how old keys are when they are read again.
             max_age: how old keys may become where they cannot be read again.
@@ -154,7 +154,7 @@ class Keys:
         """Reads the keys; whether that gave any. Keys that are the same as before stay the same objects."""
         try:
             found = self._parse(await asyncio.to_thread(self._read))
-        except (OSError, ValueError) as exc:
+        except Exception as exc:  # whatever an issuer provokes: without another try, no token would be good any more
             telemetry.event("signing keys cannot be read", level="warning", error=telemetry.describe(exc))
             return False
         if found.keys() != self._keys.keys():

@@ -9,7 +9,6 @@ from service import pb
 from service.api.authentication import current_caller
 from service.api.validation import validate
 from service.backup import Position
-from service.errors import BackupNotFound
 from service.page_token import PageTokens
 from service.postgres.catalog import Catalog
 
@@ -26,11 +25,7 @@ class BackupService(pb.BackupServiceServicer):
     async def Get(self, request: pb.GetBackupRequest, context: object) -> bytes:  # type: ignore[override]  # a Backup, encoded
         """One backup."""
         validate(request)
-        backup = _message(await self._catalog.get(request.backup_id))
-        caller = current_caller()
-        if caller.folders is not None and not caller.may_read(pb.Backup.FromString(backup).folder_id):
-            raise BackupNotFound(request.backup_id)  # a stranger is not even told that it exists
-        return backup
+        return _message(await self._catalog.get(request.backup_id, may_read=current_caller().may_read))
 
     async def List(self, request: pb.ListBackupsRequest, context: object) -> bytes:  # type: ignore[override]  # encoded
         """One page of a folder's backups, newest first."""

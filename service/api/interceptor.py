@@ -20,10 +20,10 @@ from grpc.aio import ServicerContext
 from service import pb
 from service.api.admission import Admission
 from service.api.authentication import Authenticator, set_current_caller
-from service.api.status import REQUEST_ID_KEY, status_of, trailers
+from service.api.status import INTERNAL, REQUEST_ID_KEY, status_of, trailers
 from service.errors import CallInterrupted, DeadlineExceeded, ShuttingDown, UndecodableRequest
 from service.metrics import MethodMetrics, Metrics
-from service.telemetry import Call
+from service.telemetry import Call, describe, event
 
 if TYPE_CHECKING:  # imported only where traces are asked for
     from service.tracing import CallSpan, Tracing
@@ -37,6 +37,7 @@ _HEALTH = "/grpc.health.v1.Health/"
 _DISCOVERY = f"/{pb.API_ENDPOINT_SERVICE}/"
 
 _Context = ServicerContext[Any, Any]
+_Surrounded: TypeAlias = Callable[[Any, _Context], Coroutine[Any, Any, Any]]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
 
@@ -80,10 +81,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if (known := self._handlers.get(method)) is not None:
             return known
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None  # gRPC answers UNIMPLEMENTED
-        self._handlers[method] = self._handler(method, handler)
+        try:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None  # gRPC answers UNIMPLEMENTED
+            self._handlers[method] = self._handler(method, handler)
+        except Exception as exc:
+            return grpc.unary_unary_rpc_method_handler(_guarded(_raising(exc)))
         return self._handlers[method]
 
     async def finished(self, within: timedelta) -> None:
@@ -105,7 +109,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         method = _Method(name, metrics, lambda requests: requests, _written(handler.stream_stream), None, *guards)
         return grpc.stream_stream_rpc_method_handler(self._surround(method), request_deserializer=decode, response_serializer=encode)
 
-    def _surround(self, method: _Method) -> Callable[[Any, _Context], Coroutine[Any, Any, Any]]:
+    def _surround(self, method: _Method) -> _Surrounded:
         async def surrounded(request: Any, context: _Context) -> Any:
             metadata = context.invocation_metadata() or ()
             request_id = _request_id(metadata)
@@ -145,13 +149,36 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 self._admission.release(weight)
                 self._calls.discard(task)
 
-        return surrounded
+        return _guarded(surrounded)
 
     def _span(self, method: _Method, metadata: Iterable[tuple[str, str | bytes]], request_id: str) -> "CallSpan | None":
         """Health checks are no news."""
         if self._tracing is None or not method.is_admitted:
             return None
         return self._tracing.call(method.name, metadata, request_id=request_id)
+
+
+def _guarded(handle: _Surrounded) -> _Surrounded:
+    """The last door: where what surrounds a call fails itself, gRPC would answer with that error's text."""
+
+    async def guarded(request: Any, context: _Context) -> Any:
+        try:
+            return await handle(request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as exc:
+            request_id = str(uuid.uuid4())
+            event("call", level="error", code=INTERNAL.code.name, request_id=request_id, error=describe(exc))
+            await context.abort(INTERNAL.code, INTERNAL.text, trailers(INTERNAL, exc, request_id))
+
+    return guarded
+
+
+def _raising(exc: Exception) -> _Surrounded:
+    async def raising(request: Any, context: _Context) -> NoReturn:
+        raise exc
+
+    return raising
 
 
 def _encoded(handle: Callable[..., Any]) -> Callable[[Any, Any], Coroutine[Any, Any, Any]]:

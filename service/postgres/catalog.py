@@ -1,10 +1,12 @@
 """What the service reads: one backup, a page of a folder's backups."""
 
+from collections.abc import Callable
+
 from service.backup import Page, Position, is_backup_id
 from service.errors import BackupNotFound
 from service.postgres.database import Database
 
-_GET = "SELECT wire FROM backups WHERE id = $1"
+_GET = "SELECT folder_id, wire FROM backups WHERE id = $1"
 
 # LIMIT is one more than the page: whether there is a row after it is whether there is a page after it.
 _FIRST_PAGE = """
@@ -26,8 +28,11 @@ class Catalog:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get(self, backup_id: str) -> bytes:
+    async def get(self, backup_id: str, *, may_read: Callable[[str], bool]) -> bytes:
         """One backup, as an element of `ListBackupsResponse.backups`, tag and length included.
+
+        Args:
+            may_read: whether the caller may read a folder; a backup in another one is not there.
 
         Raises:
             BackupNotFound: there is none of this id.
@@ -36,8 +41,9 @@ class Catalog:
         if not is_backup_id(backup_id):  # what cannot be an id never reaches SQL, which refuses NUL
             raise BackupNotFound(backup_id)
         for row in await self._database.fetch(_GET, backup_id):
-            return bytes(row["wire"])
-        raise BackupNotFound(backup_id)
+            if may_read(row["folder_id"]):
+                return bytes(row["wire"])
+        raise BackupNotFound(backup_id)  # the same line for what is hidden: alike in time too
 
     async def page(self, folder_id: str, *, after: Position | None, size: int) -> Page:
         """The folder's newest backups after this position, at most `size` of them.

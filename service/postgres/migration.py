@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from alembic import command
+from alembic import command, op
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError as AlembicError
@@ -71,6 +71,23 @@ def migration_sql(*, to: str = "head", since: int = 0, roles: Roles = Roles()) -
 def downgrade(url: str, *, to: str) -> None:
     """Takes steps back, with their data; for development and tests."""
     command.downgrade(_config(url), to)
+
+
+def create_index(name: str, definition: str) -> None:
+    """For a step, which does nothing else: an index, while the table is read and written.
+
+    Args:
+        name: the index's.
+        definition: what comes after the name, such as `ON backups (folder_id)`.
+
+    PostgreSQL waits for every transaction that was there before, and keeps nobody waiting meanwhile. So this waits for as long as they
+    take: to give up would leave an index that is not valid, and yet costs every write. What an earlier try has left is dropped first.
+    """
+    with op.get_context().autocommit_block():
+        op.execute("SET lock_timeout = 0")
+        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+        op.execute(f"CREATE INDEX CONCURRENTLY {name} {definition}")
+        op.execute("RESET lock_timeout")
 
 
 def heads() -> list[str]:

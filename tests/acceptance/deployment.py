@@ -83,6 +83,8 @@ class ReplicaProcess(Replica):
 
     def __init__(self, port: int, settings: dict[str, str], log: Path) -> None:
         self.port = port
+        self.release = ROOT
+        """Whose code the next start runs."""
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._log = log
@@ -92,7 +94,7 @@ class ReplicaProcess(Replica):
             # Not by asyncio: uvloop forks, and gRPC, which carries the test's load in this process, does not survive that.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service", "serve"],
-                cwd=ROOT,
+                cwd=self.release,
                 env=environment(**self._settings, BACKUPS_LISTEN=f"127.0.0.1:{self.port}"),
                 stderr=log,
             )
@@ -100,6 +102,11 @@ class ReplicaProcess(Replica):
     async def end(self, number: int = signal.SIGTERM) -> int:
         assert self._process
         self._process.send_signal(number)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """Its exit status, once it has ended."""
+        assert self._process
         return await asyncio.to_thread(self._process.wait, 30)
 
     @property
@@ -136,7 +143,7 @@ class Deployment:
 
     def token(self, *folders: str) -> str:
         """A token for these folders, or for all."""
-        return self.issuer.token("main", folders=list(folders) or ["*"])
+        return self.issuer.token(next(iter(self.issuer.keys)), folders=list(folders) or ["*"])
 
     def channel(self, token: str | None = None) -> grpc.aio.Channel:
         """A connection of its own, over TLS and with a token, that retries nothing."""
@@ -193,12 +200,12 @@ def _reply(response: Any) -> Reply:
 
 
 @contextlib.asynccontextmanager
-async def deployed(database_url: str, *, replicas: int = 2, **settings: str) -> AsyncIterator[Deployment]:
+async def deployed(database_url: str, *, replicas: int = 2, issuer: Issuer | None = None, **settings: str) -> AsyncIterator[Deployment]:
     """Starts all of it, and ends all of it."""
     port, tls_port, admin_port, metrics_port, *ports = free_ports(4 + replicas)
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backups-deployed-")))
-        authority, issuer, certificate = Authority(), Issuer("main"), Files(folder)
+        authority, issuer, certificate = Authority(), issuer or Issuer("main"), Files(folder)
         certificate.write(authority.pair("first"))
         jwks = folder / "jwks.json"
         jwks.write_bytes(issuer.jwks())

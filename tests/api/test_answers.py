@@ -176,7 +176,7 @@ async def test_the_unforeseen(
 ) -> None:
     """INTERNAL with a fixed text and a request id; the cause is in the log under that id, its text nowhere."""
 
-    async def broken(self: object, backup_id: str) -> bytes:
+    async def broken(self: object, backup_id: str, **_: object) -> bytes:
         raise RuntimeError("hunter2")
 
     monkeypatch.setattr("service.postgres.catalog.Catalog.get", broken)
@@ -194,7 +194,7 @@ async def test_the_unforeseen(
 async def test_cancelled_by_something_else_than_the_client(stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that something within the server cancels is answered: gRPC would leave its client waiting for ever."""
 
-    async def cancelled(self: object, backup_id: str) -> bytes:
+    async def cancelled(self: object, backup_id: str, **_: object) -> bytes:
         raise asyncio.CancelledError
 
     monkeypatch.setattr("service.postgres.catalog.Catalog.get", cancelled)

@@ -1,13 +1,7 @@
 """Who may read what: tokens over a real socket, keys from a real file or a real HTTP server."""
 
 import asyncio
-import base64
 import contextlib
-import hashlib
-import hmac
-import http.server
-import json
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,7 +10,6 @@ from typing import Any
 
 import grpc
 import pytest
-from cryptography.hazmat.primitives import serialization
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -24,7 +17,7 @@ from service import pb
 from service.api.authentication import TOKEN_MAX_LENGTH
 from tests.api.answers import failure
 from tests.conftest import AddBackups, StartServer
-from tests.tokens import AUDIENCE, ISSUER, Issuer
+from tests.tokens import AUDIENCE, BAD_TOKENS, ISSUER, Issuer, Source
 
 _LIST = pb.ListBackupsRequest(folder_id="f1")
 
@@ -104,50 +97,10 @@ async def test_what_a_bearer_may_not_read(guarded: StartGuarded, issuer: Issuer,
         assert (await failure(stub.List(_LIST, metadata=_bearer(token)))).code is StatusCode.PERMISSION_DENIED
 
 
-def _none_algorithm(issuer: Issuer) -> str:
-    _, claims, _ = issuer.token("k1").split(".")
-    unsigned = base64.urlsafe_b64encode(json.dumps({"alg": "none", "kid": "k1"}).encode()).rstrip(b"=").decode()
-    return f"{unsigned}.{claims}."
-
-
-def _signed_with_the_public_key(issuer: Issuer) -> str:
-    """HS256, the secret being what everybody knows: by hand, since libraries refuse to."""
-
-    public = issuer.keys["k1"].public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    _, claims, _ = issuer.token("k1").split(".")
-    header = base64.urlsafe_b64encode(json.dumps({"alg": "HS256", "kid": "k1"}).encode()).rstrip(b"=").decode()
-    mac = hmac.new(public, f"{header}.{claims}".encode(), hashlib.sha256).digest()
-    return f"{header}.{claims}.{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
-
-
-_BAD: dict[str, Callable[[Issuer], str]] = {
-    "empty": lambda _: "",
-    "opaque, as IAM's": lambda _: "t1.9euelZq",
-    "nonsense": lambda _: "a.b.c",
-    "no algorithm": _none_algorithm,
-    "HS with the public key": _signed_with_the_public_key,
-    "another family": lambda issuer: issuer.token("k1", algorithm="PS256"),
-    "another key": lambda issuer: issuer.token("k2", named="k1"),
-    "unknown key": lambda issuer: issuer.token("k2"),
-    "key of another type": lambda issuer: issuer.token("k1", named="elliptic"),
-    "another issuer": lambda issuer: issuer.token("k1", iss="https://other.test"),
-    "no issuer": lambda issuer: issuer.token("k1", iss=None),
-    "another audience": lambda issuer: issuer.token("k1", aud="others"),
-    "no audience": lambda issuer: issuer.token("k1", aud=None),
-    "expired": lambda issuer: issuer.token("k1", exp=int(time.time()) - 60),
-    "without end": lambda issuer: issuer.token("k1", exp=None),
-    "not valid yet": lambda issuer: issuer.token("k1", nbf=int(time.time()) + 60),
-    "folders of a wrong type": lambda issuer: issuer.token("k1", folders={"f1": 1}),
-    "folders that are no texts": lambda issuer: issuer.token("k1", folders=[1]),
-    "tampered with": lambda issuer: issuer.token("k1")[:-2] + "AA",
-    "too long": lambda issuer: issuer.token("k1", folders=["f" * 9_300]),
-}
-
-
-@pytest.mark.parametrize("what", list(_BAD))
+@pytest.mark.parametrize("what", list(BAD_TOKENS))
 async def test_bad_tokens(guarded: StartGuarded, issuer: Issuer, jwks: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
     """UNAUTHENTICATED with a fixed text, nothing else told, and the token in no log; a good token still passes."""
-    token = _BAD[what](issuer)
+    token = BAD_TOKENS[what](issuer)
     async with guarded(jwks) as stub:
         for call in (
             stub.List(pb.ListBackupsRequest(page_size=-1), metadata=_bearer(token)),
@@ -225,42 +178,6 @@ class _Clock:
 
 
 # Keys
-
-
-class Source:
-    """An HTTP server that answers with what it is told, and counts how often it was asked."""
-
-    def __init__(self) -> None:
-        self.answer: tuple[int, bytes] | None = (500, b"")
-        self.asked = 0
-        self.released = threading.Event()
-        source = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            """Answers."""
-
-            def do_GET(self) -> None:
-                source.asked += 1
-                if source.answer is None:
-                    source.released.wait(20)  # hangs
-                    return
-                status, body = source.answer
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/jwks"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self.released.set()
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture(name="source")

@@ -1,0 +1,168 @@
+"""What a stranger can learn of a backup that he may not see: nothing.
+
+Mitigation: what is absent and what is hidden leave by the same line of `Catalog.get`, before anything is made of the row.
+"""
+
+import asyncio
+import base64
+import contextlib
+import math
+import random
+import signal
+import statistics
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+import pytest
+from grpc import StatusCode
+
+from service import pb
+from service.backup import Backup
+from service.settings import Address
+from tests.acceptance.bars import Figure
+from tests.acceptance.deployment import Deployment, ReplicaProcess, deployed
+from tests.acceptance.releases import Change, altered
+from tests.api.http2 import Connection, message
+from tests.conftest import ROOT, AddBackups, free_ports
+from tests.tokens import AUDIENCE, ISSUER, Issuer
+
+_GET = "/yandex.cloud.mdb.greenplum.v1.BackupService/Get"
+_REST = "/managed-greenplum/v1/backups/"
+
+_PLANTED_US = 20
+_ALIKE_US = _PLANTED_US / 2
+
+# A sample is the difference, in µs, between the fast ends of so many calls of either kind: what else the machine does makes calls slower.
+_PAIRS = 200
+_FAST = 0.1
+_SAMPLES = (25, 300)
+_ERRORS = 3.3  # standard errors on either side: wrong once in a thousand times
+
+_MAY_READ = '            if may_read(row["folder_id"]):'
+_PLANT = Change(
+    "service/postgres/catalog.py",
+    _MAY_READ,
+    f"""            import time
+            end = time.perf_counter_ns() + {_PLANTED_US * 1000}
+            while time.perf_counter_ns() < end:
+                pass
+{_MAY_READ}""",
+)
+
+
+@pytest.mark.bar(11, "Get of a backup that the caller may not see, and of one that is not there: the same bytes")
+async def test_the_same_bytes(database_url: str, add_backups: AddBackups, *, figure: Figure) -> None:
+    """Frame by frame at a replica, and header by header over REST, but for the ids of request and backup."""
+    [hidden] = await add_backups(1, folder_id="f2")
+    absent = hidden.id[::-1]
+    async with deployed(database_url, replicas=1) as deployment:
+        token = deployment.token("f1")
+        seen, other = [await _frames(deployment, token, each) for each in (hidden.id, absent)]
+        headers = {"authorization": f"Bearer {token}"}
+        rest = [await deployment.rest(_REST + each, headers=headers) for each in (hidden.id, absent)]
+        own = await deployment.rest(_REST + hidden.id)
+    assert own.status == 200  # it is there
+    assert seen == other
+    assert [each.status for each in rest] == [404, 404]
+    bodies = [str(each.body).replace(id_, "…") for each, id_ in zip(rest, (hidden.id, absent), strict=True)]
+    names = [list(each.headers) for each in rest]
+    assert names[0] == names[1]
+    assert bodies[0].replace(rest[0].headers["x-request-id"], "…") == bodies[1].replace(rest[1].headers["x-request-id"], "…")
+    figure(f"a replica's frames: {len(seen)}; over REST {rest[0].status}, {len(names[0])} headers and the body")
+
+
+async def _frames(deployment: Deployment, token: str, backup_id: str) -> list[tuple[object, ...]]:
+    """What a replica answers with, from a connection of its own, with both ids replaced."""
+    [replica] = deployment.replicas
+    assert isinstance(replica, ReplicaProcess)
+    found: list[tuple[object, ...]] = []
+    async with Connection.to(Address("127.0.0.1", replica.port)) as connection:
+        body = message(pb.GetBackupRequest(backup_id=backup_id).SerializeToString())
+        stream = await connection.call(_GET, body, token=token)
+        for frame in await connection.frames_of(stream):
+            headers = connection.headers(frame)
+            request_id = headers.pop("x-request-id")
+            details = base64.b64decode(headers.pop("grpc-status-details-bin") + "==")
+            assert backup_id.encode() in details
+            neutral = details.replace(backup_id.encode(), b"backup").replace(request_id.encode(), b"request")
+            found.append((type(frame).__name__, frozenset(frame.flags), *headers.items(), len(request_id), neutral))
+    return found
+
+
+class Difference(NamedTuple):
+    """By how much longer the hidden take, in µs, surely between two bounds."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.low:.1f} to {self.high:.1f} µs"
+
+
+@pytest.mark.bar(11, "the same in time, by a test that tells a difference of 20 µs planted on purpose")
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("planted", [False, True], ids=["product", "planted"])
+async def test_alike_in_time(
+    database_url: str, add_backups: AddBackups, tmp_path: Path, *, planted: bool, long: bool, figure: Figure
+) -> None:
+    """Calls of both kinds in turn, in a random order: what is hidden takes within 10 µs as long; where 20 µs are planted, more than 10."""
+    if not long:
+        pytest.skip("needs some 100,000 calls: make soak")
+    hidden = await add_backups(500, folder_id="f2")
+    release = altered(tmp_path / "planted", _PLANT) if planted else ROOT
+    async with _caller(database_url, tmp_path, release) as stub:
+        found = await _measured(stub, hidden)
+    figure(f"{'with 20 µs planted' if planted else 'product'}: what is hidden takes {found} longer")
+    assert found.low > _ALIKE_US if planted else -_ALIKE_US < found.low < found.high < _ALIKE_US
+
+
+@contextlib.asynccontextmanager
+async def _caller(database_url: str, folder: Path, release: Path) -> AsyncIterator[pb.BackupServiceStub]:
+    """A client of a replica that runs this code; it may read another folder."""
+    [port] = free_ports(1)
+    issuer, jwks = Issuer("main"), folder / "jwks.json"
+    jwks.write_bytes(issuer.jwks())
+    auth = {"BACKUPS_AUTH": "jwt", "BACKUPS_JWKS": str(jwks), "BACKUPS_JWT_ISSUER": ISSUER, "BACKUPS_JWT_AUDIENCE": AUDIENCE}
+    replica = ReplicaProcess(port, {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_LOG_LEVEL": "warning"} | auth, folder / "log")
+    replica.release = release
+    await replica.start()
+    try:
+        metadata = grpc.access_token_call_credentials(issuer.token("main", exp=int(time.time()) + 3600))
+        credentials = grpc.composite_channel_credentials(grpc.local_channel_credentials(), metadata)
+        async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+            stub = pb.BackupServiceStub(channel)
+            await stub.List(pb.ListBackupsRequest(folder_id="f1"), wait_for_ready=True, timeout=30)
+            yield stub
+    finally:
+        await replica.end(signal.SIGKILL)
+
+
+async def _measured(stub: pb.BackupServiceStub, hidden: list[Backup]) -> Difference:
+    """Samples until the bounds are close enough to tell half of what is planted, or there are too many."""
+    samples: list[float] = []
+    while True:
+        samples.append(await _sample(stub, hidden))
+        if len(samples) < _SAMPLES[0]:
+            continue
+        error = _ERRORS * statistics.stdev(samples) / math.sqrt(len(samples))
+        if error < _ALIKE_US / 2 or len(samples) == _SAMPLES[1]:
+            mean = statistics.fmean(samples)
+            return Difference(mean - error, mean + error)
+
+
+async def _sample(stub: pb.BackupServiceStub, hidden: list[Backup]) -> float:
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(_PAIRS):
+        backup = random.choice(hidden)
+        for is_hidden in random.sample([True, False], 2):
+            request = pb.GetBackupRequest(backup_id=backup.id if is_hidden else backup.id[:-1] + "x")
+            began = time.perf_counter()
+            code = await stub.Get(request).code()
+            times[is_hidden].append(time.perf_counter() - began)
+            assert code is StatusCode.NOT_FOUND
+        await asyncio.sleep(0)
+    seen, absent = (sorted(times[kind])[int(_FAST * _PAIRS)] for kind in (True, False))
+    return (seen - absent) * 1e6

@@ -1,0 +1,453 @@
+"""Imports that are killed, cut off or starved at every step.
+
+Mitigation: one transaction, in which the record of the import is written too, and one lock a cluster; without the transaction, an import
+killed after its MERGE leaves backups that its record does not know of.
+"""
+
+import asyncio
+import contextlib
+import io
+import itertools
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import ANY
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+import pytest
+
+from service.embedded_postgres import EmbeddedPostgres
+from service.errors import CatalogUnavailable
+from service.importers import walg
+from service.postgres.loading import Options, Target, load
+from service.postgres.migration import Roles, migrate
+from tests.acceptance.bars import Figure
+from tests.conftest import ROOT, Sql, environment
+
+# So many that each step takes a while, and that VACUUM follows.
+_BACKUPS = 1200
+_FIRST = datetime(2020, 1, 1, tzinfo=UTC)
+
+State = tuple[tuple[Any, ...], ...]
+"""All backups, and all records of imports but for their times."""
+
+_STATE = """
+    SELECT id, folder_id, created_at, source_cluster_id, started_at, size, tool FROM backups ORDER BY id"""
+_RECORDS = """
+    SELECT source_cluster_id, tool, folder_id, entries, skipped, backups, last_backup_id, last_created_at FROM imports ORDER BY 1, 2"""
+
+
+def _listing(sizes: dict[int, int]) -> bytes:
+    """WAL-G's, of these days since the first and their sizes."""
+    return json.dumps([_item(day, size) for day, size in sizes.items()]).encode()
+
+
+def _item(day: int, size: int) -> dict[str, Any]:
+    finished = _FIRST + timedelta(days=day)
+    return {
+        "Name": f"backup_{finished:%Y%m%dT%H%M%SZ}",
+        "start_time": f"{finished - timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}",
+        "finish_time": f"{finished:%Y-%m-%dT%H:%M:%SZ}",
+        "compressed_size": size,
+    }
+
+
+_OLD = dict.fromkeys(range(_BACKUPS), 1000)
+# A third goes, a third stays, a third changes, and as many are new.
+_NEW = {day: 1000 if day < 2 * _BACKUPS // 3 else 2000 for day in range(_BACKUPS // 3, 4 * _BACKUPS // 3)}
+_LISTED = _listing(_NEW)
+_OPTIONS = ("--prune", "--move-folder")
+_TARGET = Target("f1", "c1", walg.TOOL)
+_IMPORTS_THERE = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'backup-service import'"
+_NEVER = 1 << 60
+_DISK_MB = 200
+
+
+class Importing:
+    """`import walg` of a listing, as a process; what it reads is written to it."""
+
+    def __init__(self, url: str, log: Path, *options: str, folder: str = "f1") -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "service", "import", "walg", "--folder-id", folder, "--cluster-id", "c1", *options],
+                cwd=ROOT,
+                env=environment(BACKUPS_DATABASE_URL=url),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self._input = self._process.stdin
+        assert self._input
+
+    async def give(self, data: bytes, *, end: bool = True) -> None:
+        await asyncio.to_thread(self._give, data, end=end)
+
+    def _give(self, data: bytes, *, end: bool) -> None:
+        assert self._input
+        with contextlib.suppress(BrokenPipeError):
+            self._input.write(data)
+            self._input.flush()
+            if end:
+                self._input.close()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    async def ended(self) -> int:
+        status = await asyncio.to_thread(self._process.wait, 60)
+        with contextlib.suppress(BrokenPipeError):
+            assert self._input
+            self._input.close()
+        return status
+
+    def printed(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+
+async def _imported(url: str, log: Path, listing: bytes, *options: str, folder: str = "f1") -> tuple[int, str]:
+    importing = Importing(url, log, *options, folder=folder)
+    await importing.give(listing)
+    return await importing.ended(), importing.printed()
+
+
+async def _state(sql: Sql) -> State:
+    async with sql.transaction(isolation="repeatable_read", readonly=True):
+        rows = [*await sql.fetch(_STATE), *await sql.fetch(_RECORDS)]
+    return tuple(tuple(row) for row in rows)
+
+
+async def _load(url: str, sizes: dict[int, int], *, prune: bool = True) -> None:
+    await load(url, walg.read(io.BytesIO(_listing(sizes)), id_prefix="c1"), _TARGET, Options(prune=prune))
+
+
+async def _said(url: str) -> str:
+    """What whoever imports is told."""
+    try:
+        await _load(url, _NEW)
+    except CatalogUnavailable:
+        return "failed"
+    return "imported"
+
+
+class Catalog:
+    """A catalog that an import may leave in two states, and in no third."""
+
+    def __init__(self, sql: Sql, url: str, new: State) -> None:
+        self.sql, self.url, self._new = sql, url, new
+        self._old: State = ()
+
+    @classmethod
+    async def before(cls, sql: Sql, url: str, *, folder: str = "f1") -> "Catalog":
+        """The old state; the new one, in this folder, has been there and gone."""
+        await sql.execute("TRUNCATE backups, imports")
+        await _load(url, _OLD)
+        await _load(url, _NEW)
+        if folder != "f1":
+            await sql.execute(f"UPDATE backups SET folder_id = '{folder}'; UPDATE imports SET folder_id = '{folder}'")
+        catalog = cls(sql, url, await _state(sql))
+        await catalog.restore()
+        return catalog
+
+    async def restore(self) -> None:
+        await self.sql.execute("TRUNCATE backups, imports")
+        await _load(self.url, _OLD, prune=False)
+        self._old = await _state(self.sql)
+
+    async def found(self) -> str:
+        """Which of the two states it is in, once no import is there any more."""
+        async with asyncio.timeout(30):
+            while await self.sql.fetchval(f"SELECT count(*) {_IMPORTS_THERE}"):
+                await asyncio.sleep(0.01)
+        state = await _state(self.sql)
+        assert state in (self._old, self._new)
+        return "new" if state == self._new else "old"
+
+    async def until(self, query: str) -> None:
+        """Waits until an import is at this query."""
+        async with asyncio.timeout(30):
+            while not await self.sql.fetchval(f"SELECT count(*) {_IMPORTS_THERE} AND query LIKE $1", query):
+                await asyncio.sleep(0.005)
+
+
+class Step(NamedTuple):
+    """A step of an import, what keeps it there, and what the catalog is once it has been killed there."""
+
+    query: str
+    """LIKE this is what it waits in."""
+    lock: str = ""
+    """Held by somebody else."""
+    folder: str = "f1"
+    left: str = "old"
+
+
+_STEPS = {
+    "reading": Step("COPY %"),
+    "lock": Step("%pg_advisory_xact_lock%", "SELECT pg_advisory_xact_lock(hashtextextended('backups import c1', 0))"),
+    "ids": Step("%FROM listing JOIN backups%", "LOCK TABLE backups"),
+    "move": Step("UPDATE backups %", "SELECT FROM backups LIMIT 1 FOR UPDATE", folder="f2"),
+    "move of the record": Step("UPDATE imports %", "SELECT FROM imports FOR UPDATE", folder="f2"),
+    "prune": Step("%DELETE FROM backups%", "SELECT FROM backups ORDER BY created_at LIMIT 1 FOR UPDATE"),
+    "merge": Step("%MERGE INTO backups%", "SELECT FROM backups ORDER BY created_at DESC LIMIT 1 FOR UPDATE"),
+    "record": Step("%INSERT INTO imports%", "SELECT FROM imports FOR UPDATE"),
+    "vacuum": Step("VACUUM %", "LOCK TABLE backups IN SHARE UPDATE EXCLUSIVE MODE", left="new"),
+}
+
+
+@pytest.mark.bar(15, "an import killed (kill -9), and its connection cut, at each of its steps")
+async def test_ended_at_every_step(
+    postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, tmp_path: Path, *, long: bool, figure: Figure
+) -> None:
+    """The catalog is the old one until the transaction is over, then the new one; run again (in the long form), the new one."""
+    left: dict[str, str] = {}
+    endings = ("killed", "cut off") if long else ("killed",)
+    for (name, step), ending in itertools.product(_STEPS.items(), endings):
+        catalog = await Catalog.before(sql, import_url, folder=step.folder)
+        holder = await asyncpg.connect(postgres.url(database_name))
+        async with holder.transaction():
+            if step.lock:
+                await holder.execute(step.lock)
+            importing = Importing(import_url, tmp_path / "log", *_OPTIONS, folder=step.folder)
+            await importing.give(_LISTED[: len(_LISTED) if step.lock else len(_LISTED) // 2], end=bool(step.lock))
+            await catalog.until(step.query)
+            if ending == "killed":
+                importing.kill()
+            else:
+                await sql.execute(f"SELECT pg_terminate_backend(pid) {_IMPORTS_THERE}")
+                await importing.give(_LISTED[len(_LISTED) // 2 :] if not step.lock else b"")
+            status = await importing.ended()
+        await holder.close()
+        left[f"{name}, {ending}"] = await catalog.found()
+        assert left[f"{name}, {ending}"] == step.left, name
+        assert ending == "killed" or (status == (1 if step.left == "old" else 0) and "Traceback" not in importing.printed())
+        if long:
+            assert await _imported(import_url, tmp_path / "log", _LISTED, *_OPTIONS, folder=step.folder) == (0, ANY)
+            assert await catalog.found() == "new"
+    figure(", ".join(f"{name}: {state}" for name, state in left.items()))
+
+
+@pytest.mark.bar(15, "an import killed (kill -9) at any time")
+async def test_killed_at_any_time(import_url: str, sql: Sql, tmp_path: Path, *, long: bool, figure: Figure) -> None:
+    """The catalog is the old one or the new one."""
+    catalog = await Catalog.before(sql, import_url)
+    left: Counter[str] = Counter()
+    for number in range(100 if long else 4):
+        importing = Importing(import_url, tmp_path / "log", *_OPTIONS)
+        await importing.give(_LISTED)
+        await catalog.until("%")
+        await asyncio.sleep(random.uniform(0, 0.5))  # the fault itself: at any time
+        importing.kill()
+        await importing.ended()
+        left[await catalog.found()] += 1
+        if number % 2:
+            await catalog.restore()
+    figure(f"left: {dict(left)}")
+
+
+@pytest.mark.bar(15, "an import whose connection is cut after any number of bytes, there or back")
+async def test_cut_off_at_any_byte(
+    postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, *, long: bool, figure: Figure
+) -> None:
+    """The catalog is the old one or the new one; where whoever imports is told that it is done, the new one."""
+    catalog = await Catalog.before(sql, import_url)
+    left: Counter[str] = Counter()
+    async with _cutting(_socket(import_url)) as cutting:
+        url = f"postgresql://{Roles().imports}@127.0.0.1:{cutting.port}/{database_name}"
+        cutting.at = (_NEVER, _NEVER)
+        await _load(url, _NEW)
+        whole = cutting.passed
+        for share in [number / (200 if long else 8) for number in range(200 if long else 8)] + [1 - 1e-4]:
+            for up in (True, False):
+                await catalog.restore()
+                cutting.at = (int(whole[0] * share), _NEVER) if up else (_NEVER, int(whole[1] * share))
+                said = await _said(url)
+                left[f"{said}: {await catalog.found()}"] += 1
+    figure(", ".join(f"{count} {each}" for each, count in left.items()))
+    assert left["failed: old"] > 0
+    assert left["imported: old"] == 0
+
+
+@pytest.mark.bar(15, "an import whose disk is full, with ever more room")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a small disk")
+async def test_disk_full(*, long: bool, figure: Figure) -> None:
+    """The catalog is the old one, whatever did not fit, until the import fits; PostgreSQL is there again once there is room."""
+    left: list[str] = []
+    with _small_disk() as disk:
+        settings = {"shared_buffers": "16MB", "max_wal_size": "32MB", "min_wal_size": "32MB"}
+        postgres = EmbeddedPostgres(disk / "postgres", settings=settings)
+        with postgres.running():
+            url = postgres.url("postgres")
+            await asyncio.to_thread(migrate, url)
+            for room_kb in range(0, 6_000, 100 if long else 1_000):
+                async with _connected(postgres) as sql:
+                    catalog = await Catalog.before(sql, url)
+                    await sql.execute("CHECKPOINT")
+                with _filled(disk, room_kb * 1024):
+                    said = await _said(url)
+                async with _connected(postgres) as sql:
+                    catalog.sql = sql
+                    left.append(f"{said}: {await catalog.found()}")
+    figure(", ".join(f"{left.count(each)} {each}" for each in sorted(set(left))))
+    assert "failed: old" in left
+    assert left[-1] == "imported: new"
+    assert "imported: old" not in left
+
+
+@contextlib.contextmanager
+def _small_disk() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="backups-disk-", dir="/tmp") as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK_MB}m,mode=755", "tmpfs", folder], check=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def _filled(disk: Path, room: int) -> Iterator[None]:
+    """But for so many bytes."""
+    found, ballast = os.statvfs(disk), disk / "ballast"
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, found.f_bavail * found.f_frsize - room)
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+@contextlib.asynccontextmanager
+async def _connected(postgres: EmbeddedPostgres) -> AsyncIterator[Sql]:
+    """Once it answers; one that could not write its log has ended itself."""
+    async with asyncio.timeout(60):
+        while True:
+            if not (postgres._data / "postmaster.pid").exists():
+                await asyncio.to_thread(postgres._start)
+            try:
+                connection = await asyncpg.connect(postgres.url("postgres"))
+                break
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await asyncio.sleep(0.05)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+class _Cutting:
+    """A proxy to a Unix socket that cuts a connection after so many bytes to PostgreSQL, or so many from it."""
+
+    def __init__(self, upstream: str) -> None:
+        self._upstream = upstream
+        self.at = (_NEVER, _NEVER)
+        self.passed = [0, 0]
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_reader, to_writer = await asyncio.open_unix_connection(self._upstream)
+        self.passed = [0, 0]
+        ways = (self._pass(0, reader, to_writer), self._pass(1, to_reader, writer))
+        tasks = [asyncio.ensure_future(way) for way in ways]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task, end in zip(tasks, (writer, to_writer), strict=True):
+            task.cancel()
+            end.transport.abort()
+
+    async def _pass(self, way: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while self.passed[way] < self.at[way] and (data := await reader.read(65536)):
+            data = data[: self.at[way] - self.passed[way]]
+            self.passed[way] += len(data)
+            writer.write(data)
+            await writer.drain()
+
+
+@contextlib.asynccontextmanager
+async def _cutting(upstream: str) -> AsyncIterator[_Cutting]:
+    cutting = _Cutting(upstream)
+    server = await asyncio.start_server(cutting.serve, "127.0.0.1", 0)
+    cutting.port = server.sockets[0].getsockname()[1]
+    try:
+        yield cutting
+    finally:
+        server.close()
+
+
+def _socket(url: str) -> str:
+    return f"{parse_qs(urlsplit(url).query)['host'][0]}/.s.PGSQL.5432"
+
+
+# Three at once
+
+
+class _Import(NamedTuple):
+    sizes: dict[int, int]
+    prunes: bool
+
+
+_AT_ONCE = (
+    _Import(dict.fromkeys(range(20), 1), prunes=False),
+    _Import(dict.fromkeys(range(10, 30), 2), prunes=False),
+    _Import(dict.fromkeys(range(5, 25), 3), prunes=True),
+)
+
+
+def _one_after_the_other(order: tuple[int, ...]) -> tuple[dict[int, int], dict[int, tuple[int, ...]]]:
+    """What is there in the end, and what each has added, changed, left and removed."""
+    there: dict[int, int] = dict.fromkeys(range(8), 0)
+    did: dict[int, tuple[int, ...]] = {}
+    for number in order:
+        sizes, prunes = _AT_ONCE[number]
+        removed = [day for day in there if day not in sizes] if prunes else []
+        for day in removed:
+            del there[day]
+        changed = sum(there.get(day, size) != size for day, size in sizes.items())
+        added = sum(day not in there for day in sizes)
+        did[number] = (added, changed, len(sizes) - added - changed, len(removed))
+        there |= sizes
+    return there, did
+
+
+@pytest.mark.bar(15, "two imports and a prune of a cluster at once")
+async def test_at_once(
+    postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, tmp_path: Path, *, long: bool, figure: Figure
+) -> None:
+    """They end as one after the other, in some order: the rows, and what each says that it did."""
+    possible = [_one_after_the_other(order) for order in itertools.permutations(range(3))]
+    seen: Counter[int] = Counter()
+    for _ in range(20 if long else 2):
+        await sql.execute("TRUNCATE backups, imports")
+        await _load(import_url, dict.fromkeys(range(8), 0), prune=False)
+        holder = await asyncpg.connect(postgres.url(database_name))
+        async with holder.transaction():
+            await holder.execute(_STEPS["lock"].lock)
+            running = []
+            for number, (sizes, prunes) in enumerate(_AT_ONCE):
+                options = ("--prune", "--prune-any") if prunes else ()
+                running.append(Importing(import_url, tmp_path / f"log-{number}", *options))
+                await running[-1].give(_listing(sizes))
+            async with asyncio.timeout(30):
+                while await sql.fetchval(f"SELECT count(*) {_IMPORTS_THERE} AND wait_event = 'advisory'") < len(running):
+                    await asyncio.sleep(0.01)
+        await holder.close()
+        assert [await each.ended() for each in running] == [0, 0, 0]
+        rows = await sql.fetch("SELECT created_at, size FROM backups")
+        there = {(row["created_at"] - _FIRST).days: row["size"] for row in rows}
+        did = {number: _counts(each.printed()) for number, each in enumerate(running)}
+        assert (there, did) in possible
+        seen[possible.index((there, did))] += 1
+    figure(f"times, by order: {sorted(seen.values(), reverse=True)}")
+
+
+def _counts(printed: str) -> tuple[int, ...]:
+    found = re.search(r"(\d+) added, (\d+) changed, (\d+) unchanged, (\d+) removed", printed)
+    assert found, printed
+    return tuple(int(count) for count in found.groups())

@@ -1,0 +1,237 @@
+"""Exceptions whose texts are secrets, raised wherever a server runs code: nothing of them reaches a client or a log.
+
+Mitigations: the interceptor, which surrounds all code that a call runs and answers fixed texts (service/api/status.py); logs that have the
+types and places of errors that are not ours, and never their texts (service/telemetry.py). The server is this release with `raise` planted.
+"""
+
+import asyncio
+import contextlib
+import json
+import signal
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from service import pb
+from tests.acceptance.bars import Figure
+from tests.acceptance.deployment import ReplicaProcess
+from tests.acceptance.releases import Change, altered
+from tests.certificates import Authority, Files
+from tests.conftest import free_ports
+from tests.tokens import AUDIENCE, ISSUER, Issuer
+
+_SECRET = "hunter2"
+_FAIL = '__import__("service.planted").planted.fail()'
+_PLANTED = f'''
+def fail():
+    error = RuntimeError("password={_SECRET}")
+    error.add_note("{_SECRET}")
+    raise error from ValueError("{_SECRET}")
+
+
+async def fail_alone():
+    fail()
+
+
+class Unserializable:
+    def SerializeToString(self):
+        fail()
+'''
+
+_BACKUP_SERVICE, _INTERCEPTOR = "service/api/backup_service.py", "service/api/interceptor.py"
+_AUTHENTICATION, _TLS, _HEALTH = "service/api/authentication.py", "service/api/tls.py", "service/api/health.py"
+
+
+def _before(file: str, line: str, condition: str, then: str = _FAIL) -> Change:
+    indent = " " * (len(line) - len(line.lstrip()))
+    return Change(file, line, f"{indent}if {condition}:\n{indent}    {then}\n{line}")
+
+
+_GET_LINE = "        return _message(await self._catalog.get("
+_FAULTS = {
+    "handler": _before(_BACKUP_SERVICE, _GET_LINE, 'request.backup_id == "handler"'),
+    "serializer": _before(
+        _BACKUP_SERVICE,
+        '        """One backup."""\n',
+        'request.backup_id == "serializer"',
+        'return __import__("service.planted").planted.Unserializable()',
+    ),
+    "deserializer": _before(_INTERCEPTOR, "            return deserialize(data)", 'b"deserializer" in data'),
+    "request id": _before(_INTERCEPTOR, "    for key in _REQUEST_ID_KEYS:\n        value", 'given.get("x-request-id") == "request-id"'),
+    "answer": _before(_INTERCEPTOR, "    status = status_of(error)", 'call.request_id == "answer"'),
+    "interceptor": _before(_INTERCEPTOR, "            handler = await continuation(handler_call_details)", '"Reflection" in method'),
+    "authentication": _before(_AUTHENTICATION, "        token = _bearer_token(metadata)", '("x-request-id", "authentication") in metadata'),
+}
+_BACKGROUND = {
+    "task": _before(
+        _BACKUP_SERVICE,
+        '        """One page of a folder\'s backups, newest first."""\n',
+        'request.folder_id == "task"',
+        '__import__("asyncio").ensure_future(__import__("service.planted").planted.fail_alone())',
+    ),
+    "TLS": _before(_TLS, "        versions = self._versions()\n        if", 'self._files.key.with_name("broken").exists()'),
+    "JWKS": _before(_AUTHENTICATION, "        try:\n            listed", 'b"planted" in data'),
+}
+
+
+class Guarded(ReplicaProcess):
+    """A replica with TLS and tokens."""
+
+    def __init__(self, folder: Path, database_url: str, **settings: str) -> None:
+        self.authority, self.issuer = Authority(), Issuer("main")
+        self.certificate, self.jwks, self.log_file = Files(folder), folder / "jwks.json", folder / "log"
+        self.certificate.write(self.authority.pair("first"))
+        self.jwks.write_bytes(self.issuer.jwks())
+        settings = {
+            "BACKUPS_DATABASE_URL": database_url,
+            "BACKUPS_TLS_CERT": str(self.certificate.cert),
+            "BACKUPS_TLS_KEY": str(self.certificate.key),
+            "BACKUPS_AUTH": "jwt",
+            "BACKUPS_JWKS": str(self.jwks),
+            "BACKUPS_JWKS_REFRESH": "0.1",
+            "BACKUPS_JWT_ISSUER": ISSUER,
+            "BACKUPS_JWT_AUDIENCE": AUDIENCE,
+            "BACKUPS_REFLECTION": "true",
+            "BACKUPS_DRAIN_DELAY": "0",
+        } | settings
+        super().__init__(free_ports(1)[0], settings, self.log_file)
+
+    def channel(self) -> grpc.aio.Channel:
+        token = grpc.access_token_call_credentials(self.issuer.token("main", folders="*"))
+        credentials = grpc.composite_channel_credentials(grpc.ssl_channel_credentials(self.authority.cert), token)
+        return grpc.aio.secure_channel(f"localhost:{self.port}", credentials, options=[("grpc.use_local_subchannel_pool", 1)])
+
+    def logged(self) -> str:
+        return self.log_file.read_text(encoding="utf-8")
+
+    async def until_logged(self, text: str) -> None:
+        async with asyncio.timeout(20):
+            while text not in self.logged():
+                await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def _started(replica: Guarded) -> AsyncIterator[grpc.aio.Channel]:
+    await replica.start()
+    try:
+        async with replica.channel() as channel:
+            await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1"), wait_for_ready=True, timeout=30)
+            yield channel
+        assert await replica.end(signal.SIGTERM) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            await replica.end(signal.SIGKILL)
+
+
+async def _told(call: Any) -> tuple[str, str]:
+    """An error's code, and all that its client can see of it."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async with asyncio.timeout(10):
+            await call
+    error = caught.value
+    seen = (error.details(), error.initial_metadata(), error.trailing_metadata(), error.debug_error_string())
+    return error.code().name, repr(seen)
+
+
+@pytest.mark.bar(9, "exceptions that bear a secret, raised in handler, interceptor, deserializer, serializer, TLS and JWKS")
+async def test_no_secret_on_the_wire_or_in_a_log(database_url: str, tmp_path: Path, *, figure: Figure) -> None:
+    """Each call is answered INTERNAL, without a word of it; the log has the type and the place, and no text; the server goes on."""
+    release = altered(tmp_path / "planted", *_FAULTS.values(), *_BACKGROUND.values())
+    (release / "service" / "planted.py").write_text(_PLANTED, encoding="utf-8")
+    replica = Guarded(tmp_path, database_url)
+    replica.release = release
+    async with _started(replica) as channel:
+        told = {}
+        for fault in _FAULTS:
+            told[fault] = await _told(_call(channel, fault))
+        await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="task"))
+        await replica.until_logged('"unforeseen"')
+        (tmp_path / "broken").touch()
+        replica.jwks.write_bytes(b"planted")
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(ssl.get_server_certificate, ("localhost", replica.port))
+        await replica.until_logged("signing keys cannot be read")
+        (tmp_path / "broken").unlink()
+        replica.jwks.write_bytes(replica.issuer.jwks())
+        async with replica.channel() as another:
+            await pb.BackupServiceStub(another).List(pb.ListBackupsRequest(folder_id="f1"), wait_for_ready=True, timeout=30)
+    logged = replica.logged()
+    figure(f"faults: {len(told) + len(_BACKGROUND)}; answered {', '.join(sorted({code for code, _ in told.values()}))}; secrets told: 0")
+    assert {fault: code for fault, (code, _) in told.items()} == dict.fromkeys(_FAULTS, "INTERNAL")
+    assert _SECRET not in str(told)
+    assert "RuntimeError" not in str(told)
+    assert _SECRET not in logged
+    assert logged.count("builtins.RuntimeError") >= len(told)
+    assert [line for line in logged.splitlines() if not _is_json(line)] == []
+
+
+def _call(channel: grpc.aio.Channel, fault: str) -> Any:
+    if fault == "interceptor":
+        call: Any = channel.unary_unary("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+        return call(b"")
+    metadata = [("x-request-id", fault.replace(" ", "-"))]
+    return pb.BackupServiceStub(channel).Get(pb.GetBackupRequest(backup_id=fault), metadata=metadata)
+
+
+def _is_json(line: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return isinstance(json.loads(line), dict)
+    return False
+
+
+@pytest.mark.bar(9, "the same where a server starts")
+async def test_no_secret_at_the_start(database_url: str, tmp_path: Path, *, figure: Figure) -> None:
+    """A server that cannot start says where and by which type of error, and no text of it."""
+    release = altered(tmp_path / "planted", _before(_TLS, "        chain = self._files.cert.read_bytes()", "True"))
+    (release / "service" / "planted.py").write_text(_PLANTED, encoding="utf-8")
+    replica = Guarded(tmp_path, database_url)
+    replica.release = release
+    await replica.start()
+    assert await replica.ended() == 1
+    logged = replica.logged()
+    figure(f"lines logged: {len(logged.splitlines())}")
+    assert "builtins.RuntimeError" in logged
+    assert _SECRET not in logged
+    assert [line for line in logged.splitlines() if not _is_json(line)] == []
+
+
+@pytest.mark.bar(9, "the same for keys and certificates that are really broken, and an issuer that talks no HTTP")
+async def test_no_secret_of_what_is_read(database_url: str, tmp_path: Path, *, figure: Figure) -> None:
+    """What stands in a broken key, a broken JWKS or an issuer's nonsense is in no log, nor the password of its URL; keys are read again."""
+    answers = [b"HTTP/1.1 200 OK\r\n\r\n", b"", b"%s\r\n\r\n" % _SECRET.encode(), b"HTTP/1.1 200 OK\r\n\r\n{%s" % _SECRET.encode(),
+               b"HTTP/1.1 302 x\r\nLocation: ftp://%s\r\n\r\n" % _SECRET.encode(),
+               b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%s" % _SECRET.encode()]  # fmt: skip
+    asked = 0
+    good = b""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        await reader.readuntil(b"\r\n\r\n")
+        asked += 1
+        writer.write(answers[0] + good if asked == 1 else answers[(asked - 1) % len(answers)])
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    issuer = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/{_SECRET}"
+    replica = Guarded(tmp_path, database_url, BACKUPS_JWKS=issuer)
+    good = replica.issuer.jwks()
+    async with _started(replica) as channel:
+        replica.certificate.key.write_bytes(_SECRET.encode())
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(ssl.get_server_certificate, ("localhost", replica.port))
+        before = asked
+        async with asyncio.timeout(30):
+            while asked < before + 2 * len(answers):
+                await asyncio.sleep(0.02)
+        await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1"))
+    server.close()
+    figure(f"answers of the issuer: {asked}")
+    logged = replica.logged()
+    assert "the new certificate cannot be used" in logged
+    assert "signing keys cannot be read" in logged
+    assert _SECRET not in logged
+    assert [line for line in logged.splitlines() if not _is_json(line)] == []
