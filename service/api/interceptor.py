@@ -175,7 +175,7 @@ def _guarded(handle: _Surrounded) -> _Surrounded:
 
 
 def _raising(exc: Exception) -> _Surrounded:
-    async def raising(request: Any, context: _Context) -> NoReturn:
+    async def raising(request: Any, context: _Context) -> Any:
         raise exc
 
     return raising

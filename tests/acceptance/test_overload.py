@@ -26,7 +26,7 @@ from tests.conftest import AddBackups, free_ports
 _LIST = "/yandex.cloud.mdb.greenplum.v1.BackupService/List"
 _REQUEST = pb.ListBackupsRequest(folder_id="f1", page_size=1000).SerializeToString()
 _CONNECTIONS = 32
-_SETTINGS = {"BACKUPS_ADMISSION_LIMIT": "200"}  # some eighteen pages of a thousand at once
+_SETTINGS: dict[str, Any] = {"BACKUPS_ADMISSION_LIMIT": "200"}  # some eighteen pages of a thousand at once
 
 Channels = list[grpc.aio.Channel]
 
