@@ -1,8 +1,7 @@
 """Walks while everything changes: rows, replicas, the primary.
 
 Mitigations: pages by keyset over (created_at, id), whose tokens hold a position and no state of a server (service/page_token.py,
-service/postgres/catalog.py): with created_at alone, rows of one time are lost at the first end of a page among them. Where the primary
-changes, also Patroni's synchronous mode, without which what was acknowledged last may be lost.
+service/postgres/catalog.py): with created_at alone, rows of one time are lost at the first end of a page among them.
 """
 
 import asyncio
