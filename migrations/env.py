@@ -15,6 +15,9 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from service.postgres.database import UNAVAILABLE
+from service.postgres.hosts import connecting
+
 # A step that waits for a lock stops every query that comes after it: it gives up soon, and is tried again. Not sooner: autovacuum lets
 # go of a table once somebody has waited for deadlock_timeout, a second.
 LOCK_TIMEOUT = timedelta(seconds=2)
@@ -45,11 +48,12 @@ async def connect(url: str) -> asyncpg.Connection:
         "lock_timeout": LOCK_TIMEOUT // timedelta(milliseconds=1),
         "statement_timeout": STATEMENT_TIMEOUT // timedelta(milliseconds=1),
     }
-    return await asyncpg.connect(
+    connection: asyncpg.Connection = await connecting(url, unavailable=UNAVAILABLE)(
         url,
         timeout=CONNECT_TIMEOUT.total_seconds(),
         server_settings={name: str(value) for name, value in milliseconds.items()} | {"application_name": "backup-service migrate"},
     )
+    return connection
 
 
 def migrate_connected(connection: Connection) -> None:

@@ -286,7 +286,7 @@ async def _imported(settings: Settings, folder_id: str | None, cluster_id: str |
         statement=settings.request_timeout,
         max_age=settings.pool_max_age,
     )
-    async with open_database(settings.require_database_url(), limits) as database:
+    async with open_database(settings.require_database_url(), limits, pooled=settings.pooler == "transaction") as database:
         return await imported(database, folder_id=folder_id, cluster_id=cluster_id)
 
 

@@ -84,15 +84,10 @@ class Server:
         self.admission = Admission(settings.admission_limit)
         self._keys = _keys(settings)
         self._metrics = Metrics()
-        self._database_seen_at = -math.inf
+        self._database_seen_at = self._up_to_date_at = -math.inf
         self._tracing = _tracing(settings)
-        self._interceptor = Interceptor(
-            admission=self.admission,
-            authenticator=_authenticator(settings, self._keys),
-            metrics=self._metrics,
-            request_timeout=settings.request_timeout,
-            tracing=self._tracing,
-        )
+        self._authenticator = _authenticator(settings, self._keys)
+        self._interceptor = self._new_interceptor()
         self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_options(settings))
         self.address = settings.listen
         """Where it listens, once started: port 0 has become a real one."""
@@ -100,6 +95,16 @@ class Server:
         """Where it listens for health checks in plaintext, if it does."""
         self.metrics_address = settings.metrics_listen
         """Where it answers scrapes, if it does."""
+
+    def _new_interceptor(self) -> Interceptor:
+        """One for each listener: it remembers the methods that its listener has."""
+        return Interceptor(
+            admission=self.admission,
+            authenticator=self._authenticator,
+            metrics=self._metrics,
+            request_timeout=self._settings.request_timeout,
+            tracing=self._tracing,
+        )
 
     async def start(self) -> Self:
         """Listens and answers, whether PostgreSQL is there or not.
@@ -216,7 +221,7 @@ class Server:
 
     async def _start_health(self, address: Address, opened: contextlib.AsyncExitStack) -> Address:
         """A listener for health checks alone, in plaintext."""
-        server = grpc.aio.server(interceptors=[self._interceptor], options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[self._new_interceptor()], options=_OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         bound = _bound(address, server.add_insecure_port, "HEALTH_LISTEN")
         await server.start()
@@ -225,7 +230,10 @@ class Server:
 
     def _start_background(self, database: Database, opened: contextlib.AsyncExitStack) -> None:
         async def is_ready() -> bool:
-            if await replication_lag(database) > self._settings.max_replication_lag:
+            now, max_lag = time.monotonic(), self._settings.max_replication_lag
+            if await replication_lag(database) <= max_lag:
+                self._up_to_date_at = now
+            elif now - self._up_to_date_at > max_lag.total_seconds():  # not while it replays what comes after a quiet time
                 await database.leave_servers()  # another host may do better
                 return False
             if await present_revision(database) < self.required_revision:
@@ -233,7 +241,10 @@ class Server:
             self._database_seen_at = time.monotonic()
             return self._keys is None or self._keys.fresh
 
-        tasks = [asyncio.create_task(keep_ready(self.health, is_ready, period=_READY_PERIOD)), asyncio.create_task(database.renew())]
+        tasks = [
+            asyncio.create_task(keep_ready(self.health, is_ready, period=_READY_PERIOD, within=self._settings.acquire_timeout)),
+            asyncio.create_task(database.renew()),
+        ]
         if self._keys:
             tasks.append(asyncio.create_task(self._keys.keep_fresh()))
         if self._settings.catalog_metrics:
@@ -312,7 +323,7 @@ def _database(settings: Settings, tracing: "Tracing | None") -> contextlib.Abstr
         settings.require_database_url(),
         limits,
         pooled=settings.pooler == "transaction",
-        connect_preferring_standby=connect_to_fresh(settings.max_replication_lag),
+        connect_preferring_standby=lambda connect: connect_to_fresh(connect, settings.max_replication_lag),
         tracing=tracing,
     )
 

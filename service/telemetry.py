@@ -4,6 +4,7 @@ A line says nothing that a client chose freely, and no text of an error that is 
 the places of the code say where to look.
 """
 
+import contextlib
 import json
 import logging
 import sys
@@ -38,6 +39,16 @@ def _json(logger: Any, level: str, facts: structlog.typing.EventDict) -> str:
     return _encode(facts)
 
 
+def _console(render: structlog.dev.ConsoleRenderer) -> Callable[[Any, str, dict[str, Any]], str]:
+    """Without what would command the terminal: a token's subject, say."""
+
+    def rendered(logger: Any, level: str, facts: dict[str, Any]) -> str:
+        shown = {name: ascii(fact) if isinstance(fact, str) and not fact.isprintable() else fact for name, fact in facts.items()}
+        return str(render(logger, level, shown))
+
+    return rendered
+
+
 _log = _Log(_json, logging.INFO)
 
 
@@ -49,7 +60,7 @@ def configure_logging(*, log_format: str, log_level: str) -> None:
         log_level: the least severe level that is logged.
     """
     global _log
-    render: Any = _json if log_format == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    render: Any = _json if log_format == "json" else _console(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
     _log = _Log(render, _LEVELS[log_level])
     handler = logging.StreamHandler()
     handler.setFormatter(
@@ -66,9 +77,9 @@ def event(name: str, /, *, level: str = "info", **facts: Any) -> None:
     if _LEVELS[level] < _log.least:
         return
     now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    sys.stderr.write(
-        _log.render(None, level, {"time": now, "level": level, "event": name} | facts) + "\n"
-    )  # a whole line, which goes out at once
+    line = _log.render(None, level, {"time": now, "level": level, "event": name} | facts) + "\n"
+    with contextlib.suppress(OSError):  # a full disk costs lines, and no calls
+        sys.stderr.write(line)  # whole, so that it goes out at once
 
 
 class Call:

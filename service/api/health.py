@@ -13,7 +13,7 @@ from grpc.aio import ServicerContext
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import pb, telemetry
-from service.errors import RequestError, TooManyWatchers, UnknownService
+from service.errors import TooManyWatchers, UnknownService
 
 _Status: TypeAlias = Any  # an enum whose types are a metaclass
 _Context = ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
@@ -101,13 +101,27 @@ class Health(health_pb2_grpc.HealthServicer):
         return health_pb2.HealthCheckResponse.SERVING if self._serving else health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def keep_ready(health: Health, is_ready: Callable[[], Awaitable[bool]], *, period: timedelta) -> None:
-    """Asks again and again whether the server is ready, for as long as the server runs. No answer within the period is no."""
+async def keep_ready(health: Health, is_ready: Callable[[], Awaitable[bool]], *, period: timedelta, within: timedelta) -> None:
+    """Asks again and again whether the server is ready, for as long as the server runs. No answer within the period is no.
+
+    Args:
+        within: how long an answer may take all the same, such as a connection to the second of two hosts.
+    """
+    told: type[BaseException] | None = None
     while True:
+        asking = asyncio.ensure_future(is_ready())
         try:
-            async with asyncio.timeout(period.total_seconds()):
-                ready = await is_ready()
-        except (RequestError, TimeoutError):
-            ready = False
+            await asyncio.wait((asking,), timeout=period.total_seconds())
+            if not asking.done():
+                health.set(serving=False)
+            async with asyncio.timeout(within.total_seconds()):
+                ready, cause = await asking, None
+        except Exception as exc:  # whatever it is, it may have been mended by the next look
+            ready, cause = False, type(exc)
+            if cause is not told:
+                telemetry.event("not ready", level="warning", error=telemetry.describe(exc))
+        finally:
+            asking.cancel()
+        told = cause
         health.set(serving=ready)
         await asyncio.sleep(period.total_seconds())

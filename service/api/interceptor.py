@@ -140,7 +140,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             except Exception as exc:
                 is_deadline = isinstance(exc, TimeoutError) and deadline.expired()
                 if isinstance(exc, ShuttingDown):
-                    await self._admission.dismissed()
+                    await self._dismissed(call)
                 return await _answer(call, DeadlineExceeded() if is_deadline else exc, exc, context)
             else:
                 call.ended(StatusCode.OK.name)
@@ -150,6 +150,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 self._calls.discard(task)
 
         return _guarded(surrounded)
+
+    async def _dismissed(self, call: Call) -> None:
+        try:
+            await self._admission.dismissed()
+        except asyncio.CancelledError:  # the client has not waited
+            call.ended(StatusCode.CANCELLED.name)
+            raise
 
     def _span(self, method: _Method, metadata: Iterable[tuple[str, str | bytes]], request_id: str) -> "CallSpan | None":
         """Health checks are no news."""

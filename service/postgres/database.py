@@ -12,6 +12,7 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from service.errors import CatalogUnavailable
+from service.postgres.hosts import connecting
 
 if TYPE_CHECKING:  # imported only where traces are asked for
     from service.tracing import Tracing
@@ -171,13 +172,13 @@ async def open_database(
     limits: Limits,
     *,
     pooled: bool = False,
-    connect_preferring_standby: Connect = asyncpg.connect,
+    connect_preferring_standby: Callable[[Connect], Connect] = lambda connect: connect,
     tracing: "Tracing | None" = None,
 ) -> AsyncIterator[Database]:
     """A pool for the service's reads.
 
     Args:
-        connect_preferring_standby: makes the connections where the URL prefers a standby.
+        connect_preferring_standby: from a function that connects makes the one that is used where the URL prefers a standby.
         pooled: a pooler is in between that lends servers by the transaction, such as PgBouncer. Then statements have no names, which would
             stay with a server, and the settings below are left to the role (deploy/postgres/roles.sql): a pooler refuses what it does
             not know.
@@ -187,9 +188,10 @@ async def open_database(
         "default_transaction_read_only": "on",
     }
     wanted = parse_qs(urlsplit(url).query).get("target_session_attrs", [""])[-1]
+    connect = connecting(url, unavailable=UNAVAILABLE)
     pool = asyncpg.create_pool(
         url,
-        connect=connect_preferring_standby if wanted == "prefer-standby" else None,
+        connect=connect_preferring_standby(connect) if wanted == "prefer-standby" else connect,
         target_session_attrs=_ROLES.get(wanted),  # None: as the URL says
         min_size=0,  # nothing connects before the first query
         max_size=limits.pool_size,

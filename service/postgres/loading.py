@@ -217,6 +217,9 @@ class _Import:
         """An id names one backup, and never moves between clusters or tools."""
         if same := await self._connection.fetch(_SAME_ID):
             raise ImportRefused(f"{same[0]['entry']} and {same[1]['entry']} differ, but would both take the id {same[0]['id']}")
+        await self._refuse_foreign_ids()
+
+    async def _refuse_foreign_ids(self) -> None:
         _, cluster, tool = self._target
         if taken := await self._connection.fetchrow(_FOREIGN_ID, cluster, tool):
             owner = f"cluster {taken['source_cluster_id']}" + (f", imported by {taken['tool']}" if taken["tool"] != tool else "")
@@ -264,5 +267,6 @@ class _Import:
 
     async def _write(self) -> None:
         await self._connection.execute(_MERGE, *self._target)
+        await self._refuse_foreign_ids()  # again: another cluster's import, under another lock, may have ended meanwhile
         folder, cluster, tool = self._target
         await self._connection.execute(_RECORD, cluster, tool, folder, self._entries, self._skipped.total())

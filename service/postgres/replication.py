@@ -3,8 +3,6 @@
 from datetime import timedelta
 from typing import Any
 
-import asyncpg
-
 from service.postgres.database import UNAVAILABLE, Connect, Database
 
 # What any role may ask. A standby that has replayed all that it received is up to date for as long as it still receives; PostgreSQL ends
@@ -29,21 +27,21 @@ async def replication_lag(database: Database) -> timedelta:
     return lag
 
 
-def connect_to_fresh(max_lag: timedelta) -> Connect:
-    """Connects as asyncpg does, but to the primary in place of a standby that is further behind; where there is none, to the standby.
+def connect_to_fresh(connect: Connect, max_lag: timedelta) -> Connect:
+    """Connects as it does, but to the primary in place of a standby that is further behind; where there is none, to the standby.
 
     A standby that has lost its primary would else be preferred for as long as it runs.
     """
 
-    async def connect(*args: Any, **kwargs: Any) -> Any:
-        connection = await asyncpg.connect(*args, **kwargs)
+    async def connect_to_fresh(*args: Any, **kwargs: Any) -> Any:
+        connection = await connect(*args, **kwargs)
         if await connection.fetchval(_LAG) <= max_lag:
             return connection
         try:
-            primary = await asyncpg.connect(*args, **kwargs | {"target_session_attrs": "primary"})
+            primary = await connect(*args, **kwargs | {"target_session_attrs": "primary"})
         except UNAVAILABLE:
             return connection  # what it reads may be old: the server says that it is not ready
         connection.terminate()
         return primary
 
-    return connect
+    return connect_to_fresh

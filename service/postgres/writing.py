@@ -7,6 +7,7 @@ import asyncpg
 
 from service.errors import CatalogNotWritable, CatalogUnavailable, ImportRefused
 from service.postgres.database import UNAVAILABLE
+from service.postgres.hosts import connecting
 
 # After so many rows, VACUUM: without the visibility map that it writes, a page is no index-only scan.
 _VACUUM_FROM = 1000
@@ -26,7 +27,10 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
         ImportRefused: another cluster's import was faster.
     """
     try:
-        connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT, server_settings={"application_name": "backup-service import"})
+        connect = connecting(url, unavailable=UNAVAILABLE)
+        connection: asyncpg.Connection = await connect(
+            url, timeout=_CONNECT_TIMEOUT, server_settings={"application_name": "backup-service import"}
+        )
         try:
             yield connection
         finally:

@@ -225,6 +225,7 @@ def test_selectors() -> None:
     policies = {name.removeprefix(prefix): _selected(policy["spec"]["podSelector"]) & ours for name, policy in _of("NetworkPolicy").items()}
     assert policies == {
         "nothing": ours, "dns": ours, "postgresql": {"service", "migrate"}, "service": {"service"}, "envoy": {"envoy"},
+        "backup-import-walg": set(),
     }  # fmt: skip
     for scaler in _of("HorizontalPodAutoscaler").values():
         assert scaler["spec"]["scaleTargetRef"]["name"] in _of("Deployment")

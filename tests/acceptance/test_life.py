@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,7 +19,7 @@ from service import pb
 from service.settings import Address
 from tests.api.answers import failure
 from tests.api.http2 import Connection, message
-from tests.conftest import ROOT, RunCommand, Sql, environment
+from tests.conftest import ROOT, RunCommand, Sql, environment, free_ports
 
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -216,3 +217,24 @@ async def test_open_to_everybody_on_purpose(database_url: str) -> None:
         await server.event("serving")
         server.process.send_signal(signal.SIGTERM)
         assert await server.ended(within=20) == 0
+
+
+async def test_a_log_that_cannot_be_written(database_url: str) -> None:
+    """Where there is no room for the log, lines are lost, and no calls."""
+    [port] = free_ports(1)
+    settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_LISTEN": f"127.0.0.1:{port}", "BACKUPS_DRAIN_DELAY": "0"}
+    with Path("/dev/full").open("wb") as full:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "service", "serve"), cwd=ROOT, env=environment(**settings), stderr=full
+        )
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            request = pb.ListBackupsRequest(folder_id="f")
+            call: Any = pb.BackupServiceStub(channel).List(request, timeout=20, wait_for_ready=True)
+            assert await call.code() is StatusCode.OK
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == 120  # Python's own: standard error could not be flushed
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -113,7 +113,7 @@ async def test_cron(import_url: str, sql: Sql, programs: Path, tmp_path: Path) -
 
 async def test_kubernetes(import_url: str, sql: Sql, programs: Path, tmp_path: Path) -> None:
     """The CronJob's containers, one after the other, import what WAL-G prints; where WAL-G fails, so does the job."""
-    job = yaml.safe_load((_DEPLOY / "kubernetes/import-walg.yaml").read_text())
+    job, _policy = yaml.safe_load_all((_DEPLOY / "kubernetes/import-walg.yaml").read_text())
     assert job["spec"]["concurrencyPolicy"] == "Forbid"
     pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     [lists], [imports] = pod["initContainers"], pod["containers"]

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import structlog
 
+from service import telemetry
 from service.listing import Entry
 from service.postgres import forgetting
 from service.postgres.loading import Options, Target, load
@@ -73,18 +73,31 @@ async def test_off_by_default(start_server: StartServer, import_url: str) -> Non
         assert not [name for name, _ in scraped if name.startswith("backup_catalog")]
 
 
-async def test_not_more_than_so_many(start_server: StartServer, import_url: str) -> None:
+@pytest.fixture(name="logs")
+def _logs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What is logged, as it is logged."""
+    logs: list[dict[str, Any]] = []
+    log = telemetry.event
+
+    def event(name: str, /, *, level: str = "info", **facts: Any) -> None:
+        logs.append({"event": name, "level": level} | facts)
+        log(name, level=level, **facts)
+
+    monkeypatch.setattr(telemetry, "event", event)
+    return logs
+
+
+async def test_not_more_than_so_many(start_server: StartServer, import_url: str, logs: list[dict[str, Any]]) -> None:
     """Beyond the limit those are kept whose last backup is oldest; how many are left out is told by a metric, and once by the log."""
     for cluster, day in (("c1", 3), ("c2", 1), ("c3", 2)):
         await _load(import_url, cluster, day)
-    with structlog.testing.capture_logs() as logs:
-        async with start_server(**_ON, catalog_metrics_limit=2) as server:
-            scraped = await _until(server, lambda scraped: _of(scraped, "backup_catalog_left_out") == 1)
-            first = _of(scraped, "backup_catalog_refresh_timestamp_seconds")
-            await _until(server, lambda scraped: _of(scraped, "backup_catalog_refresh_timestamp_seconds") > first)
+    async with start_server(**_ON, catalog_metrics_limit=2) as server:
+        scraped = await _until(server, lambda scraped: _of(scraped, "backup_catalog_left_out") == 1)
+        first = _of(scraped, "backup_catalog_refresh_timestamp_seconds")
+        await _until(server, lambda scraped: _of(scraped, "backup_catalog_refresh_timestamp_seconds") > first)
     assert _clusters(scraped) == {"c2", "c3"}
     assert [log for log in logs if log["event"] == "catalog metrics left out clusters"] == [
-        {"event": "catalog metrics left out clusters", "log_level": "warning", "limit": 2, "left_out": 1}
+        {"event": "catalog metrics left out clusters", "level": "warning", "limit": 2, "left_out": 1}
     ]
 
 
@@ -95,21 +108,22 @@ async def test_not_more_than_so_many(start_server: StartServer, import_url: str)
         ("REVOKE SELECT ON imports FROM backups_service", "GRANT SELECT ON imports TO backups_service"),
     ],
 )
-async def test_a_catalog_that_cannot_be_read(start_server: StartServer, import_url: str, sql: Sql, breaks: str, mends: str) -> None:
+async def test_a_catalog_that_cannot_be_read(
+    start_server: StartServer, import_url: str, sql: Sql, logs: list[dict[str, Any]], breaks: str, mends: str
+) -> None:
     """While the catalog cannot be read, scrapes go on and show what was read last, and when; the log says so once."""
     await _load(import_url, "c1", 1)
-    with structlog.testing.capture_logs() as logs:
-        async with start_server(**_ON) as server:
-            await _until(server, lambda scraped: _clusters(scraped) == {"c1"})
-            await sql.execute(breaks)
-            async with asyncio.timeout(20):
-                while not [log for log in logs if log["event"] == "catalog metrics not refreshed"]:
-                    await asyncio.sleep(0.05)
-            stale = await _scrape(server)
-            assert _clusters(stale) == {"c1"}
-            read_at = _of(stale, "backup_catalog_refresh_timestamp_seconds")
-            await sql.execute(mends)
-            await _until(server, lambda scraped: _of(scraped, "backup_catalog_refresh_timestamp_seconds") > read_at)
+    async with start_server(**_ON) as server:
+        await _until(server, lambda scraped: _clusters(scraped) == {"c1"})
+        await sql.execute(breaks)
+        async with asyncio.timeout(20):
+            while not [log for log in logs if log["event"] == "catalog metrics not refreshed"]:
+                await asyncio.sleep(0.05)
+        stale = await _scrape(server)
+        assert _clusters(stale) == {"c1"}
+        read_at = _of(stale, "backup_catalog_refresh_timestamp_seconds")
+        await sql.execute(mends)
+        await _until(server, lambda scraped: _of(scraped, "backup_catalog_refresh_timestamp_seconds") > read_at)
     assert len([log for log in logs if log["event"] == "catalog metrics not refreshed"]) == 1
 
 

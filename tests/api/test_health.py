@@ -16,7 +16,7 @@ from service.api.health import LIVENESS, Health
 from service.server import Server
 from tests.api.answers import failure
 from tests.api.http2 import Connection, message
-from tests.conftest import StartServer
+from tests.conftest import Sql, StartServer
 
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 _SETTINGS_INITIAL_WINDOW_SIZE = 4
@@ -160,3 +160,14 @@ async def test_reflection_is_off_unless_asked_for(start_server: StartServer) -> 
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await _reflect(channel, list_services="")
         assert caught.value.code() is StatusCode.UNIMPLEMENTED
+
+
+async def test_whatever_goes_wrong_may_be_mended(start_server: StartServer, sql: Sql) -> None:
+    """An error that nobody foresaw ends readiness, and not the looking: here, a role that may not read what says the revision."""
+    async with start_server() as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        await _until(health, _SERVING)
+        await sql.execute("REVOKE SELECT ON alembic_version FROM backups_service")
+        await _until(health, _NOT_SERVING)
+        await sql.execute("GRANT SELECT ON alembic_version TO backups_service")
+        await _until(health, _SERVING)

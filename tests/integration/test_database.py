@@ -11,6 +11,7 @@ import pytest
 
 from service.errors import CatalogUnavailable
 from service.postgres.database import Database, Limits, open_database
+from service.postgres.hosts import _hosts
 from tests.conftest import Sql
 
 _LIMITS = Limits(
@@ -158,3 +159,40 @@ async def test_several_hosts(postgres: Any, database_name: str) -> None:
     async with open_database(f"{url}&target_session_attrs=standby", _LIMITS) as database:
         with pytest.raises(CatalogUnavailable):
             await database.fetch(_PID)
+
+
+async def test_a_silent_host(postgres: Any, database_name: str) -> None:
+    """Each host has the whole time to connect in; one that says nothing costs it once, and then the one that was good is asked first."""
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    hole: Any = await asyncio.start_server(swallow, "127.0.0.1", 0)
+    port = hole.sockets[0].getsockname()[1]
+    url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres._sockets}&port={port},5432"
+    limits = _LIMITS._replace(connect=timedelta(seconds=0.5), acquire=timedelta(seconds=5))
+    for attributes in ("any", "read-write", "prefer-standby"):
+        async with open_database(f"{url}&target_session_attrs={attributes}", limits) as database:
+            assert await _pid(database)
+            await database.leave_servers()
+            async with asyncio.timeout(0.4):
+                assert await _pid(database) if attributes != "prefer-standby" else True
+    hole.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts"),
+    [
+        ("postgresql://u:p@h/d", [("h", None)]),
+        ("postgresql://u:p%40@a:1,b:2,c/d", [("a", 1), ("b", 2), ("c", None)]),
+        ("postgresql://[::1]:5433,[fe80::1]/d", [("::1", 5433), ("fe80::1", None)]),
+        ("postgresql://u@/d?host=/tmp,h&port=1,2", [("/tmp", 1), ("h", 2)]),
+        ("postgresql://u@/d?host=/tmp,h&port=1", [("/tmp", 1), ("h", 1)]),
+        ("postgresql://u@/d?host=%2Ftmp", [("/tmp", None)]),
+    ],
+)
+def test_hosts_of_a_url(url: str, hosts: list[tuple[str, int | None]]) -> None:
+    """Hosts are found where libpq finds them."""
+    assert _hosts(url) == hosts

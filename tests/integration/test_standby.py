@@ -217,7 +217,9 @@ async def test_a_standby_without_a_primary(pair: Pair, primary_sql: Sql, standby
     """Where a standby is preferred that is too old, and there is no primary, the standby is read from."""
     await _caught_up(primary_sql, standby_sql)
     url = pair.url("prefer-standby").replace(str(pair.primary._sockets), "/nowhere")
-    async with open_database(url, _LIMITS, connect_preferring_standby=connect_to_fresh(timedelta(seconds=-1))) as database:
+    async with open_database(
+        url, _LIMITS, connect_preferring_standby=lambda connect: connect_to_fresh(connect, timedelta(seconds=-1))
+    ) as database:
         assert await _in_recovery(database)
 
 
