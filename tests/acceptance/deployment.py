@@ -166,14 +166,14 @@ class Deployment:
     async def settled(self) -> None:
         """Waits until every replica has been sent a call since: Envoy's own gauges are ahead of what its workers do."""
         before = [replica.calls() for replica in self.replicas]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while any(replica.calls() <= earlier for replica, earlier in zip(self.replicas, before, strict=True)):
                 await self.rest("/managed-greenplum/v1/backups?folderId=settling")
                 await asyncio.sleep(0.02)
 
     async def until_healthy(self, count: int) -> None:
         """Waits until Envoy has found so many replicas healthy."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 with contextlib.suppress(OSError, KeyError):
                     if (await self.stats("cluster.service.membership_healthy"))["cluster.service.membership_healthy"] == count:

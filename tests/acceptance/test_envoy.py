@@ -1,17 +1,14 @@
 """Behind Envoy: both APIs over one port, whatever happens to a replica, and whatever a client does to the others."""
 
 import asyncio
-import signal
-from collections import Counter
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-import pytest
 from grpc import StatusCode
 
 from service import pb
-from tests.acceptance.deployment import Deployment, Reply
+from tests.acceptance.deployment import Deployment
+from tests.acceptance.load import under_load
 from tests.api.answers import failure
 from tests.certificates import name_shown
 from tests.conftest import AddBackups
@@ -131,51 +128,6 @@ async def test_one_clients_header_breaks_no_other(deployment: Deployment, public
     assert codes == [StatusCode.OK] * 20
 
 
-async def _under_load(deployment: Deployment, disturb: Callable[[], Awaitable[None]]) -> Counter[str]:
-    """What callers of both APIs, who retry nothing, are answered while something is done to the deployment."""
-    outcomes: Counter[str] = Counter()
-    stop = asyncio.Event()
-
-    async def call_grpc() -> None:
-        async with deployment.channel() as channel:
-            stub = pb.BackupServiceStub(channel)
-            while not stop.is_set():
-                outcomes[(await stub.List(pb.ListBackupsRequest(folder_id="f1"), timeout=10).code()).name] += 1
-                await asyncio.sleep(0.005)
-
-    async def call_rest() -> None:
-        while not stop.is_set():
-            reply: Reply = await deployment.rest(f"{_BACKUPS}?folderId=f1")
-            outcomes[f"HTTP {reply.status}"] += 1
-            await asyncio.sleep(0.02)
-
-    callers = [asyncio.ensure_future(call_grpc()) for _ in range(8)] + [asyncio.ensure_future(call_rest()) for _ in range(2)]
-    try:
-        await disturb()
-    finally:
-        stop.set()
-        await asyncio.gather(*callers)
-    return outcomes
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-async def test_replicas_are_restarted_in_turn(deployment: Deployment, number: int) -> None:
-    """No call fails while replicas are restarted one after the other, by SIGTERM or kill -9, with no retry in the client.
-
-    Mitigations: drain delay and retries of Envoy. Without retry_on some calls fail.
-    """
-
-    async def restart_in_turn() -> None:
-        for replica in deployment.replicas:
-            await replica.restart(number)
-            await deployment.settled()
-
-    outcomes = await _under_load(deployment, restart_in_turn)
-    print(dict(outcomes))
-    assert set(outcomes) == {"OK", "HTTP 200"}
-    assert outcomes["OK"] > 100
-
-
 async def test_queries_are_in_no_log(deployment: Deployment, add_backups: AddBackups) -> None:
     """Page tokens and ids, which REST has in its URLs, are in no log of the service."""
     await deployment.rest(f"{_BACKUPS}?folderId=f1&pageToken=secret-token", headers={"x-request-id": "find-me"})
@@ -220,5 +172,5 @@ async def test_certificate_is_renewed(deployment: Deployment) -> None:
             while await name_shown("127.0.0.1", deployment.tls_port, deployment.authority) != "second":
                 await asyncio.sleep(0.05)
 
-    outcomes = await _under_load(deployment, renew)
-    assert set(outcomes) == {"OK", "HTTP 200"}
+    outcomes = await under_load(deployment, renew)
+    assert outcomes.codes == {"OK", "HTTP 200"}

@@ -36,11 +36,18 @@ class Others:
     def __init__(self) -> None:
         self.durations: list[float] = []
         """Of each, in seconds."""
-        self.done = asyncio.Event()
+        self._done = asyncio.Event()
+        self.calling: asyncio.Future[None] | None = None
+
+    async def end(self) -> None:
+        """Waits for the last call."""
+        self._done.set()
+        if self.calling:
+            await self.calling
 
     async def call(self, channel: grpc.aio.Channel) -> None:
         stub = pb.BackupServiceStub(channel)
-        while not self.done.is_set():
+        while not self._done.is_set():
             began = time.perf_counter()
             assert await stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=1), timeout=5).code() is StatusCode.OK
             self.durations.append(time.perf_counter() - began)
@@ -54,12 +61,11 @@ class Others:
 async def _others(channel: grpc.aio.Channel) -> AsyncIterator[Others]:
     others = Others()
     async with channel:
-        calling = asyncio.ensure_future(others.call(channel))
+        others.calling = asyncio.ensure_future(others.call(channel))
         try:
             yield others
         finally:
-            others.done.set()
-            await calling
+            await others.end()
 
 
 async def _until_over(connection: Connection, stream: int) -> None:
@@ -181,7 +187,7 @@ async def test_directly(database_url: str, add_backups: AddBackups, tmp_path: Pa
                 await asyncio.gather(*(throw(zeros, grpc.Compression.Gzip) for _ in range(8)))
                 await asyncio.gather(*(throw(b"x" * 5_000_000, grpc.Compression.NoCompression) for _ in range(4)))
                 used.append(memory().rss >> 20)
-            others.done.set()
+            await others.end()
             began = time.monotonic()
             status = await replica.end(signal.SIGTERM)
             ended = time.monotonic() - began

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from service.postgres.migration import Roles
-from tests.acceptance.conftest import _public  # noqa: F401  # a fixture
+from tests.acceptance.conftest import _figure, _long, _public  # noqa: F401  # fixtures
 from tests.acceptance.deployment import Deployment
 from tests.composed.containers import Compose, composed
 

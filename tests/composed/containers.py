@@ -50,6 +50,7 @@ class Compose:
             "BACKUPS_TLS_ADDRESS": f"127.0.0.1:{self.tls_port}",
             "BACKUPS_POSTGRES_PORT": str(self.postgres_port),
             "BACKUPS_CREDENTIALS": str(folder),
+            "BACKUPS_PUBLIC_ADDRESS": f"localhost:{self.tls_port}",
             "BACKUPS_JWT_ISSUER": ISSUER,
             "BACKUPS_JWT_AUDIENCE": AUDIENCE,
         }

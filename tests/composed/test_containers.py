@@ -1,14 +1,17 @@
 """The composed containers as their users run them."""
 
 import json
+import signal
 
 import asyncpg
 import pytest
 
 from service import pb
 from tests.acceptance.deployment import Deployment
+from tests.acceptance.load import under_load
 from tests.acceptance.test_envoy import *  # noqa: F403  # the same checks as with processes
-from tests.acceptance.test_hostile_clients import *  # noqa: F403
+from tests.acceptance.test_hostile_clients import test_floods, test_half_done_calls_are_ended  # noqa: F401
+from tests.acceptance.test_restarts import restarted_in_turn
 from tests.composed.containers import Compose
 from tests.conftest import ROOT
 
@@ -19,7 +22,7 @@ _NEWEST = "c9q3vd0k8m1nt5rj2hfe"
 
 async def test_import_and_read(compose: Compose, deployment: Deployment) -> None:
     """The command imports a listing, once and again, and reads it back through Envoy, with a token."""
-    assert "4 of them new" in await compose.run(*_IMPORT, stdin=_SAMPLE)
+    assert "4 added" in await compose.run(*_IMPORT, stdin=_SAMPLE)
     assert "nothing changed" in await compose.run(*_IMPORT, stdin=_SAMPLE)
     client = ("run", "--rm", "-T", "--env", f"BACKUPS_TOKEN={deployment.token('f1')}", "cli")
     listed = (await compose.run(*client, "list", "--folder-id", "f1")).splitlines()
@@ -42,6 +45,13 @@ async def test_the_service_can_write_nothing(compose: Compose, database_url: str
                 await connection.execute(statement)
     finally:
         await connection.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_replicas_are_restarted_in_turn(deployment: Deployment, number: signal.Signals) -> None:
+    """No call fails while the containers are ended one after the other."""
+    outcomes = await under_load(deployment, lambda: restarted_in_turn(deployment, number, 1))
+    assert outcomes.codes == {"OK", "HTTP 200"}
 
 
 async def test_postgres_is_restarted(compose: Compose, deployment: Deployment) -> None:
