@@ -89,7 +89,7 @@ class Bench:
             "version": VERSION,
             "python": platform.python_version(),
             "machine": f"{report.processor()}, {report.processors()} processors",
-            "options": {name: str(value) for name, value in vars(options).items()},
+            "options": {name: str(value) for name, value in vars(options).items() if not isinstance(value, Path)},
         }
 
     def run(self) -> None:
