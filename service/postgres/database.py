@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from service.errors import CatalogUnavailable
-from service.postgres.hosts import connecting
+from service.postgres.hosts import connecting, wanted_attributes
 
 if TYPE_CHECKING:  # imported only where traces are asked for
     from service.tracing import Tracing
@@ -187,12 +187,12 @@ async def open_database(
         "statement_timeout": str(int(limits.statement.total_seconds() * 1000)),
         "default_transaction_read_only": "on",
     }
-    wanted = parse_qs(urlsplit(url).query).get("target_session_attrs", [""])[-1]
+    wanted = wanted_attributes(url)
     connect = connecting(url, unavailable=UNAVAILABLE)
     pool = asyncpg.create_pool(
         url,
         connect=connect_preferring_standby(connect) if wanted == "prefer-standby" else connect,
-        target_session_attrs=_ROLES.get(wanted),  # None: as the URL says
+        target_session_attrs=_ROLES.get(wanted or ""),  # None: as the URL says
         min_size=0,  # nothing connects before the first query
         max_size=limits.pool_size,
         reset=_keep_session,

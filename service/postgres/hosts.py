@@ -3,6 +3,7 @@
 asyncpg's timeout is one for all of them: a first host that says nothing would be all that is tried.
 """
 
+import contextlib
 import re
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -24,7 +25,8 @@ class _Host(NamedTuple):
 
 def _hosts(url: str) -> list[_Host]:
     """Those of the URL's authority, or of its query, with their ports."""
-    parts, query = urlsplit(url), parse_qs(urlsplit(url).query)
+    parts = urlsplit(url)
+    query = parse_qs(parts.query)
     if "host" in query:
         names, ports = query["host"][-1].split(","), query.get("port", [""])[-1].split(",")
         return [_Host(name, int(port) if port else None) for name, port in zip(names, ports * len(names), strict=False)]
@@ -43,25 +45,28 @@ def connecting(url: str, *, unavailable: tuple[type[BaseException], ...]) -> Any
         return asyncpg.connect
     good = 0
 
-    async def connect(*args: Any, target_session_attrs: Any = None, **kwargs: Any) -> Any:
-        nonlocal good
-        wanted = target_session_attrs or parse_qs(urlsplit(url).query).get("target_session_attrs", ["any"])[-1]
-        # Of one host alone asyncpg would take a primary for a standby that is preferred.
-        passes = (
-            [SessionAttribute.standby, SessionAttribute.any]
-            if SessionAttribute(wanted) is SessionAttribute.prefer_standby
-            else [SessionAttribute(wanted)]
-        )
-        order = [(attributes, (good + offset) % len(hosts)) for attributes in passes for offset in range(len(hosts))]
-        for position, (attributes, index) in enumerate(order):
-            try:
-                connection = await asyncpg.connect(*args, **kwargs | hosts[index].arguments, target_session_attrs=attributes)
-            except unavailable:
-                if position == len(order) - 1:
-                    raise
-            else:
-                good = index
-                return connection
-        raise AssertionError
+    async def connect(*args: Any, target_session_attrs: SessionAttribute | None = None, **kwargs: Any) -> Any:
+        async def connect_to(attributes: SessionAttribute, index: int) -> Any:
+            nonlocal good
+            connection = await asyncpg.connect(*args, **kwargs | hosts[index].arguments, target_session_attrs=attributes)
+            good = index
+            return connection
+
+        passes = _passes(target_session_attrs or SessionAttribute(wanted_attributes(url) or "any"))
+        *others, last = [(attributes, (good + offset) % len(hosts)) for attributes in passes for offset in range(len(hosts))]
+        for other in others:
+            with contextlib.suppress(*unavailable):
+                return await connect_to(*other)
+        return await connect_to(*last)
 
     return connect
+
+
+def wanted_attributes(url: str) -> str | None:
+    """The URL's `target_session_attrs`."""
+    return parse_qs(urlsplit(url).query).get("target_session_attrs", [None])[-1]
+
+
+def _passes(wanted: SessionAttribute) -> list[SessionAttribute]:
+    """Of one host alone asyncpg would take a primary for a standby that is preferred."""
+    return [SessionAttribute.standby, SessionAttribute.any] if wanted is SessionAttribute.prefer_standby else [wanted]

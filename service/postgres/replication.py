@@ -3,6 +3,8 @@
 from datetime import timedelta
 from typing import Any
 
+from asyncpg.connect_utils import SessionAttribute
+
 from service.postgres.database import UNAVAILABLE, Connect, Database
 
 # What any role may ask. A standby that has replayed all that it received is up to date for as long as it still receives; PostgreSQL ends
@@ -38,7 +40,7 @@ def connect_to_fresh(connect: Connect, max_lag: timedelta) -> Connect:
         if await connection.fetchval(_LAG) <= max_lag:
             return connection
         try:
-            primary = await connect(*args, **kwargs | {"target_session_attrs": "primary"})
+            primary = await connect(*args, **kwargs | {"target_session_attrs": SessionAttribute.primary})
         except UNAVAILABLE:
             return connection  # what it reads may be old: the server says that it is not ready
         connection.terminate()

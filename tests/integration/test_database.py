@@ -129,8 +129,9 @@ async def test_a_statement_that_takes_too_long(database_url: str) -> None:
             await database.fetch("SELECT pg_sleep(10)")
 
 
-async def test_a_black_hole(database_url: str) -> None:
-    """A server that takes connections and never says a word costs no more than the stated waits, and the pool closes."""
+@pytest.fixture(name="silent_port")
+async def _silent_port() -> AsyncIterator[int]:
+    """A port that takes connections, and never says a word."""
 
     async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
@@ -138,14 +139,18 @@ async def test_a_black_hole(database_url: str) -> None:
         writer.close()
 
     hole: Any = await asyncio.start_server(swallow, "127.0.0.1", 0)
-    port = hole.sockets[0].getsockname()[1]
+    yield hole.sockets[0].getsockname()[1]
+    hole.close()
+
+
+async def test_a_black_hole(silent_port: int) -> None:
+    """A server that takes connections and never says a word costs no more than the stated waits, and the pool closes."""
     limits = _LIMITS._replace(connect=timedelta(seconds=0.2), acquire=timedelta(seconds=0.5))
     async with asyncio.timeout(5):
-        async with open_database(f"postgresql://u@127.0.0.1:{port}/d", limits) as database:
+        async with open_database(f"postgresql://u@127.0.0.1:{silent_port}/d", limits) as database:
             for _ in range(3):
                 with pytest.raises(CatalogUnavailable):
                     await database.fetch(_PID)
-    hole.close()
 
 
 async def test_several_hosts(postgres: Any, database_name: str) -> None:
@@ -161,17 +166,9 @@ async def test_several_hosts(postgres: Any, database_name: str) -> None:
             await database.fetch(_PID)
 
 
-async def test_a_silent_host(postgres: Any, database_name: str) -> None:
+async def test_a_silent_host(postgres: Any, database_name: str, silent_port: int) -> None:
     """Each host has the whole time to connect in; one that says nothing costs it once, and then the one that was good is asked first."""
-
-    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            await reader.read()
-        writer.close()
-
-    hole: Any = await asyncio.start_server(swallow, "127.0.0.1", 0)
-    port = hole.sockets[0].getsockname()[1]
-    url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres._sockets}&port={port},5432"
+    url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres._sockets}&port={silent_port},5432"
     limits = _LIMITS._replace(connect=timedelta(seconds=0.5), acquire=timedelta(seconds=5))
     for attributes in ("any", "read-write", "prefer-standby"):
         async with open_database(f"{url}&target_session_attrs={attributes}", limits) as database:
@@ -179,7 +176,6 @@ async def test_a_silent_host(postgres: Any, database_name: str) -> None:
             await database.leave_servers()
             async with asyncio.timeout(0.4):
                 assert await _pid(database) if attributes != "prefer-standby" else True
-    hole.close()
 
 
 @pytest.mark.parametrize(
