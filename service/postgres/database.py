@@ -45,6 +45,8 @@ _ROLES = {"read-write": SessionAttribute.primary, "read-only": SessionAttribute.
 
 _STATEMENTS_HELD = 100  # for each connection; asyncpg's own default
 
+_PASSWORD_CHANGE_S = 1.0
+
 
 class Limits(NamedTuple):
     """How many connections, and how long to wait for what."""
@@ -188,7 +190,7 @@ async def open_database(
         "default_transaction_read_only": "on",
     }
     wanted = wanted_attributes(url)
-    connect = connecting(url, unavailable=UNAVAILABLE)
+    connect = _through_a_change_of_password(connecting(url, unavailable=UNAVAILABLE))
     pool = asyncpg.create_pool(
         url,
         connect=connect_preferring_standby(connect) if wanted == "prefer-standby" else connect,
@@ -206,6 +208,18 @@ async def open_database(
         database = Database(await pool, limits, **traced)
         stack.push_async_callback(database.close)
         yield database
+
+
+def _through_a_change_of_password(connect: Connect) -> Connect:
+    """Connects once more, a little later, where the password is refused: a role and its `passfile` change one after the other."""
+
+    async def connected(*args: Any, **kwargs: Any) -> Any:
+        with contextlib.suppress(asyncpg.InvalidPasswordError):
+            return await connect(*args, **kwargs)
+        await asyncio.sleep(_PASSWORD_CHANGE_S)
+        return await connect(*args, **kwargs)
+
+    return connected
 
 
 async def _keep_session(connection: Any) -> None:

@@ -12,10 +12,11 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -114,6 +115,11 @@ class ReplicaProcess(Replica):
         assert self._process
         return self._process.pid
 
+    @property
+    def status(self) -> int | None:
+        """Its exit status, if it has ended."""
+        return self._process.poll() if self._process else None
+
     def check_runs(self) -> None:
         assert self._process
         assert self._process.poll() is None, self._log.read_text(encoding="utf-8")[-2000:]
@@ -138,6 +144,8 @@ class Deployment:
     """Of tokens."""
     read_admin: Callable[[str], Awaitable[Any]]
     """Asks Envoy's admin interface for a path that it answers in JSON."""
+    describe: Callable[[], str] = str
+    """What has become of its processes, for whoever waits in vain."""
     metrics_address: str = ""
     """Where Envoy answers scrapes, if that can be reached."""
 
@@ -173,12 +181,15 @@ class Deployment:
 
     async def until_healthy(self, count: int) -> None:
         """Waits until Envoy has found so many replicas healthy."""
-        async with asyncio.timeout(60):
-            while True:
-                with contextlib.suppress(OSError, KeyError):
-                    if (await self.stats("cluster.service.membership_healthy"))["cluster.service.membership_healthy"] == count:
-                        return
-                await asyncio.sleep(0.05)
+        healthy: object = None
+        until = time.monotonic() + 60
+        while healthy != count:
+            assert time.monotonic() < until, f"{healthy} healthy\n{self.describe()}"
+            await asyncio.sleep(0.05)
+            try:
+                healthy = (await self.stats("cluster.service.membership_healthy"))["cluster.service.membership_healthy"]
+            except (OSError, KeyError) as exc:
+                healthy = exc
 
 
 def fetch(url: str, method: str = "GET", headers: dict[str, str] | None = None, tls: ssl.SSLContext | None = None) -> Reply:
@@ -223,13 +234,19 @@ async def deployed(database_url: str, *, replicas: int = 2, issuer: Issuer | Non
             await replica.start()
             stack.push_async_callback(replica.end, signal.SIGKILL)
         config = configuration(ports, folder, port=port, tls_port=tls_port, admin_port=admin_port, metrics_port=metrics_port)
-        await stack.enter_async_context(_envoy(folder, config))
+        envoy = stack.enter_context(_envoy(folder, config))
 
         async def read_admin(path: str) -> Any:
             return (await asyncio.to_thread(fetch, f"http://127.0.0.1:{admin_port}{path}")).body
 
+        def describe() -> str:
+            logs = {log.name: log.read_text(encoding="utf-8")[-1000:] for log in folder.glob("*.log")}
+            return "\n".join(
+                (f"Envoy: {envoy.poll()}", *(f"{each.port}: {each.status}" for each in running), *map(": ".join, logs.items()))
+            )
+
         deployment = Deployment(
-            [*running], port, tls_port, authority, certificate, issuer, read_admin, metrics_address=f"127.0.0.1:{metrics_port}"
+            [*running], port, tls_port, authority, certificate, issuer, read_admin, describe, metrics_address=f"127.0.0.1:{metrics_port}"
         )
         await deployment.until_healthy(replicas)
         await deployment.settled()
@@ -261,20 +278,15 @@ def envoy_binary() -> Path:
     return Path(spec.origin).parent / "_bin" / "envoy"
 
 
-@contextlib.asynccontextmanager
-async def _envoy(folder: Path, config: dict[str, Any]) -> AsyncIterator[None]:
+@contextlib.contextmanager
+def _envoy(folder: Path, config: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
     file = folder / "envoy.json"
     file.write_text(json.dumps(config), encoding="utf-8")
     with (folder / "envoy.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            *(envoy_binary(), "-c", file, "--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"),
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-        )
+        command = [str(envoy_binary()), "-c", str(file), "--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         try:
-            yield
+            yield process
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            await asyncio.wait_for(process.wait(), 30)
+            process.terminate()
+            process.wait(30)

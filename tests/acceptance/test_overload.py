@@ -87,10 +87,12 @@ async def _overloaded(connect: Callable[[], grpc.aio.Channel], healthy: Callable
         await asyncio.sleep(1)
         again = await _closed_loop(channels, 1)
     assert answers.keys() <= {"OK", "RESOURCE_EXHAUSTED"} | (set() if long else {"UNAVAILABLE"})  # a machine that others use too
-    assert answers["RESOURCE_EXHAUSTED"] > 0
     assert answers.without_pushback == 0
     assert after < before + (150 << 20)
-    assert well / peak > (0.85 if long else 0)
+    if long:  # elsewhere the client may be too slow to offer twice the peak; tests/api/test_admission.py has refusals of few calls
+        assert answers["RESOURCE_EXHAUSTED"] > 0
+        assert well / peak > 0.85
+    assert well > 0
     counts = ", ".join(f"{count} {code}" for code, count in answers.most_common())
     return (
         f"peak {peak:.0f}/s; offered {answers.total() / (30 if long else 4):.0f}/s, answered {well / peak:.0%} of the peak; {counts}; "
@@ -141,5 +143,6 @@ async def test_bursts(database_url: str, add_backups: AddBackups, tmp_path: Path
                 figure(f"{name}: {', '.join(f'{count} {code}' for code, count in answers.most_common())}")
                 assert answers.keys() <= {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
                 assert answers["OK"] > 0
+                assert answers.without_pushback == 0
     finally:
         await direct.end()

@@ -1,7 +1,7 @@
 """What changes while the service runs: its password, its certificate, the keys of tokens; and a database that comes last.
 
 Mitigations: connections are made as they are needed and grow no older than BACKUPS_POOL_MAX_AGE, the password being read anew for each
-from `passfile`; certificates and JWKS are followed, each taken only once it is whole.
+from `passfile`, and once more where it is refused; certificates and JWKS are followed, each taken only once it is whole.
 """
 
 import asyncio
@@ -68,6 +68,7 @@ class Caller:
         self._server, self._authority = server, authority
         self.token = ""
         self.codes: list[str] = []
+        self.failures: list[str] = []
 
     async def run(self) -> None:
         credentials = grpc.ssl_channel_credentials(self._authority.cert)
@@ -78,6 +79,8 @@ class Caller:
                     metadata = [("authorization", f"Bearer {self.token}")]
                     call: Any = pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1"), metadata=metadata, timeout=10)
                     self.codes.append((await call.code()).name)
+                    if self.codes[-1] != "OK":
+                        self.failures.append(f"{self.codes[-1]} {await call.details()}")
                     await asyncio.sleep(0.01)
 
     async def more(self, count: int = 30) -> None:
@@ -114,7 +117,7 @@ async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_pat
     _link(tmp_path, "one")
     settings = {
         "database_url": f"{guarded_postgres.url('postgres', user=_ROLE)}&passfile={passfile}",
-        "pool_max_age": "0.5",
+        "pool_max_age": "0.1",
         "auth": "jwt", "jwks": str(jwks), "jwks_refresh": "0.2", "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE,
         **Files(tmp_path / "data").settings,
     }  # fmt: skip
@@ -130,6 +133,7 @@ async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_pat
             async with _calling(server, authority, issuer.token("old")) as caller:
                 await caller.more()
                 await _execute(guarded_postgres, f"ALTER ROLE {_ROLE} PASSWORD 'second'")
+                await asyncio.sleep(0.2)  # some connections are made in between
                 _write(passfile, "second")
                 since = await _now(guarded_postgres)
                 await _until_connections_are_newer(guarded_postgres, since)
@@ -153,7 +157,7 @@ async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_pat
                 await caller.more()
                 shown.append(await name_shown("127.0.0.1", server.address.port, authority))
             assert shown == ["one", "two", "three"]
-            assert set(caller.codes) == {"OK"}
+            assert caller.failures == []
             figure(f"{len(caller.codes)} calls, all OK, in {time.monotonic() - began:.0f} s")
     finally:
         await server.stop()
