@@ -4,6 +4,7 @@ A line says nothing that a client chose freely, and no text of an error that is 
 the places of the code say where to look.
 """
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -27,6 +28,10 @@ _LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping
 
 _encode = json.JSONEncoder(default=repr).encode  # json.dumps makes an encoder for each line
 
+# A write costs more than its line, and keeps an answer waiting: the lines of calls go out a little later, together.
+_PATIENCE_S = 0.01
+_MOST_LINES = 64
+
 
 class _Log(NamedTuple):
     """How lines are written: by structlog's renderers, but without its loggers, whose way costs more than the line."""
@@ -49,7 +54,21 @@ def _console(render: structlog.dev.ConsoleRenderer) -> Callable[[Any, str, dict[
     return rendered
 
 
+class _Line(NamedTuple):
+    """What is to be written."""
+
+    at: float
+    level: str
+    name: str
+    facts: dict[str, Any]
+
+    def render(self) -> str:
+        time = datetime.fromtimestamp(self.at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        return _log.render(None, self.level, {"time": time, "level": self.level, "event": self.name} | self.facts) + "\n"
+
+
 _log = _Log(_json, logging.INFO)
+_waiting: list[_Line] = []
 
 
 def configure_logging(*, log_format: str, log_level: str) -> None:
@@ -74,12 +93,26 @@ def configure_logging(*, log_format: str, log_level: str) -> None:
 
 def event(name: str, /, *, level: str = "info", **facts: Any) -> None:
     """Logs something in the server's life."""
+    if _LEVELS[level] >= _log.least:
+        _waiting.append(_Line(time.time(), level, name, facts))
+        _write()
+
+
+def _event_soon(name: str, level: str, facts: dict[str, Any]) -> None:
     if _LEVELS[level] < _log.least:
         return
-    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    line = _log.render(None, level, {"time": now, "level": level, "event": name} | facts) + "\n"
+    _waiting.append(_Line(time.time(), level, name, facts))
+    if len(_waiting) == 1:
+        asyncio.get_running_loop().call_later(_PATIENCE_S, _write)
+    elif len(_waiting) >= _MOST_LINES:
+        _write()
+
+
+def _write() -> None:
+    lines = _waiting.copy()
+    _waiting.clear()
     with contextlib.suppress(OSError):  # a full disk costs lines, and no calls
-        sys.stderr.write(line)  # whole, so that it goes out at once
+        sys.stderr.write("".join([line.render() for line in lines]))
 
 
 class Call:
@@ -106,16 +139,14 @@ class Call:
             self._span.ended(code)
         if error is not None:
             facts["error"] = describe(error)
-        event(
-            "call",
-            level=level,
-            method=self.method,
-            code=code,
-            duration_ms=round(seconds * 1000, 3),
-            request_id=self.request_id,
-            peer=self.peer,
-            **facts,
-        )
+        known = {
+            "method": self.method,
+            "code": code,
+            "duration_ms": round(seconds * 1000, 3),
+            "request_id": self.request_id,
+            "peer": self.peer,
+        }
+        _event_soon("call", level, known | facts)
 
 
 def describe(error: BaseException) -> list[dict[str, Any]]:

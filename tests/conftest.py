@@ -187,9 +187,11 @@ def free_ports(count: int) -> list[int]:
     A port within it could be taken by anybody's connection while its replica is down; even by one to itself, since a connection to a
     port that nobody listens on succeeds where it happens to come from that very port.
     """
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split())
+    outside = max(range(2_000, low), range(high + 1, 1 << 16), key=len)
     found: list[int] = []
     while len(found) < count:
-        port = random.SystemRandom().randrange(10_000, 30_000)  # whatever a test has seeded
+        port = random.SystemRandom().choice(outside)  # whatever a test has seeded
         with socket.socket() as each, contextlib.suppress(OSError):
             each.bind(("127.0.0.1", port))
             found.append(port)

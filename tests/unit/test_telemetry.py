@@ -1,5 +1,6 @@
 """Logs: what stands in a line, and what never does."""
 
+import asyncio
 import json
 import logging
 import re
@@ -21,6 +22,7 @@ def _restore() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level, log = root.handlers[:], root.level, telemetry._log
     yield
+    telemetry._waiting.clear()
     root.handlers[:], root.level, telemetry._log = handlers, level, log
 
 
@@ -29,19 +31,44 @@ def _call(request_id: str) -> telemetry.Call:
     return telemetry.Call("/s/Get", metrics, request_id=request_id, peer="ipv4:127.0.0.1:1")
 
 
-def test_a_call_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+async def _written(capsys: pytest.CaptureFixture[str]) -> str:
+    """The lines of calls, which wait for others."""
+    async with asyncio.timeout(10):
+        while not (text := capsys.readouterr().err):
+            await asyncio.sleep(0.001)
+    return text
+
+
+async def test_a_call_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     """A call is logged with method, status, duration, peer and request id."""
     telemetry.configure_logging(log_format="json", log_level="info")
     _call("r1").ended("OK")
 
-    [line] = capsys.readouterr().err.splitlines()
+    [line] = (await _written(capsys)).splitlines()
     logged = json.loads(line)
     assert logged.pop("duration_ms") >= 0
     assert logged.pop("time").endswith("Z")
     assert logged == {"event": "call", "level": "info", "method": "/s/Get", "code": "OK", "request_id": "r1", "peer": "ipv4:127.0.0.1:1"}
 
 
-def test_fields_are_documented(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_calls_are_written_together(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines of calls wait a moment for others, not for ever and not for many; any other event brings them out, in their order."""
+    telemetry.configure_logging(log_format="json", log_level="info")
+    for request_id in ("r1", "r2"):
+        _call(request_id).ended("OK")
+    assert capsys.readouterr().err == ""
+    assert [json.loads(line)["request_id"] for line in (await _written(capsys)).splitlines()] == ["r1", "r2"]
+
+    _call("r3").ended("OK")
+    telemetry.event("listening")
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["call", "listening"]
+
+    for _ in range(telemetry._MOST_LINES):
+        _call("r4").ended("OK")
+    assert len(capsys.readouterr().err.splitlines()) == telemetry._MOST_LINES
+
+
+async def test_fields_are_documented(capsys: pytest.CaptureFixture[str]) -> None:
     """docs/operating.md has a row for every field that the line of a call can have, and no other."""
     telemetry.configure_logging(log_format="json", log_level="info")
     metrics = Metrics().of_method("/s/Get", kind="unary")
@@ -51,7 +78,7 @@ def test_fields_are_documented(capsys: pytest.CaptureFixture[str]) -> None:
 
     logs = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8").split("\n## Logs\n")[1].split("\n## ")[0]
     documented = re.findall(r"^\| `(\w+)` \|", logs, re.MULTILINE)
-    assert sorted([*documented, "event", "level", "time"]) == sorted(json.loads(capsys.readouterr().err))
+    assert sorted([*documented, "event", "level", "time"]) == sorted(json.loads(await _written(capsys)))
 
 
 def test_a_line_cannot_be_forged(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +97,7 @@ def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_no_texts_of_strangers(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+async def test_no_texts_of_strangers(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
     """An error that is not ours is logged by type and place, its text left out: it could hold a password. So is a library's own log."""
     telemetry.configure_logging(log_format=log_format, log_level="debug")
     try:
@@ -80,6 +107,7 @@ def test_no_texts_of_strangers(capsys: pytest.CaptureFixture[str], log_format: s
             raise CatalogUnavailable("PostgreSQL is gone") from exc
     except CatalogUnavailable as exc:
         _call("r").ended("UNAVAILABLE", level="warning", error=exc)
+        telemetry._write()
         logging.getLogger("grpc._cython.cygrpc").exception("Unexpected error")
 
     logged = capsys.readouterr().err
