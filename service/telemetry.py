@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -63,8 +64,13 @@ class _Line(NamedTuple):
     facts: dict[str, Any]
 
     def render(self) -> str:
-        time = datetime.fromtimestamp(self.at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        return _log.render(None, self.level, {"time": time, "level": self.level, "event": self.name} | self.facts) + "\n"
+        at = f"{_second(int(self.at))}.{int(self.at % 1 * 1_000_000):06}Z"
+        return _log.render(None, self.level, {"time": at, "level": self.level, "event": self.name} | self.facts) + "\n"
+
+
+@lru_cache(maxsize=2)
+def _second(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 _log = _Log(_json, logging.INFO)
@@ -95,7 +101,7 @@ def event(name: str, /, *, level: str = "info", **facts: Any) -> None:
     """Logs something in the server's life."""
     if _LEVELS[level] >= _log.least:
         _waiting.append(_Line(time.time(), level, name, facts))
-        _write()
+        flush()
 
 
 def _event_soon(name: str, level: str, facts: dict[str, Any]) -> None:
@@ -103,12 +109,13 @@ def _event_soon(name: str, level: str, facts: dict[str, Any]) -> None:
         return
     _waiting.append(_Line(time.time(), level, name, facts))
     if len(_waiting) == 1:
-        asyncio.get_running_loop().call_later(_PATIENCE_S, _write)
+        asyncio.get_running_loop().call_later(_PATIENCE_S, flush)
     elif len(_waiting) >= _MOST_LINES:
-        _write()
+        flush()
 
 
-def _write() -> None:
+def flush() -> None:
+    """Writes the lines that wait."""
     lines = _waiting.copy()
     _waiting.clear()
     with contextlib.suppress(OSError):  # a full disk costs lines, and no calls

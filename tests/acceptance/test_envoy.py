@@ -131,8 +131,11 @@ async def test_one_clients_header_breaks_no_other(deployment: Deployment, public
 async def test_queries_are_in_no_log(deployment: Deployment, add_backups: AddBackups) -> None:
     """Page tokens and ids, which REST has in its URLs, are in no log of the service."""
     await deployment.rest(f"{_BACKUPS}?folderId=f1&pageToken=secret-token", headers={"x-request-id": "find-me"})
-    lines = [line for replica in deployment.replicas for line in replica.log()]
-    assert any(line.get("request_id") == "find-me" for line in lines)
+    lines: list[dict[str, Any]] = []
+    async with asyncio.timeout(20):
+        while not any(line.get("request_id") == "find-me" for line in lines):
+            await asyncio.sleep(0.01)
+            lines = [line for replica in deployment.replicas for line in replica.log()]
     assert "secret-token" not in str(lines)
 
 

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from service import pb
+from service import pb, telemetry
 from service.page_token import DEFAULT_KEY, PageTokens
 from service.server import Server
 from tests.api.answers import failure
@@ -184,6 +184,7 @@ async def test_the_unforeseen(
 
     assert (answer.code, answer.reason) == (StatusCode.INTERNAL, "INTERNAL")
     assert answer.message == "Internal error. Quote the request id when you report it."
+    telemetry.flush()
     captured = capsys.readouterr()
     logged = captured.out + captured.err
     assert answer.request_id in logged

@@ -76,9 +76,6 @@ class _Context:
 
     answer: tuple[StatusCode, status_pb2.Status] | None = None
 
-    def invocation_metadata(self) -> tuple[()]:
-        return ()
-
     def peer(self) -> str:
         return "fuzzing"
 
@@ -130,7 +127,7 @@ def request() -> Iterator[Target]:
         async def continuation(_: object) -> Any:
             return handler
 
-        details: Any = type("Details", (), {"method": f"/{pb.BACKUP_SERVICE}/{name}"})
+        details: Any = type("Details", (), {"method": f"/{pb.BACKUP_SERVICE}/{name}", "invocation_metadata": ()})
         found: Any = await interceptor.intercept_service(continuation, details)
         return found.unary_unary
 

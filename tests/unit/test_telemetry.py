@@ -107,7 +107,7 @@ async def test_no_texts_of_strangers(capsys: pytest.CaptureFixture[str], log_for
             raise CatalogUnavailable("PostgreSQL is gone") from exc
     except CatalogUnavailable as exc:
         _call("r").ended("UNAVAILABLE", level="warning", error=exc)
-        telemetry._write()
+        telemetry.flush()
         logging.getLogger("grpc._cython.cygrpc").exception("Unexpected error")
 
     logged = capsys.readouterr().err
