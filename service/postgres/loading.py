@@ -208,7 +208,8 @@ class _Import:
                 yield entry.label, entry.id, entry.created_at, entry.started_at, entry.size
 
     def _note(self, entry: Entry) -> None:
-        self._kinds.update(entry.kinds)
+        for kind in entry.kinds:
+            self._kinds[kind] += 1
         for warning in entry.warnings:
             entries, example = self._warnings.get(warning, (0, entry.label))
             self._warnings[warning] = Noted(entries + 1, example)

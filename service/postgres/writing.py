@@ -15,6 +15,9 @@ _VACUUM_FROM = 1000
 _CONNECT_TIMEOUT = 10.0  # seconds
 _LOCK_TIMEOUT_S = 600  # for another write of the same cluster
 
+# A listing of a hundred thousand entries is sorted in memory, several times over.
+_WORK_MEM = "64MB"
+
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('backups import ' || $1, 0))"
 
 
@@ -29,7 +32,7 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
     try:
         connect = connecting(url, unavailable=UNAVAILABLE)
         connection: asyncpg.Connection = await connect(
-            url, timeout=_CONNECT_TIMEOUT, server_settings={"application_name": "backup-service import"}
+            url, timeout=_CONNECT_TIMEOUT, server_settings={"application_name": "backup-service import", "work_mem": _WORK_MEM}
         )
         try:
             yield connection
