@@ -1,8 +1,8 @@
 """More calls than the service can answer.
 
-Mitigations: admission by weight in service/api/admission.py, whose refusal is RESOURCE_EXHAUSTED with pushback, before anything is
-decoded; gRPC's own queues, which would answer CANCELLED, raised out of the way (`_OPTIONS` of service/server.py); health checks that are
-not admitted, but answered.
+Mitigations: Envoy's `max_requests`, whose refusal is UNAVAILABLE with pushback (`headers_to_add` of deploy/envoy.yaml); admission by weight
+in service/api/admission.py, whose refusal is RESOURCE_EXHAUSTED with pushback, before anything is decoded; gRPC's own queues, which would
+answer CANCELLED, raised out of the way (`_OPTIONS` of service/server.py); health checks that are not admitted, but answered.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ async def _call(channel: grpc.aio.Channel, answers: Answers) -> None:
     call = method(_REQUEST, timeout=10)
     code = await call.code()
     answers[code.name] += 1
-    if code is StatusCode.RESOURCE_EXHAUSTED:
+    if code is StatusCode.RESOURCE_EXHAUSTED or "overflow" in (await call.details() or ""):  # shed by the service, or by Envoy
         answers.without_pushback += "grpc-retry-pushback-ms" not in dict(await call.trailing_metadata() or ())
 
 
@@ -86,7 +86,7 @@ async def _overloaded(connect: Callable[[], grpc.aio.Channel], healthy: Callable
         after = memory().rss
         await asyncio.sleep(1)
         again = await _closed_loop(channels, 1)
-    assert answers.keys() <= {"OK", "RESOURCE_EXHAUSTED"} | (set() if long else {"UNAVAILABLE"})  # a machine that others use too
+    assert answers.keys() <= {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE"}
     assert answers.without_pushback == 0
     assert after < before + (150 << 20)
     if long:  # elsewhere the client may be too slow to offer twice the peak; tests/api/test_admission.py has refusals of few calls

@@ -105,7 +105,8 @@ async def _soaked_postgres() -> AsyncIterator[EmbeddedPostgres]:
 
 async def _walk_for_ever(deployment: Deployment, outcomes: Outcomes) -> None:
     """Page after page, each of which has to be right."""
-    async with deployment.channel() as channel:
+    lasting = deployment.issuer.token("main", exp=int(time.time()) + 86_400)
+    async with deployment.channel(lasting) as channel:
         stub = pb.BackupServiceStub(channel)
         number, token = 0, ""
         while True:
@@ -138,8 +139,9 @@ def _used(deployment: Deployment) -> tuple[int, int]:
 
 @pytest.mark.bar(16, "faults at random from a seed, under load by gRPC and REST")
 async def test_soak(soaked_postgres: EmbeddedPostgres, *, long: bool, figure: Figure) -> None:
-    """Every answer is right or a documented error, and afterwards all is as before; SEED repeats a run."""
+    """Every answer is right or a documented error, and afterwards all is as before; SEED repeats a run, MINUTES says how long it is."""
     seed = int(os.environ.get("SEED", random.randrange(2**32)))
+    minutes = float(os.environ.get("MINUTES", 60 if long else 1 / 3))
     chosen = random.Random(seed)
     print(f"SEED={seed}")
     outcomes, happened = Outcomes(), 0
@@ -151,7 +153,7 @@ async def test_soak(soaked_postgres: EmbeddedPostgres, *, long: bool, figure: Fi
         try:
             await asyncio.sleep(1)
             before = _used(deployment)
-            until = time.monotonic() + (3600 if long else 20)
+            until = time.monotonic() + minutes * 60
             while time.monotonic() < until:
                 await chosen.choice(faults.all())()
                 happened += 1
@@ -164,7 +166,8 @@ async def test_soak(soaked_postgres: EmbeddedPostgres, *, long: bool, figure: Fi
             for each in load:
                 each.cancel()
             await asyncio.gather(*load, return_exceptions=True)
-    figure(f"SEED={seed}: {happened} faults; {outcomes}; memory {before[0]} to {after[0]} MiB, descriptors {before[1]} to {after[1]}")
+    used = f"memory {before[0]} to {after[0]} MiB, descriptors {before[1]} to {after[1]}"
+    figure(f"SEED={seed}: {happened} faults in {minutes:.1f} minutes; {outcomes}; {used}")
     assert outcomes.codes <= _DOCUMENTED
     assert outcomes["OK"] > 100
     assert after[0] < before[0] + 50
