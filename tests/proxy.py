@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 
@@ -45,13 +45,21 @@ class Proxy:
 
 
 @contextlib.asynccontextmanager
+async def listening(serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> AsyncIterator[int]:
+    """Takes connections on a port of its own, which it gives."""
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+@contextlib.asynccontextmanager
 async def proxied(upstream: Path) -> AsyncIterator[Proxy]:
     """A proxy to a Unix socket, on a port of its own."""
     proxy = Proxy(upstream)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    proxy.port = server.sockets[0].getsockname()[1]
-    try:
-        yield proxy
-    finally:
-        proxy.heal()
-        server.close()
+    async with listening(proxy.serve) as proxy.port:
+        try:
+            yield proxy
+        finally:
+            proxy.heal()

@@ -33,6 +33,7 @@ from service.postgres.loading import Options, Target, load
 from service.postgres.migration import Roles, migrate
 from tests.acceptance.bars import Figure
 from tests.conftest import ROOT, Sql, environment
+from tests.proxy import listening
 
 # So many that each step takes a while, and that VACUUM follows.
 _BACKUPS = 1200
@@ -374,12 +375,8 @@ class _Cutting:
 @contextlib.asynccontextmanager
 async def _cutting(upstream: str) -> AsyncIterator[_Cutting]:
     cutting = _Cutting(upstream)
-    server = await asyncio.start_server(cutting.serve, "127.0.0.1", 0)
-    cutting.port = server.sockets[0].getsockname()[1]
-    try:
+    async with listening(cutting.serve) as cutting.port:
         yield cutting
-    finally:
-        server.close()
 
 
 def _socket(url: str) -> str:
