@@ -239,7 +239,14 @@ def _caller(claims: dict[str, Any]) -> Caller:
         return Caller(str(claims.get("sub", "")), folders=None)
     if not isinstance(folders, list) or not all(isinstance(folder, str) for folder in folders):
         raise Unauthenticated
-    return Caller(str(claims.get("sub", "")), folders=None if _EVERYTHING in folders else frozenset(folders))
+    return Caller(str(claims.get("sub", "")), folders=None if _EVERYTHING in folders else frozenset(filter(_may_exist, folders)))
+
+
+def _may_exist(folder_id: str) -> bool:
+    """Whether SQL takes it: a name with NUL or half a surrogate pair, which JSON can hold, is no folder's."""
+    with contextlib.suppress(UnicodeEncodeError):
+        return b"\0" not in folder_id.encode()
+    return False
 
 
 def _bearer_token(metadata: Iterable[tuple[str, str | bytes]]) -> str:

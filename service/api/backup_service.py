@@ -25,7 +25,7 @@ class BackupService(pb.BackupServiceServicer):
     async def Get(self, request: pb.GetBackupRequest, context: object) -> bytes:  # type: ignore[override]  # a Backup, encoded
         """One backup."""
         validate(request)
-        return _message(await self._catalog.get(request.backup_id, may_read=current_caller().may_read))
+        return _message(await self._catalog.get(request.backup_id, folders=current_caller().folders))
 
     async def List(self, request: pb.ListBackupsRequest, context: object) -> bytes:  # type: ignore[override]  # encoded
         """One page of a folder's backups, newest first."""

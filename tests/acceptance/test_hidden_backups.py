@@ -1,6 +1,6 @@
 """What a stranger can learn of a backup that he may not see: nothing.
 
-Mitigation: what is absent and what is hidden leave by the same line of `Catalog.get`, before anything is made of the row.
+Mitigation: PostgreSQL leaves out what the caller may not see (`_GET` of service/postgres/catalog.py), so that no row is sent or read.
 """
 
 import asyncio
@@ -41,15 +41,15 @@ _FAST = 0.1
 _SAMPLES = (25, 300)
 _ERRORS = 3.3  # standard errors on either side: wrong once in a thousand times
 
-_MAY_READ = '            if may_read(row["folder_id"]):'
+_NO_ROWS = "        if not rows:\n"
 _PLANT = Change(
     "service/postgres/catalog.py",
-    _MAY_READ,
-    f"""            import time
-            end = time.perf_counter_ns() + {_PLANTED_US * 1000}
-            while time.perf_counter_ns() < end:
-                pass
-{_MAY_READ}""",
+    _NO_ROWS,
+    f"""        import time
+        end = time.perf_counter_ns() + {_PLANTED_US * 1000}
+        while not backup_id.endswith("x") and time.perf_counter_ns() < end:
+            pass
+{_NO_ROWS}""",
 )
 
 

@@ -105,6 +105,8 @@ class _EmptyDatabase:
                     assert 1 <= argument <= 1000
                 case datetime():
                     assert _FIRST <= argument <= _LAST
+                case _:
+                    assert argument is None, "anonymous callers may read all folders"
         return []
 
 

@@ -47,8 +47,9 @@ async def test_a_page_is_an_index_only_scan(many: Sql, query: str, types: str, a
     assert scan["Shared Hit Blocks"] + scan["Shared Read Blocks"] < 70  # the plain index would read a block of the table for each row
 
 
-async def test_get_is_by_the_primary_key(many: Sql) -> None:
+@pytest.mark.parametrize("folders", ["NULL", "ARRAY['f1', 'f2']"])
+async def test_get_is_by_the_primary_key(many: Sql, folders: str) -> None:
     """One backup is found by the primary key."""
-    scan = await _plan(many, catalog._GET, "text", "'b77'")
+    scan = await _plan(many, catalog._GET, "text, text[]", f"'b77', {folders}")
     assert (scan["Node Type"], scan["Index Name"]) == ("Index Scan", "backups_pkey")
     assert scan["Shared Hit Blocks"] + scan["Shared Read Blocks"] <= 5

@@ -83,10 +83,10 @@ async def test_transaction_mode(pooled_url: str, add_backups: AddBackups) -> Non
             index = chosen.randrange(len(backups) - 1)
             match chosen.randrange(4):
                 case 0:
-                    assert backups[index].id.encode() in await catalog.get(backups[index].id, may_read=lambda _: True)
+                    assert backups[index].id.encode() in await catalog.get(backups[index].id, folders=None)
                 case 1:
                     with pytest.raises(BackupNotFound):
-                        await catalog.get("none", may_read=lambda _: True)
+                        await catalog.get("none", folders=None)
                 case 2:
                     page = await catalog.page(folder, after=None, size=3)
                     assert [backup.id.encode() in element for backup, element in zip(backups, page.elements, strict=False)] == [True] * 3
