@@ -150,7 +150,7 @@ class Meter:
             raise RuntimeError(f"{system.name}: {result.failed} of {result.failed + result.calls} calls failed")
         calls = result.calls
         return Measure(
-            calls_s=calls / result.seconds,
+            calls_s=result.rate,
             p50_ms=result.p50_ms,
             p99_ms=result.p99_ms,
             server_us=server / calls * 1e6,

@@ -29,6 +29,8 @@ from service.telemetry import Call, describe, event
 if TYPE_CHECKING:  # imported only where traces are asked for
     from service.tracing import CallSpan, Tracing
 
+_LEAST_S = 0.001  # what no answer is quicker than
+
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,100}")
 _LEVELS = {StatusCode.INTERNAL: "error", StatusCode.UNAVAILABLE: "warning"}
 
@@ -124,9 +126,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
             task = asyncio.current_task()
             assert task
             self._calls.add(task)
-            deadline = _Deadline(task, _allowed(context, method.longest))
+            allowed = _allowed(context, method.longest)
+            deadline = _Deadline(task, allowed)
             weight = 0
             try:
+                if allowed is not None and allowed < _LEAST_S:
+                    raise DeadlineExceeded  # while it waited to be taken up: nothing is done for it
                 if method.is_admitted:
                     weight = self._admission.admit()
                 if method.is_authenticated:
@@ -256,6 +261,8 @@ async def _answer(call: Call, error: Exception, cause: BaseException, context: _
     except grpc.aio.AbortError as aborted:
         # gRPC keeps it, in a cycle, until garbage is collected: without our frames, which hold the request. The status stands.
         aborted.__traceback__ = aborted.__context__ = None
+    except grpc.aio.InternalError:  # the call was over before: its client has gone, or its deadline has passed
+        raise asyncio.CancelledError from None
 
 
 def _decoder(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:

@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import contextlib
+import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from grpc import StatusCode
 
 from service import pb, telemetry
+from service.errors import BackupNotFound, CatalogUnavailable
 from service.page_token import DEFAULT_KEY, PageTokens
 from service.server import Server
 from tests.api.answers import failure
@@ -190,6 +193,50 @@ async def test_the_unforeseen(
     assert answer.request_id in logged
     assert "builtins.RuntimeError" in logged
     assert "hunter2" not in logged + str(answer.trailers)
+
+
+async def test_an_answer_that_comes_too_late(
+    stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What fails after the call is over is nobody's error: its own code is logged, and not that it could not be told."""
+
+    async def late(self: object, backup_id: str, **_: object) -> bytes:
+        time.sleep(0.5)  # noqa: ASYNC251  # nothing else runs: so that it is gRPC alone that has seen the deadline
+        raise CatalogUnavailable
+
+    monkeypatch.setattr("service.postgres.catalog.Catalog.get", late)
+    assert await _code(stub.Get(pb.GetBackupRequest(backup_id="a"), timeout=0.2)) is StatusCode.DEADLINE_EXCEEDED
+    await stub.List(pb.ListBackupsRequest(folder_id="f1"))  # by now, the other has ended
+    telemetry.flush()
+    logged = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["code"] for line in logged if line["event"] == "call"] == ["UNAVAILABLE", "OK"]
+
+
+async def test_calls_whose_deadline_passed_before_they_were_taken_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is asked of PostgreSQL for them: a busy server would do so until it answers nobody in time."""
+    asked = []
+
+    async def get(self: object, backup_id: str, **_: object) -> bytes:
+        asked.append(backup_id)
+        raise BackupNotFound(backup_id)
+
+    monkeypatch.setattr("service.postgres.catalog.Catalog.get", get)
+    body = message(pb.GetBackupRequest(backup_id="a").SerializeToString())
+
+    async def call(timeout: str) -> None:
+        async with Connection.to(server.address) as connection:
+            await connection.frames_of(await connection.call(_GET, body, timeout=timeout))
+
+    for _ in range(30):
+        await call("1n")
+    assert not asked
+    await call("20S")
+    assert asked == ["a"]
+
+
+async def _code(call: Any) -> StatusCode:
+    code: StatusCode = await call.code()
+    return code
 
 
 async def test_cancelled_by_something_else_than_the_client(stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch) -> None:
