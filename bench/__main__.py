@@ -22,7 +22,7 @@ from bench import report
 from bench.catalog import DEEP_FOLDER, Catalog, filled, warm
 from bench.imports import measure_import
 from bench.load import Orders
-from bench.systems import Measure, Meter, System, drive, peer, service
+from bench.systems import Measure, Meter, System, drive, peer, service, watched
 from service import VERSION, pb
 from service.backup import Position
 from service.embedded_postgres import EmbeddedPostgres
@@ -111,6 +111,9 @@ class Bench:
         ours = [system for system in systems if system.name in ("service", "usual")]
         self.results["depth"] = self._depth(catalog, ours)
         self.results["crowd"] = self._crowd(catalog, systems[0])
+        with watched(url, self._folder) as (system, held):
+            self._crowd(catalog, system)
+        self.results["crowd"] |= held
         if self._options.imports:
             self.results["import"] = measure_import(self._postgres, self._folder, entries=self._options.imports, progress=self._progress)
 

@@ -74,6 +74,18 @@ def peer(name: str, url: str, folder: Path, *, program: list[str] | None = None)
 
 
 @contextmanager
+def watched(url: str, folder: Path) -> Iterator[tuple[System, dict[str, float]]]:
+    """The service, and for how long its event loop was held, which is there once it has ended."""
+    held: dict[str, float] = {}
+    command = [sys.executable, "-m", "bench.watched", url]
+    with (folder / "watched.log").open("wb") as stderr, _running(command, {}, stderr=stderr, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        yield System("watched", process.pid, f"127.0.0.1:{int(process.stdout.readline())}"), held
+        process.terminate()
+        held |= json.load(process.stdout)
+
+
+@contextmanager
 def _running(
     command: list[str], settings: dict[str, str], *, stderr: IO[bytes], stdout: int = subprocess.DEVNULL
 ) -> Iterator["subprocess.Popen[bytes]"]:
