@@ -130,7 +130,7 @@ async def test_overload_directly(database_url: str, add_backups: AddBackups, tmp
             nonlocal unanswered
             async with grpc.aio.insecure_channel(address) as channel:
                 while True:
-                    code = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1).code()  # type: ignore[attr-defined]
+                    code = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5).code()  # type: ignore[attr-defined]
                     unanswered += code is not StatusCode.OK
                     await asyncio.sleep(0.2)
 
