@@ -56,7 +56,7 @@ _WATCHDOG_MARGIN = timedelta(seconds=10)
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # with it, a second server would take half of the first one's calls
-    ("grpc.max_concurrent_streams", 100),  # for each connection: what is beyond waits at its client, not in a queue that nobody sees
+    ("grpc.max_concurrent_streams", 1000),  # for each connection
     # gRPC's own queues, when they are full, answer CANCELLED, which clients never retry.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 100_000),

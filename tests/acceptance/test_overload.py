@@ -85,7 +85,7 @@ async def _overloaded(target: Target, *, long: bool, allowed: set[str], goodput:
     await asyncio.sleep(1)
     again = (await _drive(target, 1)).rate
     well = overload.rate / max(peak, again)  # a machine of many tenants may have become faster meanwhile
-    assert overload.errors.keys() <= allowed
+    assert overload.errors.keys() <= (allowed if long else allowed | {"UNAVAILABLE"})  # of PostgreSQL, which others keep busy
     assert after < before + (150 << 20)
     assert overload.calls > 0
     if long:  # elsewhere other tests run beside it
