@@ -1,6 +1,7 @@
 """What tests share: a PostgreSQL for each process of pytest, in it a database for each test, and a server on a port of its own."""
 
 import os
+import subprocess
 
 # Before anything of ours is imported: no setting of the machine reaches a test.
 for _name in [name for name in os.environ if name.startswith(("BACKUPS_", "PG", "GRPC_", "OTEL_"))]:
@@ -33,6 +34,7 @@ from service.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
 from service.server import Server
 from service.settings import Settings
+from tests import processes
 
 # No durability for what lives as long as a test; the planner's choices stay as in production.
 _FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "128MB", "max_connections": "300"}
@@ -219,13 +221,13 @@ def _command() -> RunCommand:
     """Runs `backup-service` in a process of its own, with settings as keyword arguments."""
 
     async def run(*arguments: str, stdin: bytes = b"", **settings: str) -> Done:
-        process = await asyncio.create_subprocess_exec(
+        process = await processes.start(
             *(sys.executable, "-m", "service", *arguments),
             cwd=ROOT,
             env=environment(**settings),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         stdout, stderr = await process.communicate(stdin)
         assert process.returncode is not None

@@ -1,10 +1,11 @@
 """Examples of the documentation: what a page shows, and what happens."""
 
-import asyncio
 import re
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+from tests import processes
 from tests.conftest import ROOT, environment
 
 
@@ -31,12 +32,12 @@ def comparable(text: str) -> str:
 
 async def output(*command: str, **settings: str) -> str:
     """What a command prints, errors too."""
-    process = await asyncio.create_subprocess_exec(
+    process = await processes.start(
         *command,
         cwd=ROOT,
         env=environment(PYTHONPATH=str(ROOT), **settings),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     stdout, _ = await process.communicate()
     return stdout.decode()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from bench.load import Orders, carried_out
 from service import pb
 from service.server import Server
+from tests import processes
 from tests.conftest import ROOT, AddBackups, environment
 
 _CASES = {f"{call}, {over}" for call in ("Get", "List 100", "List 1000") for over in ("1 connection", "8 connections")}
@@ -18,13 +20,13 @@ _CASES = {f"{call}, {over}" for call in ("Get", "List 100", "List 1000") for ove
 @pytest.mark.timeout(180)  # some fifteen seconds on a machine that does nothing else: it starts a dozen processes
 async def test_a_short_run(tmp_path: Path) -> None:
     """`python -m bench` fills a catalog, measures the service and a peer, and writes its tables and JSON."""
-    process = await asyncio.create_subprocess_exec(
+    process = await processes.start(
         *(sys.executable, "-m", "bench", "--backups", "300", "--peers", "careful", "--rounds", "1", "--seconds", "0.1", "--imports", "50"),
         *("--data", tmp_path / "data", "--output", tmp_path / "results"),
         cwd=ROOT,
         env=environment(),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     printed, complaint = await asyncio.wait_for(process.communicate(), 170)
     assert process.returncode == 0, complaint.decode()

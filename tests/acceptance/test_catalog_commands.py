@@ -1,11 +1,11 @@
 """The commands that fill, show and clear the catalog, in processes of their own: gpbackup's import, status, forget."""
 
-import asyncio
 import json
 import os
 import pty
 import shutil
 import sqlite3
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from service.embedded_postgres import EmbeddedPostgres
+from tests import processes
 from tests.conftest import ROOT, Done, RunCommand, Sql, environment
 
 _HISTORY = ROOT / "samples" / "gpbackup_history.db"
@@ -248,7 +249,7 @@ async def test_forget_asks(cli: _Cli, sql: Sql, import_url: str, answer: str, st
     """On a terminal it asks, and only a yes removes anything."""
     await cli("import", "walg", str(_LISTING), *_C1)
     leader, follower = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
+    process = await processes.start(
         *(sys.executable, "-m", "service", "forget", "--cluster-id", "c1"),
         cwd=ROOT,
         env=environment(BACKUPS_DATABASE_URL=import_url, TERM="xterm"),
@@ -307,11 +308,11 @@ async def test_completion(tmp_path: Path) -> None:
         "complete_words backup-service status --ma",
         "complete -p backup-service",
     ]
-    process = await asyncio.create_subprocess_exec(
+    process = await processes.start(
         *(shell, "-c", "\n".join(lines)),
         env=environment() | {"PATH": f"{tmp_path}:/usr/bin:/bin"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     stdout, stderr = await process.communicate()
     assert stdout.decode().splitlines()[:2] == ["gpbackup", "--max-age"], stderr.decode()

@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from service.server import Server
+from tests import processes
 from tests.conftest import ROOT, AddBackups, Done, RunCommand, Sql, environment
 
 _SAMPLE = (ROOT / "samples" / "walg-backup-list.json").read_bytes()
@@ -146,12 +148,12 @@ async def test_health(cli: _Cli, start_server: Any) -> None:
 async def test_output_that_nobody_reads_on(cli: _Cli, command: RunCommand, server: Server, add_backups: AddBackups) -> None:
     """A pipe that is closed early, as by head, ends the command without a traceback."""
     await add_backups(1000)
-    process = await asyncio.create_subprocess_exec(
+    process = await processes.start(
         *("/bin/sh", "-c", f"{sys.executable} -m service list --folder-id f1 --page-size 100 --all | head -n 1"),
         cwd=ROOT,
         env=environment(BACKUPS_ADDRESS=str(server.address)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     stdout, stderr = await process.communicate()
     assert stdout.startswith(b"ID ")
@@ -238,13 +240,13 @@ async def test_a_long_listing_on_one_line(cli: _Cli, sql: Sql, import_url: str) 
         "print(*[line for line in open('/proc/self/status') if line.startswith('VmHWM')], file=sys.stderr)"
     )
     listing = b"[" + b",".join(_entries(count)) + b"]\n"
-    process = await asyncio.create_subprocess_exec(
+    process = await processes.start(
         *(sys.executable, "-c", script, "import", "walg", *_OF_C1),
         cwd=ROOT,
         env=environment(BACKUPS_DATABASE_URL=import_url),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     stdout, stderr = await process.communicate(listing)
     assert stdout.decode().startswith(f"Imported cluster c1 into folder f1: {count} added, "), stderr
@@ -265,7 +267,7 @@ async def test_progress_on_a_terminal(import_url: str, tmp_path: Path) -> None:
     file = tmp_path / "listing.json"
     file.write_bytes(_SAMPLE)
     leader, follower = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
+    process = await processes.start(
         *(sys.executable, "-m", "service", "import", "walg", str(file), *_OF_C1),
         cwd=ROOT,
         env=environment(BACKUPS_DATABASE_URL=import_url, TERM="xterm"),
@@ -306,12 +308,12 @@ async def test_bad_settings(command: RunCommand) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _serve(database_url: str, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
+async def _serve(database_url: str, port: int) -> AsyncIterator[processes.Process]:
+    process = await processes.start(
         *(sys.executable, "-m", "service", "serve"),
         cwd=ROOT,
         env=environment(BACKUPS_DATABASE_URL=database_url, BACKUPS_LISTEN=f"127.0.0.1:{port}"),
-        stderr=asyncio.subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     try:
         yield process

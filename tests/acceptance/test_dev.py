@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,6 +19,7 @@ import pytest
 
 from service import embedded_postgres
 from service.embedded_postgres import EmbeddedPostgres
+from tests import processes
 from tests.conftest import ROOT, RunCommand, environment
 
 _NEWEST_FIRST = [
@@ -31,7 +33,7 @@ _NEWEST_FIRST = [
 class Running:
     """A `dev` that serves."""
 
-    def __init__(self, process: asyncio.subprocess.Process, lines: list[str]) -> None:
+    def __init__(self, process: processes.Process, lines: list[str]) -> None:
         self.process, self.lines = process, lines
         self.address = re.split(r"\s+", lines[0])[1]
 
@@ -74,12 +76,12 @@ def _dev(folder: Path) -> StartDev:
     return start
 
 
-async def _process(folder: Path, **settings: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
+async def _process(folder: Path, **settings: str) -> processes.Process:
+    return await processes.start(
         *(sys.executable, "-m", "service", "dev"),
         cwd=ROOT,
         env=environment(**{"BACKUPS_LISTEN": "127.0.0.1:0", "BACKUPS_DATA_FOLDER": str(folder)} | settings),
-        stdout=asyncio.subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
 
 
@@ -204,12 +206,12 @@ async def test_an_old_folder_of_another_version(folder: Path) -> None:
 
 
 async def _failure(folder: Path, **settings: str) -> tuple[int, str]:
-    process = await asyncio.create_subprocess_exec(
+    process = await processes.start(
         *(sys.executable, "-m", "service", "dev"),
         cwd=ROOT,
         env=environment(**{"BACKUPS_LISTEN": "127.0.0.1:0", "BACKUPS_DATA_FOLDER": str(folder), "BACKUPS_LOG_LEVEL": "error"} | settings),
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     _, stderr = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode is not None

@@ -5,6 +5,7 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import pb
 from service.settings import Address
+from tests import processes
 from tests.api.answers import failure
 from tests.api.http2 import Connection, message
 from tests.conftest import ROOT, RunCommand, Sql, environment, free_ports
@@ -27,7 +29,7 @@ _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Heal
 class Process:
     """`serve`, and what it logs."""
 
-    def __init__(self, process: asyncio.subprocess.Process, address: Address) -> None:
+    def __init__(self, process: processes.Process, address: Address) -> None:
         self.process, self.address = process, address
         self.channel = grpc.aio.insecure_channel(str(address))
         self.stub = pb.BackupServiceStub(self.channel)
@@ -58,11 +60,11 @@ async def serving(database_url: str, *, host: str = "127.0.0.1", **settings: str
     with socket.socket() as free:
         free.bind((host, 0))
         address = Address(host, free.getsockname()[1])
-    process = await asyncio.create_subprocess_exec(
+    process = await processes.start(
         *(sys.executable, "-m", "service", "serve"),
         cwd=ROOT,
         env=environment(**{"BACKUPS_DATABASE_URL": database_url, "BACKUPS_LISTEN": str(address)} | settings),
-        stderr=asyncio.subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     server = Process(process, address)
     try:
@@ -224,9 +226,7 @@ async def test_a_log_that_cannot_be_written(database_url: str) -> None:
     [port] = free_ports(1)
     settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_LISTEN": f"127.0.0.1:{port}", "BACKUPS_DRAIN_DELAY": "0"}
     with Path("/dev/full").open("wb") as full:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "service", "serve"), cwd=ROOT, env=environment(**settings), stderr=full
-        )
+        process = await processes.start(*(sys.executable, "-m", "service", "serve"), cwd=ROOT, env=environment(**settings), stderr=full)
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             request = pb.ListBackupsRequest(folder_id="f")

@@ -6,12 +6,14 @@ import re
 import shlex
 import shutil
 import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests import processes
 from tests.conftest import ROOT, Done, RunCommand, Sql, environment
 
 _DEPLOY = ROOT / "deploy"
@@ -38,12 +40,12 @@ def _program(path: Path, text: str) -> None:
 
 
 async def _run(*command: str, programs: Path, **settings: str) -> Done:
-    process = await asyncio.create_subprocess_exec(
+    process = await processes.start(
         *command,
         env=environment(**settings) | {"PATH": f"{programs}:/usr/bin:/bin"},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     stdout, stderr = await process.communicate()
     assert process.returncode is not None
