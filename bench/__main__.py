@@ -112,7 +112,8 @@ class Bench:
         self.results["depth"] = self._depth(catalog, ours)
         self.results["crowd"] = self._crowd(catalog, systems[0])
         with watched(url, self._folder) as (system, held):
-            self._crowd(catalog, system)
+            if failed := self._crowd(catalog, system)["failed"]:
+                raise RuntimeError(f"{system.name}: {failed:.0f} calls failed")
         self.results["crowd"] |= held
         if self._options.imports:
             self.results["import"] = measure_import(self._postgres, self._folder, entries=self._options.imports, progress=self._progress)

@@ -43,7 +43,7 @@ class Orders:
     """Requests, in hexadecimal; drawn at random."""
     connections: int
     calls_at_once: int
-    """Of each connection."""
+    """Of each connection, where there is no rate."""
     seconds: float
     rate: float = 0
     """Calls a second of all connections together, whatever becomes of those before; 0: each answer is followed by the next call."""
@@ -60,7 +60,8 @@ class Result:
     """With a message."""
     failed: int
     errors: dict[str, int]
-    """By their status, and whether it came with pushback, which says when to come again."""
+    """By their status, and whether it came with pushback, which says when to come again; `late`, `never sent`, `RST_STREAM` with its code,
+    `connection lost`, `no status`."""
     seconds: float
     bytes_a_call: float
     p50_ms: float
@@ -69,8 +70,8 @@ class Result:
     """CPU of this client, a call."""
 
     @property
-    def rate(self) -> float:
-        """Calls a second."""
+    def answered_per_second(self) -> float:
+        """Until the last of them was answered."""
         return self.calls / self.seconds
 
 
@@ -79,16 +80,16 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def _headers(orders: Orders) -> bytes:
-    """A call's headers, none of which is left in HPACK's table: so that the same bytes serve all calls."""
+    """A call's headers but its deadline, none of which is left in HPACK's table: so that the same bytes serve all calls."""
     headers = [(":method", "POST"), (":scheme", "http"), (":path", orders.path), (":authority", orders.address),
-               ("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", f"{orders.deadline_s}S")]  # fmt: skip
+               ("content-type", "application/grpc"), ("te", "trailers")]  # fmt: skip
     headers += [("authorization", f"Bearer {orders.token}")] if orders.token else []
     return bytes(Encoder().encode([(name, value, True) for name, value in headers], huffman=False))
 
 
 @lru_cache(1000)
 def _error(trailers: bytes) -> str:
-    """The status that is in HPACK."""
+    """The status in a block of trailers."""
     headers = {str(name): str(value) for name, value in Decoder().decode(trailers)}
     status = _STATUSES.get(headers.get("grpc-status", ""), "no status")
     return f"{status} with pushback" if "grpc-retry-pushback-ms" in headers else status
@@ -110,7 +111,7 @@ class _Connection(asyncio.Protocol):
         self._unrefilled = 0
         self._next_stream = 1
         self._waiting: deque[float] = deque()
-        self._streams = 100  # until the server has said how many
+        self._most_open = 100  # until the server has said how many
         self._open: dict[int, float] = {}
         self._sizes: dict[int, int] = {}
         self.latencies: list[float] = []
@@ -130,6 +131,8 @@ class _Connection(asyncio.Protocol):
             transport.write(self._calls())
 
     def _keep_pace(self, last: float) -> None:
+        if self._transport.is_closing():
+            return
         now = time.perf_counter()
         self._due += (now - last) * self._orders.rate / self._orders.connections
         self._waiting.extend([now] * int(self._due))
@@ -151,22 +154,24 @@ class _Connection(asyncio.Protocol):
             self.done.set_result(None)
 
     def _calls(self) -> bytes:
-        """Of the calls that wait, those that may be made."""
+        """The frames of the calls that wait and may be made; those that have waited too long are given up."""
         calls, now = [], time.perf_counter()
-        while self._waiting and len(self._open) < self._streams:
+        while self._waiting and len(self._open) < self._most_open:
             began = self._waiting.popleft()
-            if now - began < self._orders.deadline_s:
-                calls.append(self._call(began))
+            if (left := self._orders.deadline_s - (now - began)) > 0:
+                calls.append(self._call(began, left))
             else:
-                self.errors[StatusCode.DEADLINE_EXCEEDED.name] += 1
+                self.errors["never sent"] += 1
         return b"".join(calls)
 
-    def _call(self, began: float) -> bytes:
+    def _call(self, began: float, left: float) -> bytes:
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         body = random.choice(self._bodies)
         self._open[stream], self._sizes[stream] = began, 0
         message = b"\0" + len(body).to_bytes(4) + body
-        return _frame(_HEADERS, _END_HEADERS, stream, self._headers) + _frame(_DATA, _END_STREAM, stream, message)
+        timeout = b"%dm" % (left * 1000 + 1)
+        headers = self._headers + b"\x10\x0cgrpc-timeout" + bytes((len(timeout),)) + timeout
+        return _frame(_HEADERS, _END_HEADERS, stream, headers) + _frame(_DATA, _END_STREAM, stream, message)
 
     def data_received(self, data: bytes) -> None:
         received, answers = self._received, []
@@ -185,7 +190,7 @@ class _Connection(asyncio.Protocol):
                 answers.append(_frame(_PING, _ACK, 0, bytes(received[at + 9 : at + 9 + size])))
             elif kind == _SETTINGS and not flags & _ACK:
                 settings = dict(struct.iter_unpack(">HI", received[at + 9 : at + 9 + size]))
-                self._streams = settings.get(_MAX_CONCURRENT_STREAMS, self._streams)
+                self._most_open = settings.get(_MAX_CONCURRENT_STREAMS, self._most_open)
                 answers.append(_frame(_SETTINGS, _ACK, 0))
             elif kind == _GOAWAY:
                 self._transport.close()
@@ -203,13 +208,16 @@ class _Connection(asyncio.Protocol):
     def _ended(self, stream: int, kind: int, payload: bytearray) -> None:
         now = time.perf_counter()
         began, size = self._open.pop(stream), self._sizes.pop(stream)
-        if size > _PREFIX and now - began > self._orders.deadline_s:
+        is_late = now - began > self._orders.deadline_s
+        if kind == _RST_STREAM:  # when the deadline has passed on either side, gRPC ends the stream without a status
+            self.errors["late" if is_late else f"RST_STREAM {int.from_bytes(payload)}"] += 1
+        elif size <= _PREFIX:  # an error has no message
+            self.errors[_error(bytes(payload)) if kind == _HEADERS else "no status"] += 1
+        elif is_late:
             self.errors["late"] += 1
-        elif size > _PREFIX:  # an error has no message
+        else:
             self.latencies.append(now - began)
             self.bytes += size - _PREFIX
-        else:
-            self.errors[_error(bytes(payload)) if kind == _HEADERS else "RST_STREAM"] += 1
         if now < self._ends_at and not self._orders.rate:
             self._waiting.append(now)
 

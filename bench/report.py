@@ -132,7 +132,7 @@ def _facts(results: dict[str, Any]) -> str:
         lines.append(
             f"- 64 Lists of 1000 at once: {crowd['memory_most_mb']:.0f} MB resident at most; p99 {crowd['list_p99_ms']:.0f} ms; "
             f"a Get beside them {crowd['get_p50_ms']:.0f} ms, p99 {crowd['get_p99_ms']:.0f} ms; "
-            f"the event loop held for {crowd['held_p99_ms']:.1f} ms (p99), {crowd['held_most_ms']:.1f} at most."
+            f"in a run of its own, the event loop held for {crowd['held_p99_ms']:.1f} ms (p99), {crowd['held_most_ms']:.1f} at most."
         )
     if imported := results.get("import"):
         first, again = imported["first"], imported["unchanged"]

@@ -66,11 +66,7 @@ def peer(name: str, url: str, folder: Path, *, program: list[str] | None = None)
     """One of bench/peers, or a program that prints its port in the same way."""
     command = program or [sys.executable, "-m", f"bench.peers.{name}"]
     with (folder / f"{name}.log").open("wb") as stderr, _running([*command, url], {}, stderr=stderr, stdout=subprocess.PIPE) as process:
-        assert process.stdout
-        port = process.stdout.readline().strip()
-        if not port:
-            raise RuntimeError(f"the peer {name} does not start: see {stderr.name}")
-        yield System(name, process.pid, f"127.0.0.1:{int(port)}")
+        yield System(name, process.pid, _address(process, stderr.name))
 
 
 @contextmanager
@@ -79,9 +75,9 @@ def watched(url: str, folder: Path) -> Iterator[tuple[System, dict[str, float]]]
     held: dict[str, float] = {}
     command = [sys.executable, "-m", "bench.watched", url]
     with (folder / "watched.log").open("wb") as stderr, _running(command, {}, stderr=stderr, stdout=subprocess.PIPE) as process:
-        assert process.stdout
-        yield System("watched", process.pid, f"127.0.0.1:{int(process.stdout.readline())}"), held
+        yield System("watched", process.pid, _address(process, stderr.name)), held
         process.terminate()
+        assert process.stdout
         held |= json.load(process.stdout)
 
 
@@ -96,6 +92,14 @@ def _running(
     finally:
         process.kill()
         process.wait()
+
+
+def _address(process: "subprocess.Popen[bytes]", log: str) -> str:
+    assert process.stdout
+    port = process.stdout.readline().strip()
+    if not port:
+        raise RuntimeError(f"it does not start: see {log}")
+    return f"127.0.0.1:{int(port)}"
 
 
 def _wait_ready(metrics: int, process: "subprocess.Popen[bytes]", log: str) -> None:
@@ -162,7 +166,7 @@ class Meter:
             raise RuntimeError(f"{system.name}: {result.failed} of {result.failed + result.calls} calls failed")
         calls = result.calls
         return Measure(
-            calls_s=result.rate,
+            calls_s=result.answered_per_second,
             p50_ms=result.p50_ms,
             p99_ms=result.p99_ms,
             server_us=server / calls * 1e6,

@@ -1,7 +1,7 @@
 """The service, with a watch on its event loop; prints its port, and, once it was told to end, for how long the loop was held, in ms.
 
-Measured is the CPU of the loop's thread, for what the machine gives to others meanwhile is not held by anything here; between two looks
-that are a millisecond apart, so that much is too much at most.
+Measured is the CPU of the loop's thread between two looks that are a millisecond apart: what the machine gives to others meanwhile is not
+held by anything here. A figure is up to a millisecond too high, and may span several turns of a busy loop.
 
     python -m bench.watched DATABASE_URL
 """
@@ -30,7 +30,7 @@ def main() -> None:
     """Serves until SIGTERM."""
     os.environ["BACKUPS_DATABASE_URL"] = sys.argv[1]
     telemetry.configure_logging(log_format="json", log_level="info")
-    watches = []
+    watches = []  # which keeps the task alive
 
     def started(server: Server) -> None:
         watches.append(asyncio.ensure_future(_watch()))

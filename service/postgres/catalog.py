@@ -4,7 +4,8 @@ from service.backup import Page, Position, is_backup_id
 from service.errors import BackupNotFound
 from service.postgres.database import Database
 
-# PostgreSQL, not Python, leaves out what is hidden: what is sent for it is what is sent for a backup that is not there, in the same time.
+# PostgreSQL, not Python, leaves out what is hidden: what it sends for that is what it sends for a backup that is not there, within
+# microseconds of the same time.
 _GET = "SELECT wire FROM backups WHERE id = $1 AND ($2::text[] IS NULL OR folder_id = ANY ($2))"
 
 # LIMIT is one more than the page: whether there is a row after it is whether there is a page after it.

@@ -201,18 +201,21 @@ async def test_an_answer_that_comes_too_late(
     """What fails after the call is over is nobody's error: its own code is logged, and not that it could not be told."""
 
     async def late(self: object, backup_id: str, **_: object) -> bytes:
-        time.sleep(0.5)  # noqa: ASYNC251  # nothing else runs: so that it is gRPC alone that has seen the deadline
+        time.sleep(2)  # noqa: ASYNC251  # nothing else runs: so that it is gRPC alone that has seen the deadline
         raise CatalogUnavailable
 
     monkeypatch.setattr("service.postgres.catalog.Catalog.get", late)
-    assert await _code(stub.Get(pb.GetBackupRequest(backup_id="a"), timeout=0.2)) is StatusCode.DEADLINE_EXCEEDED
+    await stub.List(pb.ListBackupsRequest(folder_id="f1"))  # connects
+    telemetry.flush()
+    capsys.readouterr()
+    assert await _code(stub.Get(pb.GetBackupRequest(backup_id="a"), timeout=1)) is StatusCode.DEADLINE_EXCEEDED
     await stub.List(pb.ListBackupsRequest(folder_id="f1"))  # by now, the other has ended
     telemetry.flush()
     logged = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [line["code"] for line in logged if line["event"] == "call"] == ["UNAVAILABLE", "OK"]
 
 
-async def test_calls_whose_deadline_passed_before_they_were_taken_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_that_have_no_time_left(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is asked of PostgreSQL for them: a busy server would do so until it answers nobody in time."""
     asked = []
 
@@ -230,6 +233,8 @@ async def test_calls_whose_deadline_passed_before_they_were_taken_up(server: Ser
     for _ in range(30):
         await call("1n")
     assert not asked
+    telemetry.flush()
+    assert "DEADLINE_EXCEEDED" in capsys.readouterr().err  # some were taken up; the others gRPC has ended before
     await call("20S")
     assert asked == ["a"]
 
