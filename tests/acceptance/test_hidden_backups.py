@@ -32,7 +32,7 @@ _GET = "/yandex.cloud.mdb.greenplum.v1.BackupService/Get"
 _REST = "/managed-greenplum/v1/backups/"
 
 _PLANTED_US = 20
-_ALIKE_US = _PLANTED_US / 2
+_ALIKE_US = 15  # between the six that it takes, and those with what is planted
 
 # A sample is the mean difference, in µs, of so many pairs of calls, one of each kind; without the half that differs most, where the
 # machine did something else. What is left is five to six for the row that PostgreSQL fetches, and leaves out.
@@ -109,7 +109,7 @@ class Difference(NamedTuple):
 async def test_alike_in_time(
     database_url: str, add_backups: AddBackups, tmp_path: Path, *, planted: bool, long: bool, figure: Figure
 ) -> None:
-    """Calls of both kinds in turn, in a random order: what is hidden takes within 10 µs as long; where 20 µs are planted, more than 10."""
+    """Calls of both kinds in turn, in a random order: what is hidden takes within 15 µs as long; where 20 µs are planted, more than 15."""
     if not long:
         pytest.skip("needs up to 240,000 calls: make soak")
     hidden = await add_backups(500, folder_id="f2")

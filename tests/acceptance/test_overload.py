@@ -80,13 +80,15 @@ async def _overloaded(target: Target, *, long: bool, allowed: set[str], goodput:
     """Peak, twice the peak, and peak again; raises where a bar is not held."""
     memory = psutil.Process(target.pid).memory_info
     await _drive(target, 1)
-    before, peak = memory().rss, (await _drive(target, 5 if long else 2)).answered_per_second
+    before = memory().rss
+    peak = max([(await _drive(target, 4 if long else 1)).answered_per_second for _ in range(3)])
     unanswered = await target.unanswered_checks()
     overload = await _drive(target, 30 if long else 4, rate=2 * peak)
     unanswered = await target.unanswered_checks() - unanswered
     after = memory().rss
     await asyncio.sleep(1)
-    again = (await _drive(target, 1)).answered_per_second
+    await _drive(target, 1)
+    again = (await _drive(target, 3 if long else 1)).answered_per_second
     well = overload.answered_per_second / max(peak, again)  # a machine of many tenants may have become faster meanwhile
     assert overload.errors.keys() <= (allowed if long else allowed | _OF_OTHERS)
     assert after < before + (150 << 20)
