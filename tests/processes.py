@@ -43,7 +43,6 @@ class Process:
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self._process = process
-        self.pid = process.pid
         self.stdout = Stream(process.stdout) if process.stdout else None
         self.stderr = Stream(process.stderr) if process.stderr else None
         self.send_signal, self.kill = process.send_signal, process.kill

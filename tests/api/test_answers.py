@@ -208,7 +208,7 @@ async def test_an_answer_that_comes_too_late(
     await stub.List(pb.ListBackupsRequest(folder_id="f1"))  # connects
     telemetry.flush()
     capsys.readouterr()
-    assert await _code(stub.Get(pb.GetBackupRequest(backup_id="a"), timeout=1)) is StatusCode.DEADLINE_EXCEEDED
+    assert await stub.Get(pb.GetBackupRequest(backup_id="a"), timeout=1).code() is StatusCode.DEADLINE_EXCEEDED
     await stub.List(pb.ListBackupsRequest(folder_id="f1"))  # by now, the other has ended
     telemetry.flush()
     logged = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
@@ -237,11 +237,6 @@ async def test_calls_that_have_no_time_left(server: Server, monkeypatch: pytest.
     assert "DEADLINE_EXCEEDED" in capsys.readouterr().err  # some were taken up; the others gRPC has ended before
     await call("20S")
     assert asked == ["a"]
-
-
-async def _code(call: Any) -> StatusCode:
-    code: StatusCode = await call.code()
-    return code
 
 
 async def test_cancelled_by_something_else_than_the_client(stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch) -> None:
