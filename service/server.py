@@ -56,7 +56,8 @@ _WATCHDOG_MARGIN = timedelta(seconds=10)
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # with it, a second server would take half of the first one's calls
-    ("grpc.max_concurrent_streams", 1000),  # for each connection
+    # For each connection. More than Envoy's max_requests: gRPC counts those too that are over but not tidied up yet, and refuses.
+    ("grpc.max_concurrent_streams", 2000),
     # gRPC's own queues, when they are full, answer CANCELLED, which clients never retry.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 100_000),

@@ -2,11 +2,13 @@
 
 Mitigations: Envoy's `max_requests`, whose refusal is UNAVAILABLE with pushback (`headers_to_add` of deploy/envoy.yaml); admission by weight
 in service/api/admission.py, whose refusal is RESOURCE_EXHAUSTED with pushback, before anything is decoded; gRPC's own queues, which would
-answer CANCELLED, raised out of the way (`_OPTIONS` of service/server.py); health checks that are not admitted, but answered.
+answer CANCELLED, and its limit of streams, which would refuse what Envoy lets through, raised out of the way (`_OPTIONS` of
+service/server.py); health checks that are not admitted, but answered.
 """
 
 import asyncio
 import contextlib
+import statistics
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -77,33 +79,40 @@ async def _drive(target: Target, seconds: float, rate: float = 0) -> Result:
 
 
 async def _overloaded(target: Target, *, long: bool, allowed: set[str], goodput: float) -> str:
-    """Peak, twice the peak, and peak again; raises where a bar is not held."""
+    """Peak, twice the peak, and peak again; raises where a bar is not held.
+
+    A machine of many tenants changes its speed by a third within a minute: what is answered is compared with the peaks before and after.
+    """
     memory = psutil.Process(target.pid).memory_info
+    seconds = 4 if long else 1
     await _drive(target, 1)
     before = memory().rss
-    peak = max([(await _drive(target, 4 if long else 1)).answered_per_second for _ in range(3)])
+    peaks = [(await _drive(target, seconds)).answered_per_second for _ in range(3)]
+    offered = 2 * max(peaks)
     unanswered = await target.unanswered_checks()
-    overload = await _drive(target, 30 if long else 4, rate=2 * peak)
+    overload = await _drive(target, 30 if long else 4, rate=offered)
     unanswered = await target.unanswered_checks() - unanswered
     after = memory().rss
     await asyncio.sleep(1)
     await _drive(target, 1)
-    again = (await _drive(target, 3 if long else 1)).answered_per_second
-    well = overload.answered_per_second / max(peak, again)  # a machine of many tenants may have become faster meanwhile
+    peaks += [again := (await _drive(target, seconds)).answered_per_second]
+    peaks += [(await _drive(target, seconds)).answered_per_second for _ in range(2 if long else 0)]
+    peak = statistics.median(peaks)
     assert overload.errors.keys() <= (allowed if long else allowed | _OF_OTHERS)
     assert after < before + (150 << 20)
     assert overload.calls > 0
     assert unanswered <= (0 if long else 2)
-    if long:  # elsewhere other tests run beside it
-        assert well >= goodput
-        assert again >= 0.85 * peak
     refused = ", ".join(f"{count} {error}" for error, count in overload.errors.items())
     cost = overload.client_us * overload.calls / 1e6 / overload.seconds
-    return (
-        f"peak {peak:.0f}/s; offered {2 * peak:.0f}/s, answered {overload.answered_per_second:.0f}/s, p99 {overload.p99_ms:.0f} ms, "
-        f"{refused or 'none refused'}; {again:.0f}/s 2 s later; memory {before >> 20} to {after >> 20} MiB; "
-        f"the client took {cost:.0%} of a core"
+    told = (
+        f"peak {peak:.0f}/s ({min(peaks):.0f} to {max(peaks):.0f}); offered {offered:.0f}/s, "
+        f"answered {overload.answered_per_second:.0f}/s, p99 {overload.p99_ms:.0f} ms, {refused or 'none refused'}; "
+        f"{again:.0f}/s 2 s later; memory {before >> 20} to {after >> 20} MiB; the client took {cost:.0%} of a core"
     )
+    if long:  # elsewhere other tests run beside it
+        assert overload.answered_per_second >= goodput * peak, told
+        assert again >= 0.85 * peak, told
+    return told
 
 
 @pytest.mark.bar(6, "twice the capacity offered through Envoy, open loop, on 32 connections")
@@ -120,6 +129,8 @@ async def test_overload_through_envoy(database_url: str, add_backups: AddBackups
         assert isinstance(replica, ReplicaProcess)
         target = Target(f"127.0.0.1:{deployment.port}", deployment.token(), replica.pid, unanswered_checks)
         figure(await _overloaded(target, long=long, allowed={_SHED_BY_ENVOY, _SHED_BY_SERVICE}, goodput=0.85))
+        [reset] = (await deployment.stats("cluster.service.http2.rx_reset")).values()
+        assert reset == 0 or not long  # the streams that gRPC allows are enough for what Envoy sends
 
 
 @pytest.mark.bar(6, "twice the capacity offered directly, open loop, on 32 connections")
