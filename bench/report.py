@@ -3,6 +3,7 @@
 import asyncio
 import os
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,14 @@ def sizes(url: str) -> dict[str, int]:
 
 
 def blocks_read(url: str) -> int:
-    """Blocks that PostgreSQL has read into its buffers, from disk or from the kernel's cache, for the catalog's table and indexes."""
+    """Blocks that PostgreSQL has read into its buffers, from disk or from the kernel's cache, for the catalog's table and indexes.
+
+    Waits until nobody else is connected: a backend tells most of its figures when it ends.
+    """
+    others = """SELECT count(*) AS count FROM pg_stat_activity
+        WHERE datname = current_database() AND backend_type = 'client backend' AND pid != pg_backend_pid()"""
+    while asyncio.run(_row(url, others))["count"]:
+        time.sleep(0.05)
     query = "SELECT sum(heap_blks_read + idx_blks_read)::bigint AS blocks FROM pg_statio_user_tables WHERE relname = 'backups'"
     return int(asyncio.run(_row(url, query))["blocks"])
 
