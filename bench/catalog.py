@@ -85,9 +85,8 @@ async def _fill(url: str, backups: int, folders: int, deep: int, progress: Progr
                 end = min(start + _CHUNK, last)
                 await connection.execute(_FILL, start, end - 1, of_folders, folder, _CLUSTERS)
                 progress.update(task, completed=end)
-        await connection.execute(
-            "CHECKPOINT"
-        )  # a commit not on disk yet is not taken for visible to all, and index-only scans would read the table
+        # A commit that is not on disk yet is not taken for visible to all: index-only scans would read the table for its rows.
+        await connection.execute("CHECKPOINT")
         await connection.execute("VACUUM (ANALYZE) backups")
         await connection.execute("CHECKPOINT")
     finally:
