@@ -30,9 +30,7 @@ class Outcomes(Counter[str]):
         return f"{answers}; slowest {self.slowest * 1000:.0f} ms"
 
 
-async def under_load(
-    deployment: Deployment, disturb: Callable[[], Awaitable[None]], *, grpc_callers: int = 8, rest_callers: int = 2
-) -> Outcomes:
+async def under_load(deployment: Deployment, disturb: Callable[[], Awaitable[None]]) -> Outcomes:
     """What callers are answered, each over a connection of its own through Envoy, until the disturbance is over."""
     outcomes = Outcomes()
     stop = asyncio.Event()
