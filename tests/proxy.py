@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 
@@ -27,12 +27,21 @@ class Proxy:
         self._open.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            self._connections.add(writer)
+        with contextlib.suppress(OSError, RuntimeError), self._held(writer):  # uvloop's, of what is closed
             await self._open.wait()
             to_reader, to_writer = await asyncio.open_unix_connection(str(self._upstream))
-            self._connections.add(to_writer)
-            await asyncio.gather(self._pass(reader, to_writer), self._pass(to_reader, writer))
+            with self._held(to_writer):
+                await asyncio.gather(self._pass(reader, to_writer), self._pass(to_reader, writer))
+
+    @contextlib.contextmanager
+    def _held(self, writer: asyncio.StreamWriter) -> Iterator[None]:
+        """Until both ways have ended, or the upstream is not there."""
+        self._connections.add(writer)
+        try:
+            yield
+        finally:
+            self._connections.remove(writer)
+            writer.close()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

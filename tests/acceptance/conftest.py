@@ -1,10 +1,16 @@
 """What acceptance tests share: the whole deployment, and the bars that it is held to, with their figures."""
 
+import asyncio
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import asyncpg
 import grpc
 import pytest
 
+from service.embedded_postgres import EmbeddedPostgres
+from service.postgres.migration import Roles, migrate
 from tests.acceptance.bars import Figure, Report
 from tests.acceptance.deployment import Deployment, deployed
 
@@ -19,6 +25,20 @@ async def _deployment(database_url: str) -> AsyncIterator[Deployment]:
 async def _public(deployment: Deployment) -> AsyncIterator[grpc.aio.Channel]:
     async with deployment.channel() as channel:
         yield channel
+
+
+@pytest.fixture(name="own_postgres")
+async def _own_postgres() -> AsyncIterator[EmbeddedPostgres]:
+    """A PostgreSQL that a test may stop, with roles and schema; it loses nothing that it has acknowledged."""
+    with tempfile.TemporaryDirectory(prefix="backups-own-", dir="/tmp") as folder:
+        postgres = EmbeddedPostgres(Path(folder, "postgres"), settings={"shared_buffers": "128MB"})
+        with postgres.running():
+            sql = await asyncpg.connect(postgres.url("postgres"))
+            await sql.execute("; ".join(f"CREATE ROLE {role} LOGIN" for role in Roles()))
+            await sql.close()
+            await asyncio.to_thread(migrate, postgres.url("postgres"), roles=Roles())
+            yield postgres
+        postgres.remove()
 
 
 @pytest.fixture(name="long")

@@ -6,11 +6,9 @@ needed, so that nothing need be restarted.
 """
 
 import asyncio
-import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -19,7 +17,7 @@ from grpc import StatusCode
 
 from service import pb
 from service.embedded_postgres import EmbeddedPostgres
-from service.postgres.migration import Roles, migrate
+from service.postgres.migration import Roles
 from tests.acceptance.bars import Figure
 from tests.acceptance.deployment import deployed
 from tests.acceptance.load import under_load
@@ -31,15 +29,9 @@ _CALLS = 10_000
 _CLEAN = {"OK", "UNAVAILABLE", "HTTP 200", "HTTP 503"}
 
 
-@pytest.fixture(name="own_postgres", scope="module")
-def _own_postgres() -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL that a test may stop."""
-    with tempfile.TemporaryDirectory(prefix="backups-own-", dir="/tmp") as folder:
-        postgres = EmbeddedPostgres(Path(folder, "postgres"), settings={"shared_buffers": "128MB"})
-        with postgres.running():
-            migrate(postgres.url("postgres"), roles=Roles())
-            yield postgres
-        postgres.remove()
+async def crash(postgres: EmbeddedPostgres) -> None:
+    """Ends it at once: it recovers from its log when it starts again."""
+    await asyncio.to_thread(postgres._run, "pg_ctl", "stop", "--mode=immediate", "-D", postgres._data)
 
 
 @pytest.mark.bar(3, "PostgreSQL stopped at once and started again, under load through Envoy")
@@ -47,11 +39,11 @@ async def test_postgres_is_stopped(own_postgres: EmbeddedPostgres, *, long: bool
     """Calls are UNAVAILABLE meanwhile and no other error; they are answered within 2 s of PostgreSQL being ready; no replica ends."""
     recovered: list[float] = []
     rounds = 5 if long else 1
-    async with deployed(own_postgres.url("postgres")) as deployment:
+    async with deployed(own_postgres.url("postgres", user=Roles().service)) as deployment:
 
         async def stop_and_start() -> None:
             for _ in range(rounds):
-                await asyncio.to_thread(own_postgres._run, "pg_ctl", "stop", "--mode=immediate", "-D", own_postgres._data)
+                await crash(own_postgres)
                 await asyncio.sleep(1)  # calls meanwhile
                 await asyncio.to_thread(own_postgres._start)
                 ready = time.monotonic()

@@ -115,7 +115,7 @@ def _headers(connection: Connection, stream: int) -> Frame:
     return HeadersFrame(stream, data=connection.request_headers(_LIST), flags=["END_HEADERS"])
 
 
-_FLOODS: dict[str, Callable[[Connection, int], list[Frame]]] = {
+FLOODS: dict[str, Callable[[Connection, int], list[Frame]]] = {
     "RST_STREAM": lambda connection, stream: [_headers(connection, stream), RstStreamFrame(stream, error_code=8)],
     "SETTINGS": lambda connection, stream: [SettingsFrame()],
     "PING": lambda connection, stream: [PingFrame(opaque_data=b"12345678")],
@@ -126,25 +126,25 @@ _FLOODS: dict[str, Callable[[Connection, int], list[Frame]]] = {
 }
 
 
+async def flood(port: int, kind: str, times: int) -> int:
+    """How often it could send before it was closed."""
+    async with Connection.to(Address("127.0.0.1", port)) as connection:
+        with contextlib.suppress(OSError):
+            for number in range(times):
+                connection.send(*FLOODS[kind](connection, 2 * number + 1))
+                if number % 100 == 0:
+                    await connection.drain()
+                    await asyncio.sleep(0)
+            return times
+        return number
+
+
 @pytest.mark.bar(12, "floods of frames, through Envoy")
-@pytest.mark.parametrize("kind", _FLOODS)
+@pytest.mark.parametrize("kind", FLOODS)
 async def test_floods(deployment: Deployment, kind: str, *, figure: Figure) -> None:
     """Others' calls are answered while connections flood Envoy with frames; what costs more than an answer is closed."""
-
-    async def flood() -> int:
-        """How often it could send before it was closed."""
-        async with Connection.to(Address("127.0.0.1", deployment.port)) as connection:
-            with contextlib.suppress(OSError):
-                for number in range(_FRAMES):
-                    connection.send(*_FLOODS[kind](connection, 2 * number + 1))
-                    if number % 100 == 0:
-                        await connection.drain()
-                        await asyncio.sleep(0)
-                return _FRAMES
-            return number
-
     async with _others(deployment.channel()) as others:
-        sent = await asyncio.gather(*(flood() for _ in range(4)))
+        sent = await asyncio.gather(*(flood(deployment.port, kind, _FRAMES) for _ in range(4)))
         while len(others.durations) < 20:
             await asyncio.sleep(0.01)
     figure(f"{kind}: {', '.join(map(str, sent))} of {_FRAMES} taken; {others}")

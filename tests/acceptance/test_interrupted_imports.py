@@ -37,7 +37,7 @@ from tests.proxy import listening
 
 # So many that each step takes a while, and that VACUUM follows.
 _BACKUPS = 1200
-_FIRST = datetime(2020, 1, 1, tzinfo=UTC)
+FIRST = datetime(2020, 1, 1, tzinfo=UTC)
 
 State = tuple[tuple[Any, ...], ...]
 """All backups, and all records of imports but for their times."""
@@ -48,13 +48,13 @@ _RECORDS = """
     SELECT source_cluster_id, tool, folder_id, entries, skipped, backups, last_backup_id, last_created_at FROM imports ORDER BY 1, 2"""
 
 
-def _listing(sizes: dict[int, int]) -> bytes:
+def listing(sizes: dict[int, int]) -> bytes:
     """WAL-G's, of these days since the first and their sizes."""
     return json.dumps([_item(day, size) for day, size in sizes.items()]).encode()
 
 
 def _item(day: int, size: int) -> dict[str, Any]:
-    finished = _FIRST + timedelta(days=day)
+    finished = FIRST + timedelta(days=day)
     return {
         "Name": f"backup_{finished:%Y%m%dT%H%M%SZ}",
         "start_time": f"{finished - timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}",
@@ -66,7 +66,7 @@ def _item(day: int, size: int) -> dict[str, Any]:
 _OLD = dict.fromkeys(range(_BACKUPS), 1000)
 # A third goes, a third stays, a third changes, and as many are new.
 _NEW = {day: 1000 if day < 2 * _BACKUPS // 3 else 2000 for day in range(_BACKUPS // 3, 4 * _BACKUPS // 3)}
-_LISTED = _listing(_NEW)
+_LISTED = listing(_NEW)
 _OPTIONS = ("--prune", "--move-folder")
 _TARGET = Target("f1", "c1", walg.TOOL)
 _IMPORTS_THERE = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'backup-service import'"
@@ -129,7 +129,7 @@ async def _state(sql: Sql) -> State:
 
 
 async def _load(url: str, sizes: dict[int, int], *, prune: bool = True) -> None:
-    await load(url, walg.read(io.BytesIO(_listing(sizes)), id_prefix="c1"), _TARGET, Options(prune=prune))
+    await load(url, walg.read(io.BytesIO(listing(sizes)), id_prefix="c1"), _TARGET, Options(prune=prune))
 
 
 async def _said(url: str) -> str:
@@ -431,14 +431,14 @@ async def test_at_once(
             for number, (sizes, prunes) in enumerate(_AT_ONCE):
                 options = ("--prune", "--prune-any") if prunes else ()
                 running.append(Importing(import_url, tmp_path / f"log-{number}", *options))
-                await running[-1].give(_listing(sizes))
+                await running[-1].give(listing(sizes))
             async with asyncio.timeout(30):
                 while await sql.fetchval(f"SELECT count(*) {_IMPORTS_THERE} AND wait_event = 'advisory'") < len(running):
                     await asyncio.sleep(0.01)
         await holder.close()
         assert [await each.ended() for each in running] == [0, 0, 0]
         rows = await sql.fetch("SELECT created_at, size FROM backups")
-        there = {(row["created_at"] - _FIRST).days: row["size"] for row in rows}
+        there = {(row["created_at"] - FIRST).days: row["size"] for row in rows}
         did = {number: _counts(each.printed()) for number, each in enumerate(running)}
         assert (there, did) in possible
         seen[possible.index((there, did))] += 1

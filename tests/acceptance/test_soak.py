@@ -8,12 +8,12 @@ import contextlib
 import os
 import random
 import signal
-import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import psutil
@@ -22,63 +22,151 @@ import pytest
 from service import pb
 from service.backup import Backup
 from service.embedded_postgres import EmbeddedPostgres
-from service.postgres.migration import Roles, migrate
+from service.postgres.database import UNAVAILABLE
+from service.postgres.migration import Roles
 from service.settings import Address
 from tests.acceptance.bars import Figure
 from tests.acceptance.deployment import Deployment, ReplicaProcess, deployed
 from tests.acceptance.load import Outcomes
+from tests.acceptance.test_database_faults import crash
+from tests.acceptance.test_hostile_clients import FLOODS, flood
+from tests.acceptance.test_interrupted_imports import FIRST, Importing, listing
 from tests.api.http2 import Connection
 from tests.conftest import Sql, insert
+from tests.proxy import Proxy, proxied
+from tests.tokens import Issuer
 
 _LIST = "/yandex.cloud.mdb.greenplum.v1.BackupService/List"
-_DOCUMENTED = {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED", "HTTP 200", "HTTP 503", "HTTP 504"}
+_DOCUMENTED = {"OK", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "HTTP 200", "HTTP 429", "HTTP 503", "HTTP 504"}
 _LONGEST_S = 16  # of which Envoy allows fifteen to a call over REST, which has no deadline of its own
 _FIRST = datetime(2026, 1, 1, tzinfo=UTC)
-_BACKUPS = [Backup(f"b{number:03}", "f1", _FIRST + timedelta(hours=number), "c1", _FIRST, number) for number in range(250)]
+_BACKUPS = [Backup(f"b{number:03}", "f1", _FIRST + timedelta(hours=number), "walked", _FIRST, number) for number in range(250)]
 _PAGES = [[backup.id for backup in _BACKUPS[::-1]][start : start + 100] for start in (0, 100, 200)]
+_LISTED = (dict.fromkeys(range(300), 1), dict.fromkeys(range(100, 400), 2))
+"""What is imported by turns: days and sizes."""
 
-Fault = Callable[[], Awaitable[None]]
+Fault = Callable[[random.Random], Awaitable[None]]
+
+
+class Soaked(NamedTuple):
+    """A deployment whose replicas, and whoever imports, reach PostgreSQL by a proxy."""
+
+    deployment: Deployment
+    postgres: EmbeddedPostgres
+    proxy: Proxy
+    jwks: Path
+    import_log: Path
+    import_url: str
 
 
 class Faults:
-    """What may happen to a deployment."""
+    """What may happen, in four places: one thing after the other in each, and in all of them at once."""
 
-    def __init__(self, deployment: Deployment, postgres: EmbeddedPostgres, chosen: random.Random) -> None:
-        self._deployment, self._postgres, self._chosen = deployment, postgres, chosen
+    def __init__(self, soaked: Soaked) -> None:
+        self._soaked = soaked
+        self._deployment, self._postgres, self._proxy = soaked.deployment, soaked.postgres, soaked.proxy
+        self._imported: dict[int, int] = {}
+        self.imports: Counter[str] = Counter()
+        """What the catalog was after each import."""
 
-    def all(self) -> list[Fault]:
+    def places(self) -> list[list[Fault]]:
         return [
-            self.replica_stopped, self.replica_killed, self.backends_killed, self.table_locked, self.certificate_renewed, self.half_done,
-            self.postgres_stopped,
-        ]  # fmt: skip
+            [self.replica_stopped, self.replica_killed, self.certificate_renewed, self.keys_rotated],
+            [self.backends_killed, self.table_locked, self.postgres_stopped, self.database_out_of_reach],
+            [self.half_done, self.flood, self.burst, self.cancelled, self.bad_tokens],
+            [self.import_killed],
+        ]
 
-    async def replica_stopped(self) -> None:
-        await self._chosen.choice(self._deployment.replicas).restart(signal.SIGTERM)
+    async def replica_stopped(self, chosen: random.Random) -> None:
+        await chosen.choice(self._deployment.replicas).restart(signal.SIGTERM)
 
-    async def replica_killed(self) -> None:
-        await self._chosen.choice(self._deployment.replicas).restart(signal.SIGKILL)
+    async def replica_killed(self, chosen: random.Random) -> None:
+        await chosen.choice(self._deployment.replicas).restart(signal.SIGKILL)
 
-    async def backends_killed(self) -> None:
+    async def certificate_renewed(self, _: random.Random) -> None:
+        self._deployment.certificate.move(self._deployment.authority.pair("renewed"))
+
+    async def keys_rotated(self, chosen: random.Random) -> None:
+        """The file is half written for a while."""
+        keys = self._deployment.issuer.jwks(*chosen.choice([("main",), ("main", "other")]))
+        self._soaked.jwks.write_bytes(keys[: len(keys) // 2])
+        await asyncio.sleep(chosen.uniform(0, 1))
+        self._soaked.jwks.write_bytes(keys)
+
+    async def backends_killed(self, _: random.Random) -> None:
         async with _connected(self._postgres) as sql:
             await sql.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", Roles().service)
 
-    async def table_locked(self) -> None:
+    async def table_locked(self, chosen: random.Random) -> None:
         async with _connected(self._postgres) as sql, sql.transaction():
             await sql.execute("LOCK TABLE backups IN ACCESS EXCLUSIVE MODE")
-            await asyncio.sleep(self._chosen.uniform(0.1, 1))
+            await asyncio.sleep(chosen.uniform(0.1, 1))
 
-    async def certificate_renewed(self) -> None:
-        self._deployment.certificate.move(self._deployment.authority.pair("renewed"))
+    async def postgres_stopped(self, _: random.Random) -> None:
+        await crash(self._postgres)
+        await asyncio.to_thread(self._postgres._start)
 
-    async def half_done(self) -> None:
+    async def database_out_of_reach(self, chosen: random.Random) -> None:
+        self._proxy.blackhole()
+        await asyncio.sleep(chosen.uniform(0.1, 3))
+        self._proxy.heal()
+
+    async def half_done(self, _: random.Random) -> None:
         async with Connection.to(Address("127.0.0.1", self._deployment.port)) as connection:
-            for _ in range(50):
+            for _count in range(50):
                 await connection.call(_LIST, None)
             await asyncio.sleep(0.2)
 
-    async def postgres_stopped(self) -> None:
-        await asyncio.to_thread(self._postgres._run, "pg_ctl", "stop", "--mode=immediate", "-D", self._postgres._data)
-        await asyncio.to_thread(self._postgres._start)
+    async def flood(self, chosen: random.Random) -> None:
+        await flood(self._deployment.port, chosen.choice(list(FLOODS)), 5000)
+
+    async def burst(self, _: random.Random) -> None:
+        codes = await self._calls(500)
+        assert codes <= _DOCUMENTED
+
+    async def cancelled(self, chosen: random.Random) -> None:
+        codes = await self._calls(200, cancelled_after=chosen.uniform(0, 0.2))
+        assert codes <= _DOCUMENTED | {"CANCELLED"}
+
+    async def bad_tokens(self, _: random.Random) -> None:
+        codes = await self._calls(50, token=self._deployment.issuer.token("main", named="unknown"))
+        assert codes <= _DOCUMENTED - {"OK"} | {"UNAUTHENTICATED"}
+
+    async def _calls(self, count: int, *, token: str | None = None, cancelled_after: float | None = None) -> set[str]:
+        """The statuses of calls that are made at once."""
+        async with self._deployment.channel(token) as channel:
+            stub = pb.BackupServiceStub(channel)
+            calls: list[Any] = [stub.List(pb.ListBackupsRequest(folder_id="f1"), timeout=10) for _ in range(count)]
+            if cancelled_after is not None:
+                await asyncio.sleep(cancelled_after)
+                for call in calls:
+                    call.cancel()
+            return {(await call.code()).name for call in calls}
+
+    async def import_killed(self, chosen: random.Random) -> None:
+        """Some time after it began, if it has not ended by then: the catalog is what it was, or what was imported, and nothing between."""
+        sizes = chosen.choice(_LISTED)
+        importing = Importing(self._soaked.import_url, self._soaked.import_log, "--prune", "--prune-any", folder="f2")
+        await importing.give(listing(sizes))
+        await asyncio.sleep(chosen.uniform(0, 4))
+        importing.kill()
+        await importing.ended()
+        found = await self._found()
+        assert found in (self._imported, sizes)
+        self.imports["new" if found != self._imported else "old" if found != sizes else "unchanged"] += 1
+        self._imported = found
+
+    async def _found(self) -> dict[int, int]:
+        """What is imported, once no import is there any more, and PostgreSQL answers."""
+        async with asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(*UNAVAILABLE):
+                    async with _connected(self._postgres) as sql:
+                        while await sql.fetchval("SELECT count(*) FROM pg_stat_activity WHERE usename = $1", Roles().imports):
+                            await asyncio.sleep(0.05)
+                        rows = await sql.fetch("SELECT created_at, size FROM backups WHERE folder_id = 'f2'")
+                        return {(row["created_at"] - FIRST).days: row["size"] for row in rows}
+                await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager
@@ -90,27 +178,26 @@ async def _connected(postgres: EmbeddedPostgres) -> AsyncIterator[Sql]:
         await connection.close()
 
 
-@pytest.fixture(name="soaked_postgres")
-async def _soaked_postgres() -> AsyncIterator[EmbeddedPostgres]:
-    """A PostgreSQL of its own, which is stopped too, with the catalog."""
-    with tempfile.TemporaryDirectory(prefix="backups-soak-", dir="/tmp") as folder:
-        postgres = EmbeddedPostgres(Path(folder, "postgres"), settings={"shared_buffers": "128MB"})
-        with postgres.running():
-            async with _connected(postgres) as sql:
-                await sql.execute(f"CREATE ROLE {Roles().service} LOGIN")
-                await asyncio.to_thread(migrate, postgres.url("postgres"), roles=Roles())
-                await insert(sql, _BACKUPS)
-            yield postgres
-        postgres.remove()
+@contextlib.asynccontextmanager
+async def _soaked(postgres: EmbeddedPostgres, folder: Path) -> AsyncIterator[Soaked]:
+    async with _connected(postgres) as sql:
+        await insert(sql, _BACKUPS)
+    issuer, jwks = Issuer("main", "other"), folder / "jwks.json"
+    jwks.write_bytes(issuer.jwks("main"))
+    settings = {"BACKUPS_DRAIN_DELAY": "2", "BACKUPS_JWKS": str(jwks), "BACKUPS_JWKS_REFRESH": "1"}
+    async with proxied(postgres._sockets / ".s.PGSQL.5432") as proxy:
+        urls = {role: f"postgresql://{role}@127.0.0.1:{proxy.port}/postgres" for role in Roles()}
+        async with deployed(urls[Roles().service], replicas=3, issuer=issuer, **settings) as deployment:
+            yield Soaked(deployment, postgres, proxy, jwks, folder / "import.log", urls[Roles().imports])
 
 
-async def _walk_for_ever(deployment: Deployment, outcomes: Outcomes) -> None:
+async def _walk(deployment: Deployment, outcomes: Outcomes, until: asyncio.Event) -> None:
     """Page after page, each of which has to be right."""
     lasting = deployment.issuer.token("main", exp=int(time.time()) + 86_400)
     async with deployment.channel(lasting) as channel:
         stub = pb.BackupServiceStub(channel)
         number, token = 0, ""
-        while True:
+        while not until.is_set():
             began = time.monotonic()
             call: Any = stub.List(pb.ListBackupsRequest(folder_id="f1", page_token=token), timeout=10)
             code = await call.code()
@@ -122,8 +209,8 @@ async def _walk_for_ever(deployment: Deployment, outcomes: Outcomes) -> None:
             await asyncio.sleep(0.01)
 
 
-async def _rest_for_ever(deployment: Deployment, outcomes: Outcomes) -> None:
-    while True:
+async def _ask_rest(deployment: Deployment, outcomes: Outcomes, until: asyncio.Event) -> None:
+    while not until.is_set():
         began = time.monotonic()
         reply = await deployment.rest("/managed-greenplum/v1/backups?folderId=f1")
         outcomes.note(f"HTTP {reply.status}", began)
@@ -138,37 +225,43 @@ def _used(deployment: Deployment) -> tuple[int, int]:
     return max(process.memory_info().rss >> 20 for process in processes), max(process.num_fds() for process in processes)
 
 
-@pytest.mark.bar(16, "faults at random from a seed, under load by gRPC and REST")
-async def test_soak(soaked_postgres: EmbeddedPostgres, *, long: bool, figure: Figure) -> None:
+async def _inject(place: list[Fault], chosen: random.Random, happened: Counter[str], until: float) -> None:
+    while time.monotonic() < until:
+        fault = chosen.choice(place)
+        await fault(chosen)
+        happened[fault.__name__] += 1
+        await asyncio.sleep(chosen.uniform(0, 2))
+
+
+@pytest.mark.bar(16, "faults at random from a seed, up to four at once, under load by gRPC and REST")
+async def test_soak(own_postgres: EmbeddedPostgres, tmp_path: Path, *, long: bool, figure: Figure) -> None:
     """Every answer is right or a documented error, and afterwards all is as before; SEED repeats a run, MINUTES says how long it is."""
     seed = int(os.environ.get("SEED", random.randrange(2**32)))
     minutes = float(os.environ.get("MINUTES", 60 if long else 1 / 3))
-    chosen = random.Random(seed)
     print(f"SEED={seed}")
-    outcomes, happened = Outcomes(), 0
-    url = soaked_postgres.url("postgres", user=Roles().service)
-    async with deployed(url, replicas=3, BACKUPS_DRAIN_DELAY="2") as deployment:
-        faults = Faults(deployment, soaked_postgres, chosen)
-        load = [asyncio.ensure_future(_walk_for_ever(deployment, outcomes)) for _ in range(6)]
-        load.append(asyncio.ensure_future(_rest_for_ever(deployment, outcomes)))
-        try:
+    outcomes, happened, over = Outcomes(), Counter[str](), asyncio.Event()
+    async with _soaked(own_postgres, tmp_path) as soaked:
+        deployment = soaked.deployment
+        async with asyncio.TaskGroup() as load:
+            for _ in range(6):
+                load.create_task(_walk(deployment, outcomes, over))
+            load.create_task(_ask_rest(deployment, outcomes, over))
             await asyncio.sleep(1)
             before = _used(deployment)
             until = time.monotonic() + minutes * 60
-            while time.monotonic() < until:
-                await chosen.choice(faults.all())()
-                happened += 1
-                await asyncio.sleep(chosen.uniform(0, 1))
-                for each in load:
-                    assert not each.done(), each.exception()
+            faults = Faults(soaked)
+            async with asyncio.TaskGroup() as places:
+                for number, place in enumerate(faults.places()):
+                    places.create_task(_inject(place, random.Random(f"{seed} {number}"), happened, until))
             await deployment.settled()
             after = _used(deployment)
-        finally:
-            for each in load:
-                each.cancel()
-            await asyncio.gather(*load, return_exceptions=True)
+            over.set()
     used = f"memory {before[0]} to {after[0]} MiB, descriptors {before[1]} to {after[1]}"
-    figure(f"SEED={seed}: {happened} faults in {minutes:.1f} minutes; {outcomes}; {used}")
+    imports = ", ".join(f"{count} {state}" for state, count in faults.imports.most_common())
+    figure(
+        f"SEED={seed}: {happened.total()} faults of {len(happened)} kinds in {minutes:.1f} minutes; {outcomes}; imports: {imports}; {used}"
+    )
+    assert not long or len(happened) == sum(map(len, faults.places()))
     assert outcomes.codes <= _DOCUMENTED
     assert outcomes["OK"] > 100
     assert outcomes.slowest < _LONGEST_S
