@@ -192,11 +192,12 @@ def free_ports(count: int) -> list[int]:
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split())
     outside = max(range(2_000, low), range(high + 1, 1 << 16), key=len)
     found: list[int] = []
-    while len(found) < count:
-        port = random.SystemRandom().choice(outside)  # whatever a test has seeded
-        with socket.socket() as each, contextlib.suppress(OSError):
-            each.bind(("127.0.0.1", port))
-            found.append(port)
+    with contextlib.ExitStack() as stack:
+        while len(found) < count:
+            port = random.SystemRandom().choice(outside)  # whatever a test has seeded
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                found.append(port)
     return found
 
 

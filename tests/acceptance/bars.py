@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 class Report:
-    """Written once every test has run."""
+    """Written anew after each test, so that a run that does not end leaves what it has."""
 
     def __init__(self, file: str) -> None:
         self._file = Path(file)
@@ -45,12 +45,13 @@ class Report:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         bars: list[Any] = [value for name, value in report.user_properties if name == "bar"]
-        if report.when == "call" and bars:
+        if report.when == "call" and bars and not report.skipped:
             [(number, what)] = bars
             figures = [str(value) for name, value in report.user_properties if name == "figure"]
             self._rows.append(Row(number, what, report.nodeid, report.passed, figures))
+            self._write()
 
-    def pytest_sessionfinish(self) -> None:
+    def _write(self) -> None:
         machine = f"{os.cpu_count()} cores, shared by clients and servers, {platform.system()}, CPython {platform.python_version()}"
         text = _HEAD.format(date=datetime.now(UTC).date(), machine=machine) + "".join(map(str, sorted(self._rows)))
         self._file.write_text(text, encoding="utf-8")

@@ -60,7 +60,8 @@ class Replica(abc.ABC):
     async def restart(self, number: int) -> None:
         """Ends it, starts it again, and waits until it serves."""
         served = self._times("serving")
-        await self.end(number)
+        status = await self.end(number)
+        assert status == 0 or number == signal.SIGKILL
         await self.start()
         await self.serving(served)
 
@@ -88,7 +89,8 @@ class ReplicaProcess(Replica):
         """Whose code the next start runs."""
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = log
+        self._log, self._read = log, 0
+        self._lines: list[dict[str, Any]] = []
 
     async def start(self) -> None:
         with self._log.open("ab") as log:  # a pipe that nobody reads would hold the replica
@@ -99,6 +101,15 @@ class ReplicaProcess(Replica):
                 env=environment(**self._settings, BACKUPS_LISTEN=f"127.0.0.1:{self.port}"),
                 stderr=log,
             )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["ReplicaProcess"]:
+        """Starts it; where it has not ended when this is left, it is killed."""
+        await self.start()
+        try:
+            yield self
+        finally:
+            await self.end(signal.SIGKILL)
 
     async def end(self, number: int = signal.SIGTERM) -> int:
         assert self._process
@@ -125,7 +136,13 @@ class ReplicaProcess(Replica):
         assert self._process.poll() is None, self._log.read_text(encoding="utf-8")[-2000:]
 
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        """See `Replica`; each line is read once, since this is asked while the load of the same process goes on."""
+        with self._log.open("rb") as log:
+            log.seek(self._read)
+            whole = log.read().rpartition(b"\n")[0]
+        self._read += len(whole) + 1 if whole else 0
+        self._lines += [json.loads(line) for line in whole.splitlines() if line.endswith(b"}")]
+        return self._lines
 
 
 @dataclass

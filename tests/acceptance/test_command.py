@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +17,7 @@ import pytest
 
 from service.server import Server
 from tests import processes
-from tests.conftest import ROOT, AddBackups, Done, RunCommand, Sql, environment
+from tests.conftest import ROOT, AddBackups, Done, RunCommand, Sql, environment, free_ports
 
 _SAMPLE = (ROOT / "samples" / "walg-backup-list.json").read_bytes()
 _ENTRY = json.loads(_SAMPLE)[0]
@@ -325,9 +324,7 @@ async def _serve(database_url: str, port: int) -> AsyncIterator[processes.Proces
 
 async def test_serve_from_start_to_end(database_url: str, command: RunCommand) -> None:
     """`serve` logs JSON, a second one on its port is one clear line, and SIGTERM ends it with 0."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     async with _serve(database_url, port) as process:
         assert process.stderr
         assert json.loads(await asyncio.wait_for(process.stderr.readline(), 20))["event"] == "listening"

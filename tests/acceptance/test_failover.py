@@ -8,7 +8,6 @@ service/postgres/replication.py): without, a leader that was cut off, and is a s
 
 import asyncio
 import contextlib
-import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -85,14 +84,11 @@ async def _direct_replica(database_url: str, log: Path) -> AsyncIterator[Callabl
     [port] = free_ports(1)
     ages = {"BACKUPS_POOL_MAX_AGE": str(_POOL_MAX_AGE_S), "BACKUPS_MAX_REPLICATION_LAG": str(_MAX_LAG_S)}
     replica = ReplicaProcess(port, {"BACKUPS_DATABASE_URL": database_url} | ages, log)
-    await replica.start()
-    try:
+    async with replica.running():
         yield lambda: grpc.aio.insecure_channel(
             f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
         )
         replica.check_runs()
-    finally:
-        await replica.end(signal.SIGKILL)
 
 
 @pytest.mark.debian("etcd-server", program="etcd")

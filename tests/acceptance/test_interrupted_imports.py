@@ -299,6 +299,7 @@ async def test_disk_full(*, long: bool, figure: Figure) -> None:
                 async with _connected(postgres) as sql:
                     catalog.sql = sql
                     left.append(f"{said}: {await catalog.found()}")
+        postgres.remove()
     figure(", ".join(f"{left.count(each)} {each}" for each in sorted(set(left))))
     assert "failed: old" in left
     assert left[-1] == "imported: new"

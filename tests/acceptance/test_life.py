@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -57,9 +56,7 @@ class Process:
 
 @contextlib.asynccontextmanager
 async def serving(database_url: str, *, host: str = "127.0.0.1", **settings: str) -> AsyncIterator[Process]:
-    with socket.socket() as free:
-        free.bind((host, 0))
-        address = Address(host, free.getsockname()[1])
+    address = Address(host, free_ports(1)[0])
     process = await processes.start(
         *(sys.executable, "-m", "service", "serve"),
         cwd=ROOT,
@@ -127,14 +124,14 @@ async def test_never_cancelled(database_url: str) -> None:
                 while not stop.is_set():
                     codes.add(await stub.List(pb.ListBackupsRequest(folder_id="f"), timeout=20).code())
 
-        callers = [asyncio.ensure_future(call_on()) for _ in range(16)]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(30), asyncio.TaskGroup() as callers:
+            for _ in range(16):
+                callers.create_task(call_on())
             while StatusCode.OK not in codes:
                 await asyncio.sleep(0.01)
             server.process.send_signal(signal.SIGTERM)
             assert await server.process.wait() == 0
             stop.set()
-            await asyncio.gather(*callers)
         assert codes == {StatusCode.OK, StatusCode.UNAVAILABLE}
 
 

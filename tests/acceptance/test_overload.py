@@ -172,12 +172,9 @@ async def test_overload_directly(database_url: str, add_backups: AddBackups, tmp
 async def _direct(database_url: str, folder: Path) -> AsyncIterator[ReplicaProcess]:
     [port] = free_ports(1)
     replica = ReplicaProcess(port, {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_DRAIN_DELAY": "0"} | _SETTINGS, folder / "log")
-    await replica.start()
-    try:
+    async with replica.running():
         await replica.serving()
         yield replica
-    finally:
-        await replica.end()
 
 
 async def _burst(channels: Channels) -> Answers:

@@ -5,8 +5,8 @@ off; without retry_on, calls fail at each kill -9.
 """
 
 import asyncio
-import contextlib
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -30,8 +30,11 @@ async def restarted_in_turn(deployment: Deployment, number: signal.Signals, roun
 
 @pytest.mark.bar(1, "replicas behind Envoy restarted in turn under a steady load, by gRPC and REST, no retry in the client")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-async def test_replicas_are_restarted_in_turn(database_url: str, number: signal.Signals, *, long: bool, figure: Figure) -> None:
+async def test_replicas_are_restarted_in_turn(
+    database_url: str, add_backups: AddBackups, number: signal.Signals, *, long: bool, figure: Figure
+) -> None:
     """No call fails while three replicas are restarted one after the other, by SIGTERM or kill -9."""
+    await add_backups(20)
     rounds = 10 if long else 1
     async with deployed(database_url, replicas=3) as deployment:
         outcomes = await under_load(deployment, lambda: restarted_in_turn(deployment, number, rounds))
@@ -48,6 +51,7 @@ async def test_directly_connected_clients(database_url: str, add_backups: AddBac
     log = tmp_path / "log"
     replica = ReplicaProcess(port, {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_DRAIN_DELAY": "0.5"}, log)
     outcomes: Counter[str] = Counter()
+    unanswered: list[tuple[float, float]] = []  # when these calls had begun, and ended
     stop = asyncio.Event()
 
     async def call() -> None:
@@ -55,23 +59,25 @@ async def test_directly_connected_clients(database_url: str, add_backups: AddBac
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
             stub = pb.BackupServiceStub(channel)
             while not stop.is_set():
+                began = time.monotonic()
                 code = await stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=1000), timeout=10).code()
                 outcomes[code.name] += 1
-                await asyncio.sleep(0 if code is StatusCode.OK else 0.05)
+                if code is not StatusCode.OK:
+                    unanswered.append((began, time.monotonic()))
+                    await asyncio.sleep(0.05)
 
-    await replica.start()
-    try:
-        callers = [asyncio.ensure_future(call()) for _ in range(16)]
+    signalled: list[float] = []
+    async with replica.running(), asyncio.TaskGroup() as callers:
+        for _ in range(16):
+            callers.create_task(call())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
-            await replica.restart(number)
             before = outcomes["OK"]
             async with asyncio.timeout(20):
                 while outcomes["OK"] < before + 100:
                     await asyncio.sleep(0.01)
+            signalled.append(time.monotonic())
+            await replica.restart(number)
         stop.set()
-        await asyncio.gather(*callers)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            await replica.end(signal.SIGKILL)
     figure(", ".join(f"{count} {code}" for code, count in outcomes.most_common()))
     assert set(outcomes) == {"OK", "UNAVAILABLE"}
+    assert not [at for at in signalled for began, ended in unanswered if began < at < ended]

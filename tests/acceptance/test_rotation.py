@@ -95,13 +95,11 @@ class Caller:
 async def _calling(server: Server, authority: Authority, token: str) -> AsyncIterator[Caller]:
     caller = Caller(server, authority)
     caller.token = token
-    running = [asyncio.ensure_future(caller.run()) for _ in range(4)]
-    try:
+    async with asyncio.TaskGroup() as callers:
+        running = [callers.create_task(caller.run()) for _ in range(4)]
         yield caller
-    finally:
         for each in running:
             each.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
 
 
 @pytest.mark.bar(13, "started without its database; password, certificate (by a link, certificate before key) and JWKS changed under load")
@@ -140,7 +138,7 @@ async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_pat
                 await caller.more()
 
                 jwks.write_bytes(issuer.jwks("old", "new"))
-                await asyncio.sleep(0.5)
+                await _until_good(server, authority, issuer.token("new"))
                 caller.token = issuer.token("new")
                 await caller.more()
                 jwks.write_bytes(issuer.jwks("new"))
@@ -161,6 +159,14 @@ async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_pat
             figure(f"{len(caller.codes)} calls, all OK, in {time.monotonic() - began:.0f} s")
     finally:
         await server.stop()
+
+
+async def _until_good(server: Server, authority: Authority, token: str) -> None:
+    credentials = grpc.ssl_channel_credentials(authority.cert)
+    async with asyncio.timeout(20), grpc.aio.secure_channel(f"localhost:{server.address.port}", credentials) as channel:
+        request, metadata = pb.ListBackupsRequest(folder_id="f1"), [("authorization", f"Bearer {token}")]
+        while await pb.BackupServiceStub(channel).List(request, metadata=metadata).code() is not grpc.StatusCode.OK:
+            await asyncio.sleep(0.02)
 
 
 async def _until(condition: Any) -> None:

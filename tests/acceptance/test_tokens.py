@@ -51,6 +51,9 @@ async def test_bad_tokens_and_no_issuer(database_url: str, source: Source, *, lo
         for number in range(rounds):
             source.answer = (500, b"") if number % 2 == 0 else None  # fails, or hangs
             codes += await _storm(deployment, issuer, good)
+        async with asyncio.timeout(2 * _RETRY_S):
+            while source.asked == asked:
+                await asyncio.sleep(0.05)
         elapsed, fetches = time.monotonic() - began, source.asked - asked
     bound = len(deployment.replicas) * (int(elapsed / _RETRY_S) + 1)
     refused = codes[False, "UNAUTHENTICATED"]

@@ -1,7 +1,6 @@
 """Traces: what a collector receives, and that neither its absence nor a client's headers do harm."""
 
 import asyncio
-import contextlib
 import signal
 import socket
 import subprocess
@@ -79,14 +78,9 @@ def _start_traced(database_url: str, tmp_path: Path) -> StartTraced:
         [port] = free_ports(1)
         settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_DRAIN_DELAY": "0", "OTEL_BSP_SCHEDULE_DELAY": "600000"}
         replica = ReplicaProcess(port, settings | variables, tmp_path / "log")
-        await replica.start()
-        try:
-            await _event(replica, "serving")
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                yield replica, channel
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                await replica.end(signal.SIGKILL)
+        async with replica.running(), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            await replica.serving()
+            yield replica, channel
 
     return start
 
