@@ -51,7 +51,7 @@ class Folder:
                         request = pb.ListBackupsRequest(folder_id="f1", page_size=choose.randint(1, 40), page_token=token)
                         began = time.monotonic()
                         try:
-                            page = await stub.List(request, timeout=5)
+                            page = await stub.List(request, timeout=10)
                         except grpc.aio.AioRpcError as exc:
                             outcomes[exc.code().name] += 1
                             await asyncio.sleep(0.05)

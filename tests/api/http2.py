@@ -1,6 +1,7 @@
 """HTTP/2 by hand, for what no client does, or shows."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,6 +17,15 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 def message(data: bytes) -> bytes:
     """A gRPC message: a flag, its length, its bytes."""
     return b"\0" + len(data).to_bytes(4) + data
+
+
+def request_headers(encoder: Encoder, path: str, token: str | None = None, timeout: str | None = None) -> bytes:
+    """The headers of a call, as HPACK."""
+    headers = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "test"),
+               ("te", "trailers"), ("content-type", "application/grpc")]  # fmt: skip
+    headers += [("authorization", f"Bearer {token}")] if token else []
+    headers += [("grpc-timeout", timeout)] if timeout else []
+    return bytes(encoder.encode(headers))
 
 
 class Connection:
@@ -40,7 +50,10 @@ class Connection:
 
     def send(self, *frames: Frame) -> None:
         for frame in frames:
-            self._writer.write(frame.serialize())
+            self.send_bytes(frame.serialize())
+
+    def send_bytes(self, data: bytes) -> None:
+        self._writer.write(data)
 
     async def drain(self) -> None:
         await self._writer.drain()
@@ -49,19 +62,11 @@ class Connection:
         """Begins a call; without a body, or without an end, it stays half done."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         flags = ["END_HEADERS"] if body is not None or not end else ["END_HEADERS", "END_STREAM"]
-        self.send(HeadersFrame(stream, data=self.request_headers(path, token, timeout), flags=flags))
+        self.send(HeadersFrame(stream, data=request_headers(self._encoder, path, token, timeout), flags=flags))
         if body is not None:
             self.send(DataFrame(stream, data=body, flags=["END_STREAM"] if end else []))
         await self.drain()
         return stream
-
-    def request_headers(self, path: str, token: str | None = None, timeout: str | None = None) -> bytes:
-        """The headers of a call, as HPACK."""
-        headers = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "test"),
-                   ("te", "trailers"), ("content-type", "application/grpc")]  # fmt: skip
-        headers += [("authorization", f"Bearer {token}")] if token else []
-        headers += [("grpc-timeout", timeout)] if timeout else []
-        return bytes(self._encoder.encode(headers))
 
     async def frame(self) -> Frame:
         """The next frame; answers settings and pings by itself."""
@@ -75,6 +80,17 @@ class Connection:
                 self.send(PingFrame(opaque_data=frame.opaque_data, flags=["ACK"]))
             else:
                 return frame
+
+    async def closed(self, *, within: float) -> bool:
+        """Whether the other side closes it in so many seconds; what it says meanwhile is read, and dropped."""
+        with contextlib.suppress(ConnectionError):
+            try:
+                async with asyncio.timeout(within):
+                    while await self._reader.read(65536):
+                        pass
+            except TimeoutError:
+                return False
+        return True
 
     async def frames_of(self, stream: int) -> list[Frame]:
         """The frames of one stream, until it ends."""
