@@ -22,6 +22,7 @@ from tests.acceptance.deployment import ReplicaProcess
 from tests.acceptance.releases import Change, altered
 from tests.certificates import Authority, Files
 from tests.conftest import free_ports
+from tests.proxy import listening
 from tests.tokens import AUDIENCE, ISSUER, Issuer
 
 _SECRET = "hunter2"
@@ -209,29 +210,27 @@ async def test_no_secret_of_what_is_read(database_url: str, tmp_path: Path, *, f
                b"HTTP/1.1 302 x\r\nLocation: ftp://%s\r\n\r\n" % _SECRET.encode(),
                b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%s" % _SECRET.encode()]  # fmt: skip
     asked = 0
-    good = b""
+    good: bytes | None = None
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal asked
         await reader.readuntil(b"\r\n\r\n")
         asked += 1
-        writer.write(answers[0] + good if asked == 1 else answers[(asked - 1) % len(answers)])
+        writer.write(answers[asked % len(answers)] if good is None else answers[0] + good)
         writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    issuer = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/{_SECRET}"
-    replica = Guarded(tmp_path, database_url, BACKUPS_JWKS=issuer)
-    good = replica.issuer.jwks()
-    async with _started(replica) as channel:
-        replica.certificate.key.write_bytes(_SECRET.encode())
-        with contextlib.suppress(OSError):
-            await asyncio.to_thread(ssl.get_server_certificate, ("localhost", replica.port))
-        before = asked
-        async with asyncio.timeout(30):
-            while asked < before + 2 * len(answers):
-                await asyncio.sleep(0.02)
-        await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1"))
-    server.close()
+    async with listening(answer) as port:
+        replica = Guarded(tmp_path, database_url, BACKUPS_JWKS=f"http://127.0.0.1:{port}/{_SECRET}")
+        good = replica.issuer.jwks()
+        async with _started(replica) as channel:
+            good, before = None, asked
+            replica.certificate.key.write_bytes(_SECRET.encode())
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(ssl.get_server_certificate, ("localhost", replica.port))
+            async with asyncio.timeout(30):
+                while asked < before + 2 * len(answers):
+                    await asyncio.sleep(0.02)
+            await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1"))
     figure(f"answers of the issuer: {asked}")
     logged = replica.logged()
     assert "the new certificate cannot be used" in logged

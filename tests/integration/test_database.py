@@ -42,9 +42,11 @@ async def test_connections_are_kept(database: Database) -> None:
 
 async def test_no_connection_comes_free(database_url: str, sql: Sql) -> None:
     """A call waits for a connection no longer than it may, and those that gave up leave room for others."""
-    async with open_database(database_url, _LIMITS._replace(acquire=timedelta(seconds=0.1))) as database:
-        holding = [asyncio.ensure_future(database.fetch("SELECT pg_sleep(10)")) for _ in range(2)]
-        await asyncio.sleep(0)
+    async with open_database(database_url, _LIMITS._replace(acquire=timedelta(seconds=1.5))) as database:
+        holding = [asyncio.ensure_future(database.fetch("SELECT pg_sleep(20)")) for _ in range(2)]
+        async with asyncio.timeout(10):
+            while await sql.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(20)'") < 2:
+                await asyncio.sleep(0.01)
         outcomes = await asyncio.gather(*(_pid(database) for _ in range(5)), return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [CatalogUnavailable] * 5
         for call in holding:
