@@ -16,7 +16,7 @@ run: .venv/local ## serve on 127.0.0.1:50051 with an embedded PostgreSQL and a s
 
 setup: .venv/local ## make the virtual environment, so that ./backup-service runs
 
-test: .venv/development ## run every test
+test: .venv/development ## run the tests; those of the official clients after `make clients`
 	$(BIN)/pytest -n $(JOBS) $(ARGS)
 
 soak: .venv/development .venv/fuzzing ## the tests under faults in their long forms, and their figures to docs/faults.md
@@ -53,7 +53,7 @@ requirements: ## pin the requirements anew (needs uv; ARGS=--upgrade for newer o
 compose-test: .venv/development ## the checks of the deployment against docker-compose.yml, on the engine that DOCKER_HOST names
 	$(BIN)/pytest -s tests/composed $(ARGS)
 
-clean: ## remove the virtual environment, the official clients and the development database
+clean: ## remove the virtual environment, the official clients, and .data: the development database, and the catalogs of the benchmark
 	rm -rf .venv .clients .data
 
 # A stamp for each set of requirements; development includes local.

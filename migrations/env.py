@@ -1,6 +1,6 @@
 """How a migration runs: one transaction a step, with timeouts, under an advisory lock of the session.
 
-Called by service/postgres/schema.py, which gives the database's URL; the `alembic` command itself serves to write new revisions
+Called by service/postgres/migration.py, which gives the database's URL; the `alembic` command itself serves to write new revisions
 and to print their SQL.
 """
 

@@ -33,7 +33,7 @@ class Status(NamedTuple):
 
 INTERNAL = Status(StatusCode.INTERNAL, "INTERNAL", "Internal error. Quote the request id when you report it.")
 
-_TABLE: dict[type[Exception], Status] = {
+TABLE: dict[type[Exception], Status] = {
     errors.InvalidRequest: Status(StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "The request breaks limits of the API."),
     errors.InvalidPageToken: Status(StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN", "The page token is not valid for this folder."),
     errors.UndecodableRequest: Status(
@@ -56,7 +56,7 @@ _TABLE: dict[type[Exception], Status] = {
 
 def status_of(error: Exception) -> Status:
     """The row of an error: its class's, or the nearest base's."""
-    return next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), INTERNAL)
+    return next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), INTERNAL)
 
 
 def trailers(status: Status, error: Exception, request_id: str) -> tuple[tuple[str, Any], ...]:

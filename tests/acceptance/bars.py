@@ -14,8 +14,9 @@ Figure: TypeAlias = Callable[[str], None]
 
 _HEAD = """# Proven under faults
 
-Each bar is a fault injected for real: processes, signals, sockets, Envoy and PostgreSQL. Written by `make soak` on {date}, on {machine}.
-To repeat one: its command. The short form of each runs in CI; a test's file says which mitigation makes it pass.
+Each row is a promise of the deployment (a *bar*), and a test that tries to break it by faults injected for real: processes, signals, sockets, Envoy and
+PostgreSQL. Written by `make soak` on {date}, on {machine}. To repeat a row: its command. The short form of each runs in CI; a
+test's file says which mitigation makes it pass.
 
 | bar | fault | figure | command |
 | --- | --- | --- | --- |
@@ -33,7 +34,7 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         figures = "; ".join([*([] if self.passed else ["**failed**"]), *self.figures])
-        return f"| {self.number} | {self.what} | {figures} | `pytest --long '{self.test}'` |\n"
+        return f"| {self.number} | {self.what} | {figures} | `.venv/bin/pytest --long --timeout 7200 '{self.test}'` |\n"
 
 
 class Report:

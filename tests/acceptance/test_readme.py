@@ -34,9 +34,7 @@ async def test_make_run(dev: StartDev) -> None:
     [(_, shown)] = [example for example in _SHOWN if example.command == "make run"]
     async with dev() as running:
         expected = shown.splitlines()
-        assert [line.split()[0] for line in running.lines if not line.startswith("Import")] == [
-            line.split()[0] for line in expected if line != "..."
-        ]
+        assert [line.split()[0] for line in running.lines] == [line.split()[0] for line in expected]
         assert running.lines[0] == expected[0].replace("127.0.0.1:50051", running.address)
         assert running.lines[1].split(", data in ")[0] == expected[1].split(", data in ")[0]
 

@@ -35,7 +35,7 @@ async def _code(deployment: Deployment, token: str) -> StatusCode:
         return await pb.BackupServiceStub(channel).List(_LIST, timeout=20).code()
 
 
-@pytest.mark.bar(10, "bad tokens of every kind through Envoy; 10,000 of unknown keys with the issuer down")
+@pytest.mark.bar(10, "bad tokens of every kind through Envoy; 10,000 a round of unknown keys with the issuer down")
 async def test_bad_tokens_and_no_issuer(database_url: str, source: Source, *, long: bool, figure: Figure) -> None:
     """UNAUTHENTICATED all of them; good tokens pass all the time; the issuer is asked once in ten seconds by each replica, at most."""
     issuer = Issuer("k1", "k2")

@@ -9,7 +9,7 @@ import pytest
 from service.postgres.migration import Roles
 from tests.acceptance.conftest import _figure, _long, _public  # noqa: F401  # fixtures
 from tests.acceptance.deployment import Deployment
-from tests.composed.containers import Compose, composed
+from tests.composed.containers import DATABASE_PASSWORD, Compose, composed
 
 
 class ContainerPostgres:
@@ -19,7 +19,7 @@ class ContainerPostgres:
         self._port = port
 
     def url(self, database: str, *, user: str = "postgres") -> str:
-        return f"postgresql://{user}:backups@127.0.0.1:{self._port}/{database}"
+        return f"postgresql://{user}:{DATABASE_PASSWORD}@127.0.0.1:{self._port}/{database}"
 
 
 @pytest.fixture(name="containers", scope="session")

@@ -20,6 +20,7 @@ from tests.conftest import ROOT, Done, free_ports
 from tests.tokens import AUDIENCE, ISSUER, Issuer
 
 _FILES = ["docker-compose.yml", "deploy/compose-secured.yaml", "tests/composed/compose.yaml"]
+DATABASE_PASSWORD = "composed"
 _ADMIN = (
     "exec 3<>/dev/tcp/127.0.0.1/9901 && "
     "printf 'GET %s HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' \"$0\" >&3 && cat <&3"
@@ -47,6 +48,7 @@ class Compose:
             "COMPOSE_PROJECT_NAME": f"backups-test-{os.getpid()}",
             "COMPOSE_FILE": ":".join(_FILES),
             "BACKUPS_PORT": str(self.port),
+            "BACKUPS_DB_PASSWORD": DATABASE_PASSWORD,
             "BACKUPS_TLS_ADDRESS": f"127.0.0.1:{self.tls_port}",
             "BACKUPS_POSTGRES_PORT": str(self.postgres_port),
             "BACKUPS_CREDENTIALS": str(folder),
