@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from service.errors import SchemaError
 from service.postgres.database import UNAVAILABLE
 from service.postgres.hosts import connecting
 
@@ -95,7 +96,7 @@ def await_lock(connection: Connection) -> None:
     while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_LOCK}):
         connection.rollback()
         if time.monotonic() > deadline:
-            raise TimeoutError("another migration of this database has not ended")
+            raise SchemaError("another migration of this database has not ended")
         time.sleep(0.2)
     connection.commit()
 

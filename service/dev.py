@@ -14,7 +14,7 @@ from service import telemetry
 from service.embedded_postgres import EmbeddedPostgres
 from service.importers import walg
 from service.postgres.loading import Options, Target, load
-from service.postgres.migration import migrate
+from service.postgres.migration import Roles, migrate
 from service.server import Server, serve
 from service.settings import Settings
 
@@ -34,7 +34,7 @@ def run(settings: Settings) -> None:
     settings = settings.model_copy(update={name: value for name, value in _DEFAULTS.items() if name not in settings.model_fields_set})
     telemetry.configure_logging(log_format=settings.log_format, log_level=settings.log_level)
     if settings.database_url is not None:
-        migrate(settings.database_url.get_secret_value())
+        migrate(settings.database_url.get_secret_value(), roles=Roles(service=settings.service_role, imports=settings.import_role))
         serve(settings, started=lambda server: _announce(server, settings, "nothing: this is your database, of BACKUPS_DATABASE_URL"))
         return
     postgres = EmbeddedPostgres(settings.data_folder)
@@ -60,7 +60,10 @@ def _announce(server: Server, settings: Settings, loaded: str, *, import_into: s
     command = ["./backup-service", "list", "--folder-id", _FOLDER]
     if server.address != type(settings).model_fields["listen"].default:
         command += ["--address", str(server.address)]
-    print(f"Serving   {server.address} (gRPC, no TLS, no authentication)")
+    if settings.tls_cert:
+        command.append("--tls")
+    guarded = f"{'TLS' if settings.tls_cert else 'no TLS'}, {'tokens' if settings.auth == 'jwt' else 'no authentication'}"
+    print(f"Serving   {server.address} (gRPC, {guarded})")
     print(f"Loaded    {loaded}")
     print(f"Try       {shlex.join(command)}")
     if import_into:

@@ -303,7 +303,9 @@ def _tracing(settings: Settings) -> "Tracing | None":
 
         return Tracing()
     except ImportError:
-        problem = "OTEL_... ask for them, and OpenTelemetry is not installed: requirements/production.txt has it; or set OTEL_SDK_DISABLED=true"
+        problem = (
+            "OTEL_... ask for them, and OpenTelemetry is not installed: see requirements/production.txt, or set OTEL_SDK_DISABLED=true"
+        )
     except TracingUnavailable as exc:
         problem = str(exc)
     except Exception as exc:  # OpenTelemetry's own complaint of one of its variables

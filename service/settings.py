@@ -157,7 +157,7 @@ class Settings(BaseSettings):
     page_token_keys_accepted: Annotated[
         list[Key], NoDecode, BeforeValidator(_keys), Field(description="Further keys whose page tokens are accepted, with commas between.")
     ] = []
-    pool_size: Annotated[int, Field(ge=1, le=1000, description="The most connections to PostgreSQL that a server holds.")] = 10
+    pool_size: Annotated[int, Field(ge=1, le=1000, description="The most connections to PostgreSQL that calls of a server hold.")] = 10
     pool_max_age: Annotated[
         Seconds,
         Field(description="How old a connection to PostgreSQL may become, in seconds: a server whose role has changed is left by then."),

@@ -116,8 +116,8 @@ def _event_soon(name: str, level: str, facts: dict[str, Any]) -> None:
 
 def flush() -> None:
     """Writes the lines that wait."""
-    lines = _waiting.copy()
-    _waiting.clear()
+    global _waiting  # taken in one step: gRPC's threads log too
+    lines, _waiting = _waiting, []
     with contextlib.suppress(OSError):  # a full disk costs lines, and no calls
         sys.stderr.write("".join([line.render() for line in lines]))
 

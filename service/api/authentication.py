@@ -8,7 +8,9 @@ import asyncio
 import contextlib
 import json
 import math
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -33,9 +35,12 @@ FAMILIES = {
 }
 _KEY_TYPES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "EdDSA": "OKP"}
 
+_BROKEN = (ValueError, TypeError, KeyError, AttributeError, RecursionError, jwt.PyJWTError)
+
 _LEEWAY = timedelta(seconds=5)  # of the issuer's clock and ours
-_REMEMBERED = 10_000  # tokens
-_FETCH_TIMEOUT = 10.0  # seconds
+_REMEMBERED = 4 << 20  # characters of tokens; with what is in them, five times as many bytes
+_FETCH_TIMEOUT = 10.0  # seconds, for each answer of a socket
+_READ_TIMEOUT = 30.0  # seconds, for all of it
 _JWKS_MAX_SIZE = 1 << 20  # bytes
 _EVERYTHING = "*"
 
@@ -111,6 +116,7 @@ class Keys:
         self._keys: dict[str | None, Any] = {}
         self._read_at: float | None = None
         self._wanted = asyncio.Event()
+        self._reading: threading.Thread | None = None
 
     @property
     def age(self) -> float:
@@ -153,7 +159,7 @@ class Keys:
     async def update(self) -> bool:
         """Reads the keys; whether that gave any. Keys that are the same as before stay the same objects."""
         try:
-            found = self._parse(await asyncio.to_thread(self._read))
+            found = self._parse(await self._read_in_time())
         except Exception as exc:  # whatever an issuer provokes: without another try, no token would be good any more
             telemetry.event("signing keys cannot be read", level="warning", error=telemetry.describe(exc))
             return False
@@ -163,12 +169,37 @@ class Keys:
         self._read_at = time.monotonic()
         return True
 
+    async def _read_in_time(self) -> bytes:
+        """In a thread that no exit waits for, and no other read beside it: an issuer may answer a byte at a time, for ever."""
+        if self._reading and self._reading.is_alive():
+            raise TimeoutError("the read before has not ended")
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes] = loop.create_future()
+
+        def settle(settle: Callable[[Any], None], outcome: object) -> None:
+            if not answer.done():
+                settle(outcome)
+
+        def read() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                try:
+                    loop.call_soon_threadsafe(settle, answer.set_result, self._read())
+                except Exception as exc:
+                    loop.call_soon_threadsafe(settle, answer.set_exception, exc)
+
+        self._reading = threading.Thread(target=read, daemon=True)
+        self._reading.start()
+        return await asyncio.wait_for(answer, _READ_TIMEOUT)
+
     def _parse(self, data: bytes) -> dict[str | None, Any]:
         try:
-            listed = json.loads(data)["keys"]
-            keys = {entry.get("kid"): jwt.PyJWK(entry, self._algorithm(entry)) for entry in listed if self._suits(entry)}
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, jwt.PyJWTError) as exc:
+            listed = [entry for entry in json.loads(data)["keys"] if self._suits(entry)]
+        except _BROKEN as exc:
             raise ValueError("not a JWKS") from exc
+        keys: dict[str | None, Any] = {}
+        for entry in listed:
+            with contextlib.suppress(*_BROKEN):  # what is not understood is ignored (RFC 7517, 5)
+                keys[entry.get("kid")] = jwt.PyJWK(entry, self._algorithm(entry))
         if not keys:
             raise ValueError("a JWKS without a key of the right kind")
         return keys
@@ -199,6 +230,7 @@ class JwtAuthenticator:
     def __init__(self, keys: Keys, *, family: str, issuer: str, audience: str) -> None:
         self._keys, self._algorithms, self._issuer, self._audience = keys, FAMILIES[family], issuer, audience
         self._remembered: OrderedDict[str, Verified] = OrderedDict()
+        self._size = 0  # of these tokens together
 
     def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
         """See `Authenticator`."""
@@ -209,10 +241,12 @@ class JwtAuthenticator:
         return verified.caller
 
     def _remember(self, token: str, verified: Verified) -> Verified:
+        if self._remembered.pop(token, None) is None:
+            self._size += len(token)
         self._remembered[token] = verified
-        self._remembered.move_to_end(token)
-        if len(self._remembered) > _REMEMBERED:
-            self._remembered.popitem(last=False)
+        while self._size > _REMEMBERED:
+            oldest, _ = self._remembered.popitem(last=False)
+            self._size -= len(oldest)
         return verified
 
     def _verify(self, token: str) -> Verified:
@@ -270,8 +304,12 @@ def jwks_reader(source: str) -> Callable[[], bytes]:
         return Path(source).read_bytes
 
     def fetch() -> bytes:
-        with urllib.request.urlopen(source, timeout=_FETCH_TIMEOUT) as response:  # noqa: S310  # the scheme was checked
-            data: bytes = response.read(_JWKS_MAX_SIZE + 1)
+        try:
+            with urllib.request.urlopen(source, timeout=_FETCH_TIMEOUT) as response:  # noqa: S310  # the scheme was checked
+                data: bytes = response.read(_JWKS_MAX_SIZE + 1)
+        except urllib.error.HTTPError as exc:
+            exc.close()  # it is the answer too, with its socket
+            raise
         if len(data) > _JWKS_MAX_SIZE:
             raise ValueError("a JWKS of more than a mebibyte")
         return data

@@ -1,4 +1,4 @@
-"""What surrounds every call, in order, in one coroutine: observe, admit, authenticate, deadline, decode, weigh, handler, status.
+"""What surrounds every call, in order, in one coroutine: observe, deadline, admit, authenticate, decode, weigh, handler, status.
 
 gRPC decodes a request before a handler runs, and would answer its own texts to what goes wrong in either: so the handlers that this
 interceptor returns take and give bytes, and nothing but its own table decides what a client is told.

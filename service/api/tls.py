@@ -1,5 +1,6 @@
 """The server's certificate, picked up again when its files change: a new handshake gets the new one, connections stay."""
 
+import errno
 import math
 import ssl
 from pathlib import Path
@@ -38,7 +39,8 @@ class FollowedCertificate:
         try:
             self._configuration = self._load()
         except (OSError, ssl.SSLError) as exc:
-            raise InvalidSettings(f"BACKUPS_TLS_CERT, BACKUPS_TLS_KEY: {_problem(exc)}") from None
+            names = ["BACKUPS_TLS_CERT", "BACKUPS_TLS_KEY"] + ["BACKUPS_TLS_CLIENT_CA"] * (files.client_ca is not None)
+            raise InvalidSettings(f"{', '.join(names)}: {_problem(exc)}") from None
 
     def credentials(self) -> grpc.ServerCredentials:
         """What gRPC listens with; it asks `_current` at every handshake."""
@@ -66,8 +68,14 @@ class FollowedCertificate:
 
     def _load(self) -> grpc.ServerCertificateConfiguration:
         # OpenSSL itself says whether certificate and key belong together: gRPC would find out at the handshake.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._files.cert, self._files.key, password="")  # never asks
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self._files.cert, self._files.key, password="")  # never asks
         client_ca = self._files.client_ca.read_bytes() if self._files.client_ca else None
+        if client_ca is not None:
+            try:
+                context.load_verify_locations(cadata=client_ca.decode("ascii"))
+            except (ssl.SSLError, ValueError):
+                raise OSError(errno.EINVAL, "no certificates, in PEM", str(self._files.client_ca)) from None
         chain = self._files.cert.read_bytes()
         configuration = grpc.ssl_server_certificate_configuration([(self._files.key.read_bytes(), chain)], client_ca)
         self.expires_at = _expires_at(chain)

@@ -110,7 +110,10 @@ class JsonArray:
         """Reads on, and drops what was consumed; False at the end."""
         if self._ended:
             return False
-        chunk = self._stream.read(size)
+        try:
+            chunk = self._stream.read(size)
+        except OSError as exc:
+            raise self._trouble(f"it cannot be read: {exc.strerror}") from exc
         self._ended = not chunk
         try:
             more = self._utf8.decode(chunk, final=self._ended)

@@ -21,7 +21,13 @@ Connect: TypeAlias = Any
 """A function that is called as `asyncpg.connect` is."""
 
 _Trace: TypeAlias = Callable[[str], AbstractContextManager[Callable[[], None]]]
-_UNTRACED: AbstractContextManager[Callable[[], None]] = contextlib.nullcontext(lambda: None)
+
+
+def _nothing() -> None:
+    pass
+
+
+_UNTRACED: AbstractContextManager[Callable[[], None]] = contextlib.nullcontext(_nothing)
 
 # PostgreSQL is gone, going or too slow. What is not listed is a bug of ours, and passes through.
 UNAVAILABLE = (
@@ -89,6 +95,17 @@ class Database:
                     return await self._fetch(query, args, connected)
                 finally:
                     self._permits.release()
+        except UNAVAILABLE as exc:
+            raise CatalogUnavailable from exc
+
+    async def look(self, query: str) -> list[asyncpg.Record]:
+        """Runs a query of whoever looks after PostgreSQL, one at a time, on a connection beyond those of calls: it waits for none of them.
+
+        Raises:
+            CatalogUnavailable: PostgreSQL is gone, going or too slow.
+        """
+        try:
+            return await self._fetch(query, (), _nothing)
         except UNAVAILABLE as exc:
             raise CatalogUnavailable from exc
 
@@ -196,7 +213,7 @@ async def open_database(
         connect=connect_preferring_standby(connect) if wanted == "prefer-standby" else connect,
         target_session_attrs=_ROLES.get(wanted or ""),  # None: as the URL says
         min_size=0,  # nothing connects before the first query
-        max_size=limits.pool_size,
+        max_size=limits.pool_size + 1,  # for `look`
         reset=_keep_session,
         timeout=limits.connect.total_seconds(),
         command_timeout=limits.statement.total_seconds(),

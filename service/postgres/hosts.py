@@ -4,13 +4,16 @@ asyncpg's timeout is one for all of them: a first host that says nothing would b
 """
 
 import contextlib
+import math
 import re
+import time
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
+_SILENT_S = 10.0  # for so long, a host that said nothing is not asked for a standby
 _AUTHORITY = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]]+)(:(?P<port>\d+))?")
 
 
@@ -37,6 +40,9 @@ def _hosts(url: str) -> list[_Host]:
 def connecting(url: str, *, unavailable: tuple[type[BaseException], ...]) -> Any:
     """A function to call as `asyncpg.connect` is, whose timeout is each host's own; it begins with the host that was good last.
 
+    Where a standby is preferred, hosts are asked for one first, but those that have just said nothing for all of their time; and then those
+    that have said that they are none. So a host that is gone takes its time once, and leaves some for the others.
+
     Args:
         unavailable: what a host raises in whose place the next is tried; what the last one raised is raised.
     """
@@ -44,20 +50,39 @@ def connecting(url: str, *, unavailable: tuple[type[BaseException], ...]) -> Any
     if len(hosts) < 2:
         return asyncpg.connect
     good = 0
+    silent: dict[int, float] = {}  # hosts, and when they said nothing
 
     async def connect(*args: Any, target_session_attrs: SessionAttribute | None = None, **kwargs: Any) -> Any:
-        async def connect_to(attributes: SessionAttribute, index: int) -> Any:
+        async def connect_to(index: int, attributes: SessionAttribute) -> Any:
             nonlocal good
-            connection = await asyncpg.connect(*args, **kwargs | hosts[index].arguments, target_session_attrs=attributes)
+            try:
+                connection = await asyncpg.connect(*args, **kwargs | hosts[index].arguments, target_session_attrs=attributes)
+            except TimeoutError:
+                silent[index] = time.monotonic()
+                raise
             good = index
             return connection
 
-        passes = _passes(target_session_attrs or SessionAttribute(wanted_attributes(url) or "any"))
-        *others, last = [(attributes, (good + offset) % len(hosts)) for attributes in passes for offset in range(len(hosts))]
-        for other in others:
+        async def first_of(candidates: list[int], attributes: SessionAttribute) -> Any:
+            *others, last = candidates
+            for other in others:
+                with contextlib.suppress(*unavailable):
+                    return await connect_to(other, attributes)
+            return await connect_to(last, attributes)
+
+        wanted = target_session_attrs or SessionAttribute(wanted_attributes(url) or "any")
+        order = [(good + offset) % len(hosts) for offset in range(len(hosts))]
+        if wanted is not SessionAttribute.prefer_standby:
+            return await first_of(order, wanted)
+        primaries = []
+        # Asked one by one: of one host alone asyncpg would take a primary for a standby that is preferred.
+        for index in [index for index in order if time.monotonic() - silent.get(index, -math.inf) > _SILENT_S]:
             with contextlib.suppress(*unavailable):
-                return await connect_to(*other)
-        return await connect_to(*last)
+                try:
+                    return await connect_to(index, SessionAttribute.standby)
+                except asyncpg.TargetServerAttributeNotMatched:
+                    primaries.append(index)
+        return await first_of(primaries or order, SessionAttribute.any)
 
     return connect
 
@@ -65,8 +90,3 @@ def connecting(url: str, *, unavailable: tuple[type[BaseException], ...]) -> Any
 def wanted_attributes(url: str) -> str | None:
     """The URL's `target_session_attrs`."""
     return parse_qs(urlsplit(url).query).get("target_session_attrs", [None])[-1]
-
-
-def _passes(wanted: SessionAttribute) -> list[SessionAttribute]:
-    """Of one host alone asyncpg would take a primary for a standby that is preferred."""
-    return [SessionAttribute.standby, SessionAttribute.any] if wanted is SessionAttribute.prefer_standby else [wanted]

@@ -22,9 +22,9 @@ async def replication_lag(database: Database) -> timedelta:
     """Nothing on a primary, and on a standby that has replayed everything.
 
     Raises:
-        CatalogUnavailable: see `Database.fetch`.
+        CatalogUnavailable: see `Database.look`.
     """
-    [row] = await database.fetch(_LAG)
+    [row] = await database.look(_LAG)
     lag: timedelta = row["lag"]
     return lag
 

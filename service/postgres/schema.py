@@ -12,6 +12,6 @@ async def present_revision(database: Database) -> int:
     """The revision of a database's schema.
 
     Raises:
-        CatalogUnavailable: see `Database.fetch`; also before the first migration.
+        CatalogUnavailable: see `Database.look`; also before the first migration.
     """
-    return max((int(row["version_num"]) for row in await database.fetch(_PRESENT)), default=0)
+    return max((int(row["version_num"]) for row in await database.look(_PRESENT)), default=0)

@@ -14,9 +14,9 @@ Figure: TypeAlias = Callable[[str], None]
 
 _HEAD = """# Proven under faults
 
-Each row is a promise of the deployment (a *bar*), and a test that tries to break it by faults injected for real: processes, signals, sockets, Envoy and
-PostgreSQL. Written by `make soak` on {date}, on {machine}. To repeat a row: its command. The short form of each runs in CI; a
-test's file says which mitigation makes it pass.
+Each row is a promise of the deployment (a *bar*), and a test that tries to break it by faults injected for real: processes, signals,
+sockets, Envoy and PostgreSQL. Written by `make soak` on {date}, on {machine}.
+To repeat a row: its command. The short form of each runs in CI; a test's file says which mitigation makes it pass.
 
 | bar | fault | figure | command |
 | --- | --- | --- | --- |

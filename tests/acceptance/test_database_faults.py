@@ -135,12 +135,12 @@ async def test_black_hole(
             while {code for code, _ in await asyncio.gather(*(_call(stub, 5) for _ in range(4)))} != {"OK"}:
                 await asyncio.sleep(0.05)
         figure(f"late by {max(late) * 1000:.0f} ms at most, answered again after {time.monotonic() - began:.2f} s")
-        assert -0.1 < min(late) < max(late) < (0.1 if long else 0.5)  # beside other tests, this process is late itself
+        assert -0.1 < min(late) < max(late) < (0.1 if long else 2)  # beside other tests, this process is late itself
         await _check_pool(stub, sql, database_name, size=4)
 
 
 async def _check_pool(stub: pb.BackupServiceStub, sql: Sql, database_name: str, *, size: int) -> None:
-    """So many calls have a connection at once, and there are no further ones."""
+    """So many calls have a connection at once, and there are no further ones, but the one that looks after PostgreSQL."""
     async with asyncio.timeout(20):
         async with sql.transaction():
             await sql.execute("LOCK TABLE backups IN ACCESS EXCLUSIVE MODE")
@@ -148,7 +148,7 @@ async def _check_pool(stub: pb.BackupServiceStub, sql: Sql, database_name: str, 
             while await sql.fetchval("SELECT count(*) FROM pg_locks WHERE relation = 'backups'::regclass AND NOT granted") < size:
                 await asyncio.sleep(0.02)
         assert {code for code, _ in await asyncio.gather(*calls)} == {"OK"}
-        while await sql.fetchval(f"SELECT count(*) {_BACKENDS}", database_name) > size:
+        while await sql.fetchval(f"SELECT count(*) {_BACKENDS}", database_name) > size + 1:
             await asyncio.sleep(0.02)
 
 

@@ -215,7 +215,7 @@ async def test_a_dead_collector(start_traced: StartTraced, collector_is: str) ->
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER must be otlp"),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, "OTEL_EXPORTER_OTLP_PROTOCOL must be grpc"),
         ({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "OpenTelemetry cannot use a variable OTEL_... (ValueError)"),
-        ({"PYTHONPATH": "without"}, "OpenTelemetry is not installed: requirements/production.txt has it"),
+        ({"PYTHONPATH": "without"}, "OpenTelemetry is not installed: see requirements/production.txt"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -45,6 +45,15 @@ def test_the_limit() -> None:
         admission.weigh(pb.ListBackupsRequest(page_size=200))
 
 
+def test_room_for_any_page() -> None:
+    """Where nothing is in flight, the largest page is admitted, however low the limit: it would else be refused for ever."""
+    admission = Admission(3)
+    page = admission.admit() + admission.weigh(pb.ListBackupsRequest(page_size=1000))
+    assert page == 3
+    with pytest.raises(Overloaded):
+        admission.admit()
+
+
 async def test_quiet() -> None:
     """Quiet is when nothing has come for the window; it is waited for within a bound."""
     admission = Admission(1)

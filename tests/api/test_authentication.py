@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -9,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import jwt
 import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import pb
-from service.api.authentication import TOKEN_MAX_LENGTH
+from service.api.authentication import TOKEN_MAX_LENGTH, JwtAuthenticator, Keys
 from tests.api.answers import failure
 from tests.conftest import AddBackups, StartServer
 from tests.tokens import AUDIENCE, BAD_TOKENS, ISSUER, Issuer, Source
@@ -259,3 +262,58 @@ async def test_no_keys_at_the_start(guarded: StartGuarded, issuer: Issuer, tmp_p
     async with guarded(tmp_path / "none.json", wait=False) as stub:
         answer = await failure(stub.List(_LIST, metadata=_bearer(issuer.token("k1"))))
         assert (answer.code, answer.reason) == (StatusCode.UNAVAILABLE, "KEYS_UNAVAILABLE")
+
+
+async def test_keys_that_are_not_understood(guarded: StartGuarded, issuer: Issuer, jwks: Path) -> None:
+    """A key that cannot be used, or is of a kind that nobody here knows, takes nothing from those beside it."""
+    keys = json.loads(issuer.jwks("k1"))["keys"]
+    without_modulus = {name: value for name, value in keys[0].items() if name != "n"} | {"kid": "broken"}
+    jwks.write_text(json.dumps({"keys": [without_modulus, {"kty": "new"}, *keys, without_modulus | {"n": "!"}]}), encoding="utf-8")
+    async with guarded(jwks) as stub:
+        await stub.List(_LIST, metadata=_bearer(issuer.token("k1")))
+
+
+async def test_an_issuer_without_end(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that does not end is given up, is not asked for a second time beside it, and once it has ended keys are read again."""
+    monkeypatch.setattr("service.api.authentication._READ_TIMEOUT", 0.05)
+    ended, asked = threading.Event(), 0
+
+    def read() -> bytes:
+        nonlocal asked
+        asked += 1
+        ended.wait(20)
+        return issuer.jwks("k1")
+
+    minute = timedelta(minutes=1)
+    keys = Keys(read, family="RS", refresh=minute, max_age=minute, retry=minute)
+    assert not await keys.update()
+    assert not await keys.update()
+    assert asked == 1
+    ended.set()
+    async with asyncio.timeout(10):
+        while not await keys.update():
+            await asyncio.sleep(0.01)
+    assert keys.fresh
+
+
+def test_remembered_tokens_are_bounded(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered of tokens is bounded by their size, however many are sent, and how often."""
+    monkeypatch.setattr("service.api.authentication._REMEMBERED", 20_000)
+    authenticator = JwtAuthenticator(_Held(issuer), family="RS", issuer=ISSUER, audience=AUDIENCE)  # type: ignore[arg-type]
+    tokens = [issuer.token("k1", sub=f"caller {number}", folders=["f" * 3000]) for number in range(10)]
+    for token in tokens * 3:
+        assert authenticator.authenticate(_bearer(token)).may_read("f" * 3000)
+    assert 0 < sum(map(len, authenticator._remembered)) == authenticator._size <= 20_000
+
+
+class _Held:
+    """A key that stays."""
+
+    def __init__(self, issuer: Issuer) -> None:
+        self._key = jwt.PyJWK(json.loads(issuer.jwks("k1"))["keys"][0], "RS256")
+
+    def get(self, _: str) -> Any:
+        return self._key
+
+    def holds(self, _: Any) -> bool:
+        return True

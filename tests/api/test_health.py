@@ -171,3 +171,22 @@ async def test_whatever_goes_wrong_may_be_mended(start_server: StartServer, sql:
         await _until(health, _NOT_SERVING)
         await sql.execute("GRANT SELECT ON alembic_version TO backups_service")
         await _until(health, _SERVING)
+
+
+async def test_busy_is_not_ill(start_server: StartServer, sql: Sql) -> None:
+    """While every connection of calls is taken, and more calls wait, the server goes on seeing its database, and is SERVING."""
+    async with start_server(pool_size=1) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+        await _until(health_pb2_grpc.HealthStub(channel), _SERVING)
+        async with sql.transaction():
+            await sql.execute("LOCK TABLE backups")
+            stub = pb.BackupServiceStub(channel)
+            calls = [asyncio.ensure_future(failure(stub.Get(pb.GetBackupRequest(backup_id="a")))) for _ in range(5)]
+            async with asyncio.timeout(20):
+                while await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 1:
+                    await asyncio.sleep(0.01)
+                for _ in range(2):
+                    seen_at = server._database_seen_at
+                    while server._database_seen_at == seen_at:
+                        await asyncio.sleep(0.01)
+                        assert server.health.serving
+        assert {answer.code for answer in await asyncio.gather(*calls)} == {StatusCode.NOT_FOUND}

@@ -127,3 +127,22 @@ async def test_files_that_cannot_be_used(start_server: StartServer, authority: A
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(start_server(**files.settings))
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"hunter2", b"\xff"])
+async def test_an_authority_that_cannot_be_used(
+    start_server: StartServer, authority: Authority, files: Files, tmp_path: Path, spoilt: bytes
+) -> None:
+    """A file of clients' authorities without a certificate is a clear error at the start; later, what was there before stays."""
+    clients, client_ca = Authority(), tmp_path / "clients.crt"
+    client_ca.write_bytes(spoilt)
+    settings = files.settings | {"tls_client_ca": str(client_ca)}
+    with pytest.raises(InvalidSettings, match="BACKUPS_TLS_CLIENT_CA: .*clients.crt: no certificates, in PEM"):
+        async with start_server(**settings):
+            pass
+    client_ca.write_bytes(clients.cert)
+    async with start_server(**settings) as server:
+        client_ca.write_bytes(spoilt)
+        for _ in range(2):
+            async with _channel(server.address, authority, clients.pair("client")) as channel:
+                await _list(channel)

@@ -1,7 +1,9 @@
 """An array of objects, read an object at a time."""
 
+import errno
 import io
 import json
+import os
 import tracemalloc
 from typing import Any
 
@@ -132,3 +134,21 @@ def test_an_element_without_end() -> None:
         list(JsonArray(endless))
     assert caught.value.reason == "too long, or no JSON"
     assert endless.given < 100_000_000
+
+
+def test_a_disk_that_fails() -> None:
+    """What cannot be read on is said to be the input's trouble, and not taken for the catalog's."""
+
+    class Failing:
+        """Gives a piece, and no more."""
+
+        def __init__(self) -> None:
+            self._pieces = [b'[{"a": 1},']
+
+        def read(self, size: int, /) -> bytes:
+            if not self._pieces:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return self._pieces.pop()
+
+    with pytest.raises(NotAnArray, match="cannot be read: Input/output error"):
+        list(JsonArray(Failing()))
