@@ -1,11 +1,14 @@
 """The words of the product: a backup, a place in a folder's list, a page of it."""
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 # What the API can say, and the table's constraints allow: 50 characters of an id fill a page token exactly.
 ID_MAX_LENGTH = 50
+TIME_MIN = datetime(1970, 1, 1, tzinfo=UTC)
+TIME_MAX = datetime(9999, 12, 31, 23, 59, 59, 999998, tzinfo=UTC)  # a microsecond later is infinity to asyncpg
+DEFAULT_PAGE_SIZE = 100
 _ID = re.compile(rf"[!-~]{{1,{ID_MAX_LENGTH}}}")
 
 

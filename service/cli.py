@@ -347,7 +347,7 @@ def list_(
     """List a folder's backups, newest first."""
     from service import client
 
-    service = client.Target(address, tls=tls, ca_file=ca_file, token=token)
+    service = client.Endpoint(address, tls=tls, ca_file=ca_file, token=token)
     pages = client.pages(service, folder_id, page_size=page_size, page_token=page_token, follow=all_)
     asyncio.run(_print_json(pages) if as_json else _print_table(pages, folder_id, to_the_end=all_))
 
@@ -397,7 +397,7 @@ def get(
     """Show one backup."""
     from service import client, output
 
-    backup = asyncio.run(client.get(client.Target(address, tls=tls, ca_file=ca_file, token=token), backup_id))
+    backup = asyncio.run(client.get(client.Endpoint(address, tls=tls, ca_file=ca_file, token=token), backup_id))
     if as_json:
         print(output.json(backup))
     else:
@@ -409,6 +409,6 @@ def health(address: Address = DEFAULT_ADDRESS, tls: Tls = False, ca_file: CaFile
     """Ask whether the service is ready for calls; exit status 1 if it is not."""
     from service import client
 
-    if not asyncio.run(client.is_serving(client.Target(address, tls=tls, ca_file=ca_file, timeout=3))):
+    if not asyncio.run(client.is_serving(client.Endpoint(address, tls=tls, ca_file=ca_file, timeout=3))):
         raise CommandError(f"the service at {address} is not ready: its database cannot be reached, or has not been migrated")
     print("SERVING")

@@ -16,7 +16,7 @@ _DETAILS_KEY = "grpc-status-details-bin"
 _MAX_MESSAGE = 16 << 20  # bytes; a page has at most half a megabyte
 
 
-class Target(NamedTuple):
+class Endpoint(NamedTuple):
     """Where the service is, and how to be let in."""
 
     address: str
@@ -29,64 +29,64 @@ class Target(NamedTuple):
 
 
 async def pages(
-    target: Target, folder_id: str, *, page_size: int, page_token: str, follow: bool
+    endpoint: Endpoint, folder_id: str, *, page_size: int, page_token: str, follow: bool
 ) -> AsyncGenerator[pb.ListBackupsResponse]:  # fmt: skip
     """A folder's backups, a page at a time: one page, or all from there on.
 
     Raises:
         CallFailed: the service answers an error, or is not there.
     """
-    async with _channel(target) as channel:
+    async with _channel(endpoint) as channel:
         stub = pb.BackupServiceStub(channel)
         while True:
             request = pb.ListBackupsRequest(folder_id=folder_id, page_size=page_size, page_token=page_token)
-            page = await stub.List(request, timeout=target.timeout, metadata=_metadata(target))
+            page = await stub.List(request, timeout=endpoint.timeout, metadata=_metadata(endpoint))
             yield page
             page_token = page.next_page_token
             if not (follow and page_token):
                 return
 
 
-async def get(target: Target, backup_id: str) -> pb.Backup:
+async def get(endpoint: Endpoint, backup_id: str) -> pb.Backup:
     """One backup.
 
     Raises:
         CallFailed: the service answers an error, or is not there.
     """
-    async with _channel(target) as channel:
+    async with _channel(endpoint) as channel:
         request = pb.GetBackupRequest(backup_id=backup_id)
-        return await pb.BackupServiceStub(channel).Get(request, timeout=target.timeout, metadata=_metadata(target))
+        return await pb.BackupServiceStub(channel).Get(request, timeout=endpoint.timeout, metadata=_metadata(endpoint))
 
 
-async def is_serving(target: Target) -> bool:
+async def is_serving(endpoint: Endpoint) -> bool:
     """Whether the service says that it should be sent calls.
 
     Raises:
         CallFailed: the service answers an error, or is not there.
     """
-    async with _channel(target) as channel:
+    async with _channel(endpoint) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its types lack the methods
-        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=target.timeout)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=endpoint.timeout)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 @contextlib.asynccontextmanager
-async def _channel(target: Target) -> AsyncIterator[grpc.aio.Channel]:
+async def _channel(endpoint: Endpoint) -> AsyncIterator[grpc.aio.Channel]:
     options = [("grpc.max_receive_message_length", _MAX_MESSAGE)]
-    if target.tls:
-        roots = target.ca_file.read_bytes() if target.ca_file else None
-        channel = grpc.aio.secure_channel(target.address, grpc.ssl_channel_credentials(roots), options=options)
+    if endpoint.tls:
+        roots = endpoint.ca_file.read_bytes() if endpoint.ca_file else None
+        channel = grpc.aio.secure_channel(endpoint.address, grpc.ssl_channel_credentials(roots), options=options)
     else:
-        channel = grpc.aio.insecure_channel(target.address, options=options)
+        channel = grpc.aio.insecure_channel(endpoint.address, options=options)
     async with channel:
         try:
             yield channel
         except grpc.aio.AioRpcError as exc:
-            raise CallFailed(_explained(exc, target.address)) from exc
+            raise CallFailed(_explained(exc, endpoint.address)) from exc
 
 
-def _metadata(target: Target) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {target.token}"),) if target.token else ()
+def _metadata(endpoint: Endpoint) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {endpoint.token}"),) if endpoint.token else ()
 
 
 def _explained(error: grpc.aio.AioRpcError, address: str) -> str:

@@ -1,17 +1,15 @@
 """The words of an import: what a tool's listing says of one backup, whatever the tool."""
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple
 
-from service.backup import is_backup_id
+from service.backup import TIME_MAX, TIME_MIN, is_backup_id
 from service.errors import InvalidEntry, InvalidIdPrefix
 
 # An id is the prefix, a colon, and at most 25 characters of the tool's own name for the backup.
 ID_PREFIX_MAX_LENGTH = 24
 
-_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST = datetime(9999, 12, 31, 23, 59, 59, 999998, tzinfo=UTC)  # what a protobuf Timestamp can say, less what asyncpg takes for infinity
 _SIZE_MAX = 2**63 - 1
 
 
@@ -66,7 +64,7 @@ def checked_time(label: str, field: str, time: datetime) -> datetime:
     Raises:
         InvalidEntry: the API cannot say this time.
     """
-    if not _FIRST <= time <= _LAST:
+    if not TIME_MIN <= time <= TIME_MAX:
         raise InvalidEntry(label, field, f"{time.isoformat()} is not between 1970 and 9999")
     return time
 

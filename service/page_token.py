@@ -10,12 +10,12 @@ A token grants nothing (the folder is authorised on every call); sealing keeps c
 import base64
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
-from service.backup import ID_MAX_LENGTH, Position, is_backup_id
+from service.backup import ID_MAX_LENGTH, TIME_MAX, TIME_MIN, Position, is_backup_id
 from service.errors import InvalidPageToken
 
 # Published, so that a page token works between replicas that were given no key.
@@ -26,8 +26,6 @@ _VERSION = b"\x01"
 _METHOD = b"/yandex.cloud.mdb.greenplum.v1.BackupService/List"
 _TIME_BYTES = 8
 _SHAPE = re.compile(r"[A-Za-z0-9_-]{35,100}")  # an id of one character to one of 50
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST = datetime(9999, 12, 31, 23, 59, 59, 999998, tzinfo=UTC)  # the table's limit
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -43,7 +41,7 @@ class PageTokens:
 
     def seal(self, position: Position, *, folder_id: str) -> str:
         """The token of the page after this position."""
-        created_at_us = (position.created_at - _EPOCH) // _MICROSECOND
+        created_at_us = (position.created_at - TIME_MIN) // _MICROSECOND
         plaintext = created_at_us.to_bytes(_TIME_BYTES) + position.id.encode("ascii")
         return _encode(_VERSION + self._sealer.encrypt(plaintext, [_METHOD, folder_id.encode()]))
 
@@ -69,9 +67,9 @@ def _position(plaintext: bytes) -> Position:
     """Checks what it reads: with the published key, anybody can seal anything."""
     created_at_us = int.from_bytes(plaintext[:_TIME_BYTES])
     backup_id = plaintext[_TIME_BYTES:].decode("ascii", errors="replace")
-    if created_at_us > (_LAST - _EPOCH) // _MICROSECOND or not is_backup_id(backup_id):
+    if created_at_us > (TIME_MAX - TIME_MIN) // _MICROSECOND or not is_backup_id(backup_id):
         raise InvalidPageToken
-    return Position(_EPOCH + created_at_us * _MICROSECOND, backup_id)
+    return Position(TIME_MIN + created_at_us * _MICROSECOND, backup_id)
 
 
 def _encode(data: bytes) -> str:

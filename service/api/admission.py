@@ -9,9 +9,9 @@ import contextlib
 from datetime import timedelta
 
 from service import pb
+from service.backup import DEFAULT_PAGE_SIZE
 from service.errors import Overloaded, ShuttingDown
 
-_DEFAULT_PAGE_SIZE = 100
 _MAX_PAGE_SIZE = 1000
 
 _LONGEST_WAIT_S = 5.0
@@ -48,7 +48,7 @@ class Admission:
         """
         if not isinstance(request, pb.ListBackupsRequest):
             return 0
-        size = request.page_size or _DEFAULT_PAGE_SIZE
+        size = request.page_size or DEFAULT_PAGE_SIZE
         return self._add(min(min(max(size, 0), _MAX_PAGE_SIZE) // 100, self.limit - 1))  # an idle server has room for any
 
     def _add(self, weight: int) -> int:

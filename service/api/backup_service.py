@@ -8,11 +8,9 @@ from datetime import UTC
 from service import pb
 from service.api.authentication import current_caller
 from service.api.validation import validate
-from service.backup import Position
+from service.backup import DEFAULT_PAGE_SIZE, Position
 from service.page_token import PageTokens
 from service.postgres.catalog import Catalog
-
-DEFAULT_PAGE_SIZE = 100
 
 
 class BackupService(pb.BackupServiceServicer):

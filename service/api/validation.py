@@ -19,13 +19,12 @@ def validate(request: Message) -> None:
     Raises:
         InvalidRequest: with every violation, one a field.
     """
-    violations = [
-        Violation(field, description)
-        for field, breaks, description in _limits(request.DESCRIPTOR)
-        if breaks(getattr(request, field))
-    ]  # fmt: skip
+    violations: dict[str, Violation] = {}
+    for field, breaks, description in _limits(request.DESCRIPTOR):
+        if breaks(getattr(request, field)):
+            violations.setdefault(field, Violation(field, description))
     if violations:
-        raise InvalidRequest(list({violation.field: violation for violation in reversed(violations)}.values())[::-1])
+        raise InvalidRequest(list(violations.values()))
 
 
 @functools.cache

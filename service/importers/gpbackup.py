@@ -40,11 +40,11 @@ _NOT_COMPLETED = {"Failure": "failed", "In Progress": "not completed: still runn
 _DELETION_FAILED = ("Plugin Backup Delete Failed", "Local Delete Failed")
 
 _FILTERS = ("exclude_schema_filtered", "exclude_table_filtered", "include_schema_filtered", "include_table_filtered")
-_ABSENT_IN_1_28_0 = "segment_count"
 _COLUMNS = (
     *("timestamp", "end_time", "status", "date_deleted", "backup_version", "backup_dir", "plugin"),
-    *("incremental", "data_only", "metadata_only", *_FILTERS, _ABSENT_IN_1_28_0),
+    *("incremental", "data_only", "metadata_only", *_FILTERS, "segment_count"),
 )
+_ABSENT_IN_1_28_0 = {"segment_count"}
 
 # Neither a view nor a virtual table, which could be anything.
 _TABLE = "SELECT 1 FROM sqlite_schema WHERE name = 'backups' AND type = 'table' AND rootpage > 0"
@@ -144,7 +144,7 @@ class _Reader:
             return 0, (f"{_NO_SIZE}, and a plugin keeps the files",)
         if not row["backup_dir"]:
             return 0, (f"{_NO_SIZE}, and the files are in the segments' own data directories",)
-        segments = row[_ABSENT_IN_1_28_0]
+        segments = row["segment_count"]
         if type(segments) is not int or not 0 < segments < 2**31:
             return 0, (f"{_NO_SIZE}, nor how many segments the files are from",)
         files = Files(str(row["timestamp"]), segments=segments, has_data=row["metadata_only"] != 1)
@@ -215,11 +215,11 @@ def _selected(history: Path, connection: sqlite3.Connection) -> list[_Row]:
             f"{history} is a SQLite file without gpbackup's table `backups`: not gpbackup's history. Nothing was imported."
         )
     present = {name for (name,) in connection.execute(_PRESENT).fetchall()}
-    if missing := set(_COLUMNS) - present - {_ABSENT_IN_1_28_0}:
+    if missing := set(_COLUMNS) - present - _ABSENT_IN_1_28_0:
         raise InvalidListing(f"{history}: its table `backups` has no column {', '.join(sorted(missing))}: not gpbackup's history.")
     columns = [column for column in _COLUMNS if column in present]
     selected = connection.execute(f"SELECT {', '.join(columns)} FROM backups ORDER BY timestamp").fetchall()  # noqa: S608  # our own names
-    return [{_ABSENT_IN_1_28_0: None} | dict(zip(columns, values, strict=True)) for values in selected]
+    return [dict.fromkeys(_ABSENT_IN_1_28_0) | dict(zip(columns, values, strict=True)) for values in selected]
 
 
 class _Patience:

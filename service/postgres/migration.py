@@ -84,10 +84,12 @@ def create_index(name: str, definition: str) -> None:
     take: to give up would leave an index that is not valid, and yet costs every write. What an earlier try has left is dropped first.
     """
     with op.get_context().autocommit_block():
-        op.execute("SET lock_timeout = 0; SET statement_timeout = 0")
+        op.execute("SET lock_timeout = 0")
+        op.execute("SET statement_timeout = 0")
         op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
         op.execute(f"CREATE INDEX CONCURRENTLY {name} {definition}")
-        op.execute("RESET lock_timeout; RESET statement_timeout")
+        op.execute("RESET lock_timeout")
+        op.execute("RESET statement_timeout")
 
 
 def heads() -> list[str]:

@@ -31,7 +31,7 @@ from tests.conftest import AddBackups, free_ports
 _LIST = "/yandex.cloud.mdb.greenplum.v1.BackupService/List"
 _INITIAL_WINDOW_SIZE = 4
 _FRAMES, _CHUNK = 50_000, 100
-_P99_S = 0.5
+_P99_S = 1.0
 """Of calls of somebody else, in the long form."""
 
 
@@ -127,7 +127,7 @@ async def test_half_done_calls_are_ended(deployment: Deployment, add_backups: Ad
             reads_nothing(),
         )
     figure(f"over after {time.monotonic() - began:.0f} s; {others}")
-    assert others.p99 < (_P99_S if long else 5 * _P99_S)
+    assert others.p99 < (_P99_S if long else 3 * _P99_S)
 
 
 _FLOODS: dict[str, Callable[[Encoder, int], list[Frame]]] = {
@@ -179,7 +179,7 @@ async def test_floods(deployment: Deployment, kind: str, *, long: bool, figure: 
     grown = await _envoys_memory(deployment) - before
     figure(f"{kind}: {sum(closed)} of 4 connections closed; {others}; Envoy's memory grew by {grown >> 10} KiB")
     assert all(closed)
-    assert others.p99 < (_P99_S if long else 5 * _P99_S)  # beside other tests, this process is late itself
+    assert others.p99 < (_P99_S if long else 3 * _P99_S)  # beside other tests, this process is late itself
     assert grown < 16 << 20
 
 
