@@ -99,7 +99,7 @@ async def _overloaded(target: Target, *, long: bool, allowed: set[str], goodput:
     peaks += [(await _drive(target, seconds)).answered_per_second for _ in range(2 if long else 0)]
     peak = statistics.median(peaks)
     assert overload.errors.keys() <= (allowed if long else allowed | _OF_OTHERS)
-    assert after < before + (150 << 20)
+    assert after < before + ((150 if goodput else 350) << 20)  # directly, calls wait within gRPC until their deadlines
     assert overload.calls > 0
     assert unanswered <= (0 if long else 2)
     refused = ", ".join(f"{count} {error}" for error, count in overload.errors.items())
@@ -109,7 +109,7 @@ async def _overloaded(target: Target, *, long: bool, allowed: set[str], goodput:
         f"answered {overload.answered_per_second:.0f}/s, p99 {overload.p99_ms:.0f} ms, {refused or 'none refused'}; "
         f"{again:.0f}/s 2 s later; memory {before >> 20} to {after >> 20} MiB; the client took {cost:.0%} of a core"
     )
-    if long:  # elsewhere other tests run beside it
+    if long and goodput:  # elsewhere other tests run beside it
         assert overload.answered_per_second >= goodput * peak, told
         assert again >= 0.85 * peak, told
     return told
@@ -136,7 +136,7 @@ async def test_overload_through_envoy(database_url: str, add_backups: AddBackups
 
 @pytest.mark.bar(6, "twice the capacity offered directly, open loop, on 32 connections")
 async def test_overload_directly(database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, figure: Figure) -> None:
-    """Nothing is CANCELLED, and health checks are answered. The share that is answered well is only told: it is low.
+    """Nothing is CANCELLED, health checks are answered, and memory is bounded. What is answered well, and how soon again, is only told.
 
     gRPC takes up the calls of a method one after the other, which takes nearly as long as answering them. So they queue where admission
     does not see them, until their deadlines pass. That is what Envoy is in front for.
