@@ -49,7 +49,8 @@ class Admission:
         if not isinstance(request, pb.ListBackupsRequest):
             return 0
         size = request.page_size or DEFAULT_PAGE_SIZE
-        return self._add(min(min(max(size, 0), _MAX_PAGE_SIZE) // 100, self.limit - 1))  # an idle server has room for any
+        weight = min(max(size, 0), _MAX_PAGE_SIZE) // 100
+        return self._add(min(weight, self.limit - 1))  # an idle server has room for any
 
     def _add(self, weight: int) -> int:
         if self.in_flight + weight > self.limit:

@@ -176,9 +176,9 @@ class Keys:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[bytes] = loop.create_future()
 
-        def settle(settle: Callable[[Any], None], outcome: object) -> None:
-            if not answer.done():
-                settle(outcome)
+        def settle(give: Callable[[Any], None], outcome: object) -> None:
+            if not answer.done():  # it may have been given up
+                give(outcome)
 
         def read() -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
