@@ -23,10 +23,11 @@ from grpc_reflection.v1alpha import reflection
 from service import VERSION, pb, telemetry
 from service.api.admission import Admission
 from service.api.api_endpoint_service import ApiEndpointService
-from service.api.authentication import Anonymous, Authenticator, JwtAuthenticator, Keys, jwks_reader
+from service.api.authentication import Anonymous, Authenticator, JwtAuthenticator
 from service.api.backup_service import BackupService
 from service.api.health import Health, keep_ready
 from service.api.interceptor import Interceptor
+from service.api.signing_keys import Keys, jwks_reader
 from service.api.tls import FollowedCertificate, TlsFiles
 from service.catalog_metrics import CatalogMetrics
 from service.errors import PortTaken, TracingUnavailable

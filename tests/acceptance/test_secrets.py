@@ -44,7 +44,8 @@ class Unserializable:
 '''
 
 _BACKUP_SERVICE, _INTERCEPTOR = "service/api/backup_service.py", "service/api/interceptor.py"
-_AUTHENTICATION, _TLS, _HEALTH = "service/api/authentication.py", "service/api/tls.py", "service/api/health.py"
+_AUTHENTICATION, _SIGNING_KEYS = "service/api/authentication.py", "service/api/signing_keys.py"
+_TLS, _HEALTH = "service/api/tls.py", "service/api/health.py"
 
 
 def _before(file: str, line: str, condition: str, then: str = _FAIL) -> Change:
@@ -75,7 +76,7 @@ _BACKGROUND = {
         '__import__("asyncio").ensure_future(__import__("service.planted").planted.fail_alone())',
     ),
     "TLS": _before(_TLS, "        versions = self._versions()\n        if", 'self._files.key.with_name("broken").exists()'),
-    "JWKS": _before(_AUTHENTICATION, "        try:\n            listed", 'b"planted" in data'),
+    "JWKS": _before(_SIGNING_KEYS, "        try:\n            listed", 'b"planted" in data'),
 }
 
 

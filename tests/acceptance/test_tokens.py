@@ -1,7 +1,7 @@
 """Tokens that are not good, and an issuer that is gone.
 
 Mitigations: one family of algorithms, and `exp`, `iss` and `aud` required (service/api/authentication.py); keys are read in the background,
-however many unknown ones are named, at least ten seconds apart, and the last good ones stay.
+however many unknown ones are named, at least ten seconds apart, and the last good ones stay (service/api/signing_keys.py).
 """
 
 import asyncio

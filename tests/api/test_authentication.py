@@ -17,7 +17,8 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import pb
-from service.api.authentication import TOKEN_MAX_LENGTH, JwtAuthenticator, Keys
+from service.api.authentication import TOKEN_MAX_LENGTH, JwtAuthenticator
+from service.api.signing_keys import Keys
 from tests.api.answers import failure
 from tests.conftest import AddBackups, StartServer
 from tests.tokens import AUDIENCE, BAD_TOKENS, ISSUER, Issuer, Source
@@ -275,7 +276,7 @@ async def test_keys_that_are_not_understood(guarded: StartGuarded, issuer: Issue
 
 async def test_an_issuer_without_end(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that does not end is given up, is not asked for a second time beside it, and once it has ended keys are read again."""
-    monkeypatch.setattr("service.api.authentication._READ_TIMEOUT", 0.05)
+    monkeypatch.setattr("service.api.signing_keys._READ_TIMEOUT", 0.05)
     ended, asked = threading.Event(), 0
 
     def read() -> bytes:
