@@ -14,6 +14,7 @@ from service.errors import Overloaded, ShuttingDown
 
 _MAX_PAGE_SIZE = 1000
 
+_QUIET_STEPS = 10
 _LONGEST_WAIT_S = 5.0
 
 
@@ -67,13 +68,17 @@ class Admission:
         self._open = False
 
     async def quiet(self, window: timedelta, *, within: timedelta) -> None:
-        """Waits until no call has come for this long; but not for ever."""
+        """Waits until no call has come for this long; but not for ever.
+
+        In many small steps: to a process that got no CPU, time has passed, but the calls that came meanwhile have not come yet.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within.total_seconds()):
-                arrivals = -1
-                while arrivals != self._arrivals:
+                quiet_steps, arrivals = 0, self._arrivals
+                while quiet_steps < _QUIET_STEPS:
+                    await asyncio.sleep(window.total_seconds() / _QUIET_STEPS)
+                    quiet_steps = quiet_steps + 1 if arrivals == self._arrivals else 0
                     arrivals = self._arrivals
-                    await asyncio.sleep(window.total_seconds())
 
     def dismiss(self) -> None:
         """Lets the refused calls go."""

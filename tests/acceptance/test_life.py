@@ -135,6 +135,21 @@ async def test_never_cancelled(database_url: str) -> None:
         assert codes == {StatusCode.OK, StatusCode.UNAVAILABLE}
 
 
+async def test_calls_that_came_while_it_stood_still(database_url: str) -> None:
+    """Calls that came while the process got no CPU have come, when it waits for none to come any more: they are not CANCELLED either."""
+    async with serving(database_url, BACKUPS_DRAIN_DELAY="0") as server:
+        await server.event("serving")
+        await server.stub.List(pb.ListBackupsRequest(folder_id="f"))
+        server.process.send_signal(signal.SIGTERM)
+        await server.event("not serving")
+        server.process.send_signal(signal.SIGSTOP)
+        calls = [server.stub.List(pb.ListBackupsRequest(folder_id="f"), timeout=20) for _ in range(50)]
+        await asyncio.sleep(0.3)  # longer than the window in which none may come
+        server.process.send_signal(signal.SIGCONT)
+        assert {await call.code() for call in calls} == {StatusCode.UNAVAILABLE}
+        assert await server.ended(within=10) == 0
+
+
 async def test_a_second_signal_hurries(database_url: str, sql: Sql) -> None:
     """A second signal waits for nothing."""
     async with serving(database_url, BACKUPS_DRAIN_DELAY="60", BACKUPS_SHUTDOWN_GRACE="60", BACKUPS_REQUEST_TIMEOUT="60") as server:
