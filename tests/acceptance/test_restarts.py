@@ -1,14 +1,16 @@
 """Replicas that come and go.
 
 Mitigations: NOT_SERVING and the drain delay before a replica ends, and Envoy's retries (`retry_on` of deploy/envoy.yaml) of what was cut
-off; without retry_on, calls fail at each kill -9.
+off, all of it at once (`max_retries`); without retry_on, calls fail at each kill -9.
 """
 
 import asyncio
+import os
 import signal
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -41,6 +43,21 @@ async def test_replicas_are_restarted_in_turn(
     figure(f"{number.name}, {rounds} rounds of 3: {outcomes}")
     assert outcomes.codes == {"OK", "HTTP 200"}
     assert outcomes["OK"] > 20
+
+
+async def test_many_calls_are_cut_off_at_once(database_url: str) -> None:
+    """All calls that a replica held when it was killed are answered by the others, however few calls Envoy has in flight by then."""
+    async with deployed(database_url, replicas=2) as deployment, deployment.channel() as channel:
+        lost = deployment.replicas[0]
+        assert isinstance(lost, ReplicaProcess)
+        os.kill(lost.pid, signal.SIGSTOP)
+        stub = pb.BackupServiceStub(channel)
+        calls: list[Any] = [stub.List(pb.ListBackupsRequest(folder_id="f1"), timeout=20) for _ in range(600)]
+        async with asyncio.timeout(20):
+            while sum(call.done() for call in calls) < len(calls) // 2:
+                await asyncio.sleep(0.01)
+        await lost.end(signal.SIGKILL)
+        assert Counter([await call.code() for call in calls]) == {StatusCode.OK: len(calls)}
 
 
 @pytest.mark.bar(2, "SIGTERM with calls in flight, clients connected directly and backing off")
