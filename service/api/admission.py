@@ -74,11 +74,11 @@ class Admission:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within.total_seconds()):
-                quiet_steps, arrivals = 0, self._arrivals
+                quiet_steps = 0
                 while quiet_steps < _QUIET_STEPS:
+                    arrivals = self._arrivals
                     await asyncio.sleep(window.total_seconds() / _QUIET_STEPS)
                     quiet_steps = quiet_steps + 1 if arrivals == self._arrivals else 0
-                    arrivals = self._arrivals
 
     def dismiss(self) -> None:
         """Lets the refused calls go."""
