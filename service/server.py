@@ -1,6 +1,6 @@
-"""The composition root, and a life in order: build, start, ready, drain, stop.
+"""A server's life in order: build, start, ready, drain, stop.
 
-The only place, beside the commands, that has read the settings: everything else is given values.
+Beside the commands, it and `composition` alone have read the settings: everything else is given values.
 """
 
 import asyncio
@@ -13,37 +13,31 @@ import signal
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import grpc
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service import VERSION, pb, telemetry
+from service import VERSION, composition, pb, telemetry
 from service.api.admission import Admission
 from service.api.api_endpoint_service import ApiEndpointService
-from service.api.authentication import Anonymous, Authenticator, JwtAuthenticator
 from service.api.backup_service import BackupService
 from service.api.health import Health, keep_ready
 from service.api.interceptor import Interceptor
-from service.api.signing_keys import Keys, jwks_reader
 from service.api.tls import FollowedCertificate, TlsFiles
 from service.catalog_metrics import CatalogMetrics
-from service.errors import PortTaken, TracingUnavailable
+from service.errors import PortTaken
 from service.metrics import Metrics
 from service.page_token import PageTokens
 from service.postgres.catalog import Catalog
-from service.postgres.database import Database, Limits, open_database
-from service.postgres.replication import connect_to_fresh, replication_lag
+from service.postgres.database import Database
+from service.postgres.replication import replication_lag
 from service.postgres.schema import REQUIRED_REVISION, present_revision
 from service.settings import Address, Settings
 
-if TYPE_CHECKING:
-    from service.tracing import Tracing
-
 _READY_PERIOD = timedelta(seconds=1)
-_JWKS_RETRY = timedelta(seconds=10)
 
 # Between the last call and the end of the listener: gRPC answers CANCELLED, which nobody retries, to calls that arrive while it stops.
 _QUIET_WINDOW = timedelta(milliseconds=100)
@@ -54,23 +48,6 @@ _NOTICE = timedelta(milliseconds=20)
 
 # What the steps of an end may take beyond their own bounds, before the process is ended.
 _WATCHDOG_MARGIN = timedelta(seconds=10)
-
-_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # with it, a second server would take half of the first one's calls
-    # For each connection. More than Envoy's max_requests: gRPC counts those too that are over but not tidied up yet, and refuses.
-    ("grpc.max_concurrent_streams", 2000),
-    # gRPC's own queues, when they are full, answer CANCELLED, which clients never retry.
-    ("grpc.server.max_pending_requests", 100_000),
-    ("grpc.server.max_pending_requests_hard_limit", 100_000),
-    # Equal: between two different limits, metadata is refused at random.
-    ("grpc.max_metadata_size", 16 * 1024),
-    ("grpc.absolute_max_metadata_size", 16 * 1024),
-    # The Go client pings every 30 seconds, with or without calls: gRPC would end such a connection ("too_many_pings"). Floods still end.
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
-    # A header that could not be parsed would stay in the connection's table, and break whoever shares the connection.
-    ("grpc.http2.hpack_table_size.decoder", 0),
-)
 
 
 class Server:
@@ -84,13 +61,13 @@ class Server:
         self._hurried = asyncio.Event()
         self.health = Health()
         self.admission = Admission(settings.admission_limit)
-        self._keys = _keys(settings)
+        self._keys = composition.keys(settings)
         self._metrics = Metrics()
         self._database_seen_at = self._up_to_date_at = -math.inf
-        self._tracing = _tracing(settings)
-        self._authenticator = _authenticator(settings, self._keys)
+        self._tracing = composition.tracing(settings)
+        self._authenticator = composition.authenticator(settings, self._keys)
         self._interceptor = self._new_interceptor()
-        self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_options(settings))
+        self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=composition.listener_options(settings))
         self.address = settings.listen
         """Where it listens, once started: port 0 has become a real one."""
         self.health_address = settings.health_listen
@@ -120,7 +97,7 @@ class Server:
         async with contextlib.AsyncExitStack() as opened:
             if self._tracing:
                 opened.push_async_callback(self._tracing.close)
-            database = await opened.enter_async_context(_database(settings, self._tracing))
+            database = await opened.enter_async_context(composition.database(settings, self._tracing))
             self._register(database)
             self._measure(database, opened)
             self.address = self._listen(settings.listen)
@@ -223,7 +200,7 @@ class Server:
 
     async def _start_health(self, address: Address, opened: contextlib.AsyncExitStack) -> Address:
         """A listener for health checks alone, in plaintext."""
-        server = grpc.aio.server(interceptors=[self._new_interceptor()], options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[self._new_interceptor()], options=composition.LISTENER_OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         bound = _bound(address, server.add_insecure_port, "HEALTH_LISTEN")
         await server.start()
@@ -267,69 +244,6 @@ def _bound(address: Address, add_port: Callable[[str], int], setting: str) -> Ad
 def _port_taken(address: Address, setting: str) -> PortTaken:
     example = address._replace(port=address.port + 1 if 0 < address.port < 2**16 - 1 else 50052)
     return PortTaken(f"{address} cannot be listened on: is it in use? BACKUPS_{setting} names another, such as {example}")
-
-
-def _options(settings: Settings) -> list[tuple[str, Any]]:
-    age = settings.connection_max_age
-    if age is None:
-        return list(_OPTIONS)
-    grace_ms = settings.shutdown_grace // timedelta(milliseconds=1)
-    return [*_OPTIONS, ("grpc.max_connection_age_ms", age // timedelta(milliseconds=1)), ("grpc.max_connection_age_grace_ms", grace_ms)]
-
-
-def _keys(settings: Settings) -> Keys | None:
-    if settings.auth == "none" or settings.jwks is None:
-        return None
-    return Keys(
-        jwks_reader(settings.jwks),
-        family=settings.jwt_family,
-        refresh=settings.jwks_refresh,
-        max_age=settings.jwks_max_age,
-        retry=min(_JWKS_RETRY, settings.jwks_refresh),
-    )
-
-
-def _authenticator(settings: Settings, keys: Keys | None) -> Authenticator:
-    if keys is None or settings.jwt_issuer is None or settings.jwt_audience is None:
-        return Anonymous()
-    return JwtAuthenticator(keys, family=settings.jwt_family, issuer=settings.jwt_issuer, audience=settings.jwt_audience)
-
-
-def _tracing(settings: Settings) -> "Tracing | None":
-    """None where nobody asks for traces, and where they cannot be had, which is no reason not to serve."""
-    if not settings.wants_traces:
-        return None
-    try:
-        from service.tracing import Tracing
-
-        return Tracing()
-    except ImportError:
-        problem = (
-            "OTEL_... ask for them, and OpenTelemetry is not installed: see requirements/production.txt, or set OTEL_SDK_DISABLED=true"
-        )
-    except TracingUnavailable as exc:
-        problem = str(exc)
-    except Exception as exc:  # OpenTelemetry's own complaint of one of its variables
-        problem = f"OpenTelemetry cannot use a variable OTEL_... ({type(exc).__name__})"
-    telemetry.event("no traces", level="warning", problem=problem)
-    return None
-
-
-def _database(settings: Settings, tracing: "Tracing | None") -> contextlib.AbstractAsyncContextManager[Database]:
-    limits = Limits(
-        pool_size=settings.pool_size,
-        connect=settings.connect_timeout,
-        acquire=settings.acquire_timeout,
-        statement=settings.request_timeout,
-        max_age=settings.pool_max_age,
-    )
-    return open_database(
-        settings.require_database_url(),
-        limits,
-        pooled=settings.pooler == "transaction",
-        connect_preferring_standby=lambda connect: connect_to_fresh(connect, settings.max_replication_lag),
-        tracing=tracing,
-    )
 
 
 def _log_unforeseen(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

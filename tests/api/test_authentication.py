@@ -201,7 +201,7 @@ async def _asked_more(source: Source, times: int = 2) -> None:
 
 async def test_the_last_good_keys_stay(guarded: StartGuarded, issuer: Issuer, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """An issuer that fails, talks nonsense, gives no keys, or hangs takes nothing away; a key that it drops stops working."""
-    monkeypatch.setattr("service.server._JWKS_RETRY", timedelta(seconds=0.05))
+    monkeypatch.setattr("service.composition._JWKS_RETRY", timedelta(seconds=0.05))
     source.answer = (200, issuer.jwks("k1", "k2"))
     async with guarded(source.url, jwks_refresh="0.1") as stub:
         first, second = issuer.token("k1"), issuer.token("k2")
@@ -248,7 +248,7 @@ async def test_unknown_keys_are_no_storm(guarded: StartGuarded, issuer: Issuer, 
 
 async def test_a_new_key_is_looked_for(guarded: StartGuarded, issuer: Issuer, jwks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A token of a key that was added since makes the keys be read again soon, in the background."""
-    monkeypatch.setattr("service.server._JWKS_RETRY", timedelta(seconds=0.05))
+    monkeypatch.setattr("service.composition._JWKS_RETRY", timedelta(seconds=0.05))
     async with guarded(jwks, jwks_refresh="600") as stub:
         token = issuer.token("k2")
         assert await stub.List(_LIST, metadata=_bearer(token)).code() is StatusCode.UNAUTHENTICATED

@@ -1,0 +1,37 @@
+"""The command `backup-service`: parse, call one function, print."""
+
+import sys
+
+import typer
+
+from service.cli import calls, catalog, imports, servers
+from service.errors import Error
+
+app = typer.Typer(
+    name="backup-service",
+    help="Which backups of Greenplum clusters exist: the server, what fills its catalog, and a client.",
+    epilog="""\b
+Exit status: 0 done; 1 it failed, and says why on standard error;
+2 the command line was not understood, or `status --max-age` found something too old.""",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(servers.commands)
+app.add_typer(imports.commands, name="import")
+app.add_typer(catalog.commands)
+app.add_typer(calls.commands)
+
+
+def main() -> None:
+    """Runs the command; what was foreseen to go wrong is one message on standard error, and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a locale may lack a character of an id
+    try:
+        app(prog_name="backup-service")
+    except Error as exc:
+        print(f"backup-service: {exc}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # `list | head` has seen enough
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,146 @@
+"""`import`: a tool's listing into the catalog."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+from service.cli.help import example
+from service.errors import CommandError
+from service.listing import Entry, Skipped, completed_since
+from service.postgres.loading import Options, Target, check_target, load
+from service.settings import Settings
+
+commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Fill the catalog from a backup tool's own listing.")
+
+FolderId = Annotated[str, typer.Option("--folder-id", help="The folder that the backups belong to.")]
+ClusterId = Annotated[str, typer.Option("--cluster-id", help="The cluster that the backups are of.")]
+IdPrefix = Annotated[str | None, typer.Option(help="What ids begin with, at most 24 characters.", show_default="the cluster's id")]
+Prune = Annotated[bool, typer.Option("--prune", help="Remove this cluster's backups by this tool that the listing no longer has.")]
+PruneAny = Annotated[bool, typer.Option("--prune-any", help="With --prune: even more than half of them, or all.")]
+MoveFolder = Annotated[bool, typer.Option("--move-folder", help="Move the cluster's backups here from another folder.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; change nothing.")]
+
+
+def _instant(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise typer.BadParameter("must be a time with its offset, such as 2026-11-20T00:00:00Z")
+    return time
+
+
+Since = Annotated[
+    datetime | None,
+    typer.Option(
+        parser=_instant,
+        metavar="TIME",
+        help="Leave out backups completed before, such as 2026-11-20T00:00:00Z: what a clone inherited from its source.",
+        show_default=False,
+    ),
+]
+
+
+@commands.command(
+    epilog=example("wal-g backup-list --detail --json | backup-service import walg --folder-id f1 --cluster-id c1"),
+)
+def walg(
+    folder_id: FolderId,
+    cluster_id: ClusterId,
+    file: Annotated[Path | None, typer.Argument(help="The listing; standard input without it.", show_default=False)] = None,
+    id_prefix: IdPrefix = None,
+    since: Since = None,
+    prune: Prune = False,
+    prune_any: PruneAny = False,
+    move_folder: MoveFolder = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Import what `wal-g backup-list --detail --json` prints.
+
+    All or nothing; importing the same listing again changes nothing. A backup's size is WAL-G's compressed_size: the bytes of its own
+    files, without the append-optimized files that backups share.
+    """
+    from service.importers import walg as tool
+
+    options = Options(prune=prune, prune_any=prune_any, move_folder=move_folder, dry_run=dry_run)
+    target = Target(folder_id=folder_id, source_cluster_id=cluster_id, tool=tool.TOOL)
+    with _reading(file) as stream:
+        _load(tool.read(stream, id_prefix=cluster_id if id_prefix is None else id_prefix), target, options, since=since)
+
+
+@commands.command(
+    epilog=example(
+        "backup-service import gpbackup /data/master/gpseg-1/gpbackup_history.db \\",
+        "      --folder-id f1 --cluster-id c1 --timezone Europe/Berlin",
+    ),
+)
+def gpbackup(
+    history: Annotated[Path, typer.Argument(metavar="PATH", help="gpbackup_history.db, of the coordinator's data directory.")],
+    folder_id: FolderId,
+    cluster_id: ClusterId,
+    timezone: Annotated[str, typer.Option(help="The coordinator's, in which gpbackup wrote its times, such as Europe/Berlin.")],
+    backup_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="What gpbackup's --backup-dir was: add up the files of a backup there, if all its directories are.",
+            exists=True,
+            file_okay=False,
+            show_default=False,
+        ),
+    ] = None,
+    id_prefix: IdPrefix = None,
+    since: Since = None,
+    prune: Prune = False,
+    prune_any: PruneAny = False,
+    move_folder: MoveFolder = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Import gpbackup's history, gpbackup_history.db.
+
+    All or nothing; importing the same history again changes nothing. The file is read, and never locked for long. gpbackup records no
+    sizes: they are 0 without --backup-dir.
+    """
+    from service.importers import gpbackup as tool
+
+    options = Options(prune=prune, prune_any=prune_any, move_folder=move_folder, dry_run=dry_run)
+    target = Target(folder_id=folder_id, source_cluster_id=cluster_id, tool=tool.TOOL)
+    prefix = cluster_id if id_prefix is None else id_prefix
+    _load(tool.read(history, id_prefix=prefix, timezone=timezone, backup_dir=backup_dir), target, options, since=since)
+
+
+def _load(listing: Iterable[Entry | Skipped], target: Target, options: Options, *, since: datetime | None) -> None:
+    from service import output
+
+    check_target(target)
+    if since:
+        listing = completed_since(listing, since)
+    summary = asyncio.run(load(Settings.read().require_database_url(), listing, target, options))
+    for line in output.summary_lines(summary, target):
+        typer.echo(line)
+
+
+@contextlib.contextmanager
+def _reading(file: Path | None) -> Iterator[BinaryIO]:
+    """A listing, with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import wrap_file
+
+    console = Console(stderr=True)
+    try:
+        opened = file.open("rb") if file else contextlib.nullcontext(sys.stdin.buffer)
+    except OSError as exc:
+        raise CommandError(f"{file}: {exc.strerror}") from exc
+    with opened as stream:
+        if not console.is_terminal:
+            yield stream
+            return
+        total = file.stat().st_size if file else 0
+        with wrap_file(stream, total=total, description="Importing", console=console, transient=True) as watched:
+            yield watched

@@ -1,0 +1,111 @@
+"""What a server is made of, built as its settings say."""
+
+import contextlib
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from service import telemetry
+from service.api.authentication import Anonymous, Authenticator, JwtAuthenticator
+from service.api.signing_keys import Keys, jwks_reader
+from service.errors import TracingUnavailable
+from service.postgres.database import Database, Limits, open_database
+from service.postgres.replication import connect_to_fresh
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
+
+_JWKS_RETRY = timedelta(seconds=10)
+
+# Of every listener.
+LISTENER_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # with it, a second server would take half of the first one's calls
+    # For each connection. More than Envoy's max_requests: gRPC counts those too that are over but not tidied up yet, and refuses.
+    ("grpc.max_concurrent_streams", 2000),
+    # gRPC's own queues, when they are full, answer CANCELLED, which clients never retry.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+    # Equal: between two different limits, metadata is refused at random.
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 16 * 1024),
+    # The Go client pings every 30 seconds, with or without calls: gRPC would end such a connection ("too_many_pings"). Floods still end.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    # A header that could not be parsed would stay in the connection's table, and break whoever shares the connection.
+    ("grpc.http2.hpack_table_size.decoder", 0),
+)
+
+
+def listener_options(settings: Settings) -> list[tuple[str, Any]]:
+    """Of the listener for calls, whose connections may be ended so that balancers spread them anew."""
+    age = settings.connection_max_age
+    if age is None:
+        return list(LISTENER_OPTIONS)
+    millisecond = timedelta(milliseconds=1)
+    return [
+        *LISTENER_OPTIONS,
+        ("grpc.max_connection_age_ms", age // millisecond),
+        ("grpc.max_connection_age_grace_ms", settings.shutdown_grace // millisecond),
+    ]
+
+
+def keys(settings: Settings) -> Keys | None:
+    """What tokens are checked by; None where nobody needs one. Nothing is read yet."""
+    if settings.auth == "none" or settings.jwks is None:
+        return None
+    return Keys(
+        jwks_reader(settings.jwks),
+        family=settings.jwt_family,
+        refresh=settings.jwks_refresh,
+        max_age=settings.jwks_max_age,
+        retry=min(_JWKS_RETRY, settings.jwks_refresh),
+    )
+
+
+def authenticator(settings: Settings, keys: Keys | None) -> Authenticator:
+    """By these keys, or of anybody, where there are none."""
+    if keys is None or settings.jwt_issuer is None or settings.jwt_audience is None:
+        return Anonymous()
+    return JwtAuthenticator(keys, family=settings.jwt_family, issuer=settings.jwt_issuer, audience=settings.jwt_audience)
+
+
+def tracing(settings: Settings) -> "Tracing | None":
+    """None where nobody asks for traces, and where they cannot be had, which is no reason not to serve."""
+    if not settings.wants_traces:
+        return None
+    try:
+        from service.tracing import Tracing
+
+        return Tracing()
+    except ImportError:
+        problem = (
+            "OTEL_... ask for them, and OpenTelemetry is not installed: see requirements/production.txt, or set OTEL_SDK_DISABLED=true"
+        )
+    except TracingUnavailable as exc:
+        problem = str(exc)
+    except Exception as exc:  # OpenTelemetry's own complaint of one of its variables
+        problem = f"OpenTelemetry cannot use a variable OTEL_... ({type(exc).__name__})"
+    telemetry.event("no traces", level="warning", problem=problem)
+    return None
+
+
+def database(settings: Settings, tracing: "Tracing | None") -> contextlib.AbstractAsyncContextManager[Database]:
+    """The catalog's, which need not be there yet.
+
+    Raises:
+        InvalidSettings: there is no URL.
+    """
+    limits = Limits(
+        pool_size=settings.pool_size,
+        connect=settings.connect_timeout,
+        acquire=settings.acquire_timeout,
+        statement=settings.request_timeout,
+        max_age=settings.pool_max_age,
+    )
+    return open_database(
+        settings.require_database_url(),
+        limits,
+        pooled=settings.pooler == "transaction",
+        connect_preferring_standby=lambda connect: connect_to_fresh(connect, settings.max_replication_lag),
+        tracing=tracing,
+    )
