@@ -23,6 +23,7 @@ LIVENESS = "liveness"
 
 _READINESS = ("", pb.BACKUP_SERVICE)
 _MAX_WATCHERS = 1000
+_STEPS = 10
 
 
 class Health(health_pb2_grpc.HealthServicer):
@@ -111,8 +112,7 @@ async def keep_ready(health: Health, is_ready: Callable[[], Awaitable[bool]], *,
     while True:
         asking = asyncio.ensure_future(is_ready())
         try:
-            await asyncio.wait((asking,), timeout=period.total_seconds())
-            if not asking.done():
+            if not await _is_over(asking, period):
                 health.set(serving=False)
             async with asyncio.timeout(within.total_seconds()):
                 ready, cause = await asking, None
@@ -125,3 +125,12 @@ async def keep_ready(health: Health, is_ready: Callable[[], Awaitable[bool]], *,
         told = cause
         health.set(serving=ready)
         await asyncio.sleep(period.total_seconds())
+
+
+async def _is_over(task: "asyncio.Future[bool]", within: timedelta) -> bool:
+    """Waits in many small steps: to a process that got no CPU, time has passed, but an answer that came meanwhile is not known yet."""
+    for _ in range(_STEPS):
+        await asyncio.wait((task,), timeout=within.total_seconds() / _STEPS)
+        if task.done():
+            return True
+    return False

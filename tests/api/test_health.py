@@ -1,7 +1,11 @@
 """grpc.health.v1 and reflection: what probes and grpcurl ask."""
 
 import asyncio
+import contextlib
+import socket
+import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -12,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service import pb
-from service.api.health import LIVENESS, Health
+from service.api.health import LIVENESS, Health, keep_ready
 from service.server import Server
 from tests.api.answers import failure
 from tests.api.http2 import Connection, message
@@ -61,6 +65,39 @@ async def test_follows_the_database(start_server: StartServer, empty_database_ur
         await sql.execute("UPDATE alembic_version SET version_num = '0000'")
         await _until(health, _NOT_SERVING)
     await sql.close()
+
+
+async def test_a_process_that_stood_still() -> None:
+    """A process that got no CPU reads the answer that has come meanwhile, before it takes the database for silent."""
+    loop, asked = asyncio.get_running_loop(), asyncio.Semaphore(0)
+    said: list[bool] = []
+
+    class Said(Health):
+        def set(self, *, serving: bool) -> None:
+            said.append(serving)
+
+    def stand_still() -> None:
+        theirs.send(b"1")
+        time.sleep(0.3)
+
+    async def is_ready() -> bool:
+        loop.call_soon(stand_still)  # while the answer is waited for
+        await loop.sock_recv(ours, 1)
+        for _ in range(5):  # turns of the loop until a query's answer is known here
+            await asyncio.sleep(0)
+        asked.release()
+        return True
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        ready = asyncio.ensure_future(keep_ready(Said(), is_ready, period=timedelta(seconds=0.1), within=timedelta(seconds=10)))
+        for _ in range(3):
+            await asked.acquire()
+        ready.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await ready
+    assert set(said) == {True}
 
 
 async def test_liveness_does_not_follow_the_database(start_server: StartServer, empty_database_url: str) -> None:
