@@ -101,11 +101,19 @@ class Database:
     async def look(self, query: str) -> list[asyncpg.Record]:
         """Runs a query of whoever looks after PostgreSQL, one at a time, on a connection beyond those of calls: it waits for none of them.
 
+        Where it gets no answer before it is cancelled, or times out, connections that are not in use are dropped: a server that has gone
+        without a word would keep a call waiting on each of them.
+
         Raises:
             CatalogUnavailable: PostgreSQL is gone, going or too slow.
         """
         try:
             return await self._fetch(query, (), _nothing)
+        except (TimeoutError, asyncio.CancelledError) as exc:
+            await self._drop_kept()
+            if isinstance(exc, TimeoutError):
+                raise CatalogUnavailable from exc
+            raise
         except UNAVAILABLE as exc:
             raise CatalogUnavailable from exc
 
@@ -155,6 +163,13 @@ class Database:
         self._generation += 1
         while self._kept:
             self._release_in_background(self._kept.pop())
+
+    async def _drop_kept(self) -> None:
+        """At once: a server that says nothing would not say goodbye either."""
+        for connection in self._kept:
+            with contextlib.suppress(asyncpg.InterfaceError):  # it was lost, and the pool has taken it back
+                connection.terminate()
+        await self.leave_servers()
 
     @property
     def connections(self) -> int:

@@ -26,7 +26,7 @@ class _Host(NamedTuple):
         return {"host": self.host, "port": self.port or 5432}
 
 
-def _hosts(url: str) -> list[_Host]:
+def _named(url: str) -> list[_Host]:
     """Those of the URL's authority, or of its query, with their ports."""
     parts = urlsplit(url)
     query = parse_qs(parts.query)
@@ -37,51 +37,69 @@ def _hosts(url: str) -> list[_Host]:
     return [_Host(unquote(match["host"].strip("[]")), int(match["port"]) if match["port"] else None) for match in found if match]
 
 
+class _Hosts:
+    """Which of them was good last, and which said nothing."""
+
+    def __init__(self, hosts: list[_Host]) -> None:
+        self._hosts = hosts
+        self._good = 0
+        self._silent_at: dict[int, float] = {}
+
+    def in_order(self) -> list[int]:
+        """The one that was good last, the others, then those that said nothing when they were last asked, the latest of them last."""
+        from_good = [(self._good + offset) % len(self._hosts) for offset in range(len(self._hosts))]
+        return sorted(from_good, key=self.since_silent, reverse=True)
+
+    def since_silent(self, host: int) -> float:
+        """Seconds; infinite where it was connected to since."""
+        return time.monotonic() - self._silent_at.get(host, -math.inf)
+
+    async def connect(self, host: int, *args: Any, **kwargs: Any) -> Any:
+        """To this one, as `asyncpg.connect` does."""
+        try:
+            connection = await asyncpg.connect(*args, **kwargs | self._hosts[host].arguments)
+        except TimeoutError:
+            self._silent_at[host] = time.monotonic()
+            raise
+        self._good = host
+        self._silent_at.pop(host, None)
+        return connection
+
+
 def connecting(url: str, *, unavailable: tuple[type[BaseException], ...]) -> Any:
     """A function to call as `asyncpg.connect` is, whose timeout is each host's own; it begins with the host that was good last.
 
-    Where a standby is preferred, hosts are asked for one first, but those that have just said nothing for all of their time; and then those
-    that have said that they are none. So a host that is gone takes its time once, and leaves some for the others.
+    A host that says nothing takes its time once, and comes after all others until it is connected to. Where a standby is preferred,
+    hosts are asked for one first, but those that have just said nothing; and then those that have said that they are none.
 
     Args:
         unavailable: what a host raises in whose place the next is tried; what the last one raised is raised.
     """
-    hosts = _hosts(url)
-    if len(hosts) < 2:
+    named = _named(url)
+    if len(named) < 2:
         return asyncpg.connect
-    good = 0
-    silent: dict[int, float] = {}  # hosts, and when they said nothing
+    hosts = _Hosts(named)
 
     async def connect(*args: Any, target_session_attrs: SessionAttribute | None = None, **kwargs: Any) -> Any:
-        async def connect_to(index: int, attributes: SessionAttribute) -> Any:
-            nonlocal good
-            try:
-                connection = await asyncpg.connect(*args, **kwargs | hosts[index].arguments, target_session_attrs=attributes)
-            except TimeoutError:
-                silent[index] = time.monotonic()
-                raise
-            good = index
-            return connection
-
         async def first_of(candidates: list[int], attributes: SessionAttribute) -> Any:
             *others, last = candidates
             for other in others:
                 with contextlib.suppress(*unavailable):
-                    return await connect_to(other, attributes)
-            return await connect_to(last, attributes)
+                    return await hosts.connect(other, *args, **kwargs, target_session_attrs=attributes)
+            return await hosts.connect(last, *args, **kwargs, target_session_attrs=attributes)
 
         wanted = target_session_attrs or SessionAttribute(wanted_attributes(url) or "any")
-        order = [(good + offset) % len(hosts) for offset in range(len(hosts))]
+        order = hosts.in_order()
         if wanted is not SessionAttribute.prefer_standby:
             return await first_of(order, wanted)
         primaries = []
         # Asked one by one: of one host alone asyncpg would take a primary for a standby that is preferred.
-        for index in [index for index in order if time.monotonic() - silent.get(index, -math.inf) > _SILENT_S]:
+        for host in [host for host in order if hosts.since_silent(host) > _SILENT_S]:
             with contextlib.suppress(*unavailable):
                 try:
-                    return await connect_to(index, SessionAttribute.standby)
+                    return await hosts.connect(host, *args, **kwargs, target_session_attrs=SessionAttribute.standby)
                 except asyncpg.TargetServerAttributeNotMatched:
-                    primaries.append(index)
+                    primaries.append(host)
         return await first_of(primaries or order, SessionAttribute.any)
 
     return connect

@@ -11,8 +11,9 @@ import pytest
 
 from service.errors import CatalogUnavailable
 from service.postgres.database import Database, Limits, open_database
-from service.postgres.hosts import _hosts
+from service.postgres.hosts import _named
 from tests.conftest import Sql
+from tests.proxy import proxied
 
 _LIMITS = Limits(
     pool_size=2,
@@ -186,6 +187,36 @@ async def test_a_silent_host(postgres: Any, database_name: str, silent_port: int
                 assert await _pid(database)
 
 
+@pytest.mark.parametrize("attributes", ["any", "read-write", "prefer-standby"])
+async def test_all_hosts_but_one_are_silent(postgres: Any, database_name: str, silent_port: int, attributes: str) -> None:
+    """However many hosts say nothing before the one that answers, it is reached, though there is time for one of them at each try."""
+    hosts, ports = ",".join(["127.0.0.1"] * 3), ",".join([str(silent_port)] * 3)
+    url = f"postgresql://postgres@/{database_name}?host={hosts},{postgres._sockets}&port={ports},5432"
+    limits = _LIMITS._replace(connect=timedelta(seconds=0.3), acquire=timedelta(seconds=0.5))
+    async with open_database(f"{url}&target_session_attrs={attributes}", limits) as database:
+        for _ in range(2):
+            with pytest.raises(CatalogUnavailable):
+                await database.fetch(_PID)
+        assert await _pid(database)
+
+
+async def test_a_host_that_went_silent(postgres: Any, database_name: str) -> None:
+    """Connections to a host that has gone without a word are left, however many they are, once it says nothing to who looks after it."""
+    limits = _LIMITS._replace(pool_size=5, connect=timedelta(seconds=0.5))
+    async with proxied(postgres._sockets / ".s.PGSQL.5432") as proxy:
+        url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres._sockets}&port={proxy.port},5432"
+        async with open_database(url, limits) as database:
+            await asyncio.gather(*(database.fetch("SELECT pg_sleep(0.2)") for _ in range(5)))
+            assert database.idle_connections == 5
+            proxy.blackhole()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await database.look(_PID)
+            async with asyncio.timeout(5):  # a query may take ten
+                assert await database.look(_PID)
+                assert await _pid(database)
+
+
 @pytest.mark.parametrize(
     ("url", "hosts"),
     [
@@ -199,4 +230,4 @@ async def test_a_silent_host(postgres: Any, database_name: str, silent_port: int
 )
 def test_hosts_of_a_url(url: str, hosts: list[tuple[str, int | None]]) -> None:
     """Hosts are found where libpq finds them."""
-    assert _hosts(url) == hosts
+    assert _named(url) == hosts
