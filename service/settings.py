@@ -12,7 +12,7 @@ import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretBytes, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -26,8 +26,9 @@ _LONGEST_S = 7 * 24 * 3600
 
 _ROLE = re.compile(r"[a-z_][a-z0-9_$-]{0,62}")
 
-_HOST = r"(\[[0-9a-fA-F:.]+\]|[\w.%/-]*)(:\d{1,5})?"
-_HOSTS = re.compile(rf"{_HOST}(,{_HOST})*")
+_HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[\w.%/-]*)(:(?P<port>.*))?")
+_PORT = re.compile(r"\d{1,5}", re.ASCII)
+_SESSION_ATTRIBUTES = ("any", "primary", "standby", "read-write", "read-only", "prefer-standby")
 
 _PUBLIC_HOST = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9a-fA-F:]*:[0-9a-fA-F:.]*"
 
@@ -70,13 +71,32 @@ def _public_address(text: object) -> Address:
 
 
 def _database_url(text: object) -> object:
-    """Checks the parts that asyncpg would quote in its own complaint, a misspelt password among them."""
+    """Checks the parts that asyncpg would quote in its own complaint, pieces of a misspelt password among them."""
     if isinstance(text, str):
-        url = urlsplit(text)
-        hosts = url.netloc.rpartition("@")[2]
-        if url.scheme not in ("postgresql", "postgres") or not re.fullmatch(_HOSTS, hosts):
+        try:
+            usable = _can_be_connected_to(urlsplit(text))
+        except ValueError:  # whose text quotes them as well
+            usable = False
+        if not usable:
             raise ValueError("must be postgresql://user:password@host:port/database, special characters percent-encoded")
     return text
+
+
+def _can_be_connected_to(url: SplitResult) -> bool:
+    query = parse_qs(url.query, strict_parsing=True) if url.query else {}
+    before, at, after = url.netloc.partition("@")  # where asyncpg divides it
+    hosts = [re.fullmatch(_HOST, each) for each in (after if at else before).split(",")]
+    ports = [host["port"] for host in hosts if host and host["port"]] + ",".join(query.get("port", [])).split(",")
+    for name in [unquote(host["host"]) for host in hosts if host]:
+        if not name.startswith(("[", "/")):
+            name.encode("idna")
+    return (
+        url.scheme in ("postgresql", "postgres")
+        and all(hosts)
+        and (len(hosts) == 1 or all(host["host"] for host in hosts if host))
+        and all(re.fullmatch(_PORT, port) and int(port) < 2**16 for port in ports if port)
+        and query.get("target_session_attrs", ["any"])[-1] in _SESSION_ATTRIBUTES
+    )
 
 
 def _role(name: str) -> str:
