@@ -56,7 +56,7 @@ class _Method(NamedTuple):
     decode: Callable[[Any], Any]
     handle: Callable[[Any, Any], Coroutine[Any, Any, Any]]
     longest: float | None
-    """Seconds; a stream lasts as long as its client wants."""
+    """Seconds; to watch the health takes as long as the client wants."""
     is_admitted: bool
     """Health checks are not: a server that is busy is not ill."""
     is_authenticated: bool
@@ -113,7 +113,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             method = _Method(name, metrics, decode, _written(handler.unary_stream), None, *guards)
             return grpc.unary_stream_rpc_method_handler(self._surround(method), response_serializer=encode)
         assert handler.stream_stream, f"{name}: no service here takes a stream and gives one message"
-        method = _Method(name, metrics, lambda requests: requests, _written(handler.stream_stream), None, *guards)
+        method = _Method(name, metrics, lambda requests: requests, _written(handler.stream_stream), self._request_timeout, *guards)
         return grpc.stream_stream_rpc_method_handler(self._surround(method), request_deserializer=decode, response_serializer=encode)
 
     def _surround(self, method: _Method) -> _Surrounded:

@@ -191,6 +191,16 @@ async def test_reflection(channel: grpc.aio.Channel) -> None:
     assert pb.DESCRIPTOR.serialized_pb in answer.file_descriptor_response.file_descriptor_proto
 
 
+async def test_reflection_that_is_left_open(start_server: StartServer) -> None:
+    """A stream whose client asks nothing ends as any other call does, and gives back its room among the calls in flight."""
+    async with start_server(request_timeout="0.5") as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        async with asyncio.timeout(10):
+            assert (await failure(stub.ServerReflectionInfo().read())).code is StatusCode.DEADLINE_EXCEEDED
+            while server.admission.in_flight:
+                await asyncio.sleep(0.01)
+
+
 async def test_reflection_is_off_unless_asked_for(start_server: StartServer) -> None:
     """Without the setting there is no reflection."""
     async with start_server(reflection=None) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
