@@ -193,9 +193,10 @@ async def test_reflection(channel: grpc.aio.Channel) -> None:
 
 async def test_reflection_that_is_left_open(start_server: StartServer) -> None:
     """A stream whose client asks nothing ends as any other call does, and gives back its room among the calls in flight."""
-    async with start_server(request_timeout="0.5") as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+    async with start_server(request_timeout="0.5") as server:
+        channel: Any = grpc.aio.insecure_channel(str(server.address))
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
-        async with asyncio.timeout(10):
+        async with channel, asyncio.timeout(10):
             assert (await failure(stub.ServerReflectionInfo().read())).code is StatusCode.DEADLINE_EXCEEDED
             while server.admission.in_flight:
                 await asyncio.sleep(0.01)

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import socket
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -99,3 +100,23 @@ async def test_a_port_that_is_taken(start_server: StartServer) -> None:
         with pytest.raises(PortTaken, match="BACKUPS_METRICS_LISTEN"):
             async with start_server(metrics_listen=f"127.0.0.1:{taken.getsockname()[1]}"):
                 pass
+
+
+async def test_connections_that_say_nothing(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    """A connection that asks nothing, or half a question, is ended, with its thread; and nothing is written among the lines of the log."""
+    monkeypatch.setattr("service.metrics._Scrape.timeout", 0.3)
+    async with start_server(metrics_listen="127.0.0.1:0") as server:
+        assert server.metrics_address
+        threads = threading.active_count()
+        connections = [await asyncio.open_connection(*server.metrics_address) for _ in range(5)]
+        for _, writer in connections:
+            writer.write(b"GET /met")
+        async with asyncio.timeout(5):
+            assert [await reader.read() for reader, _ in connections] == [b""] * 5
+            while threading.active_count() > threads:
+                await asyncio.sleep(0.01)
+        for _, writer in connections:
+            writer.close()
+    assert "Traceback" not in capfd.readouterr().err
