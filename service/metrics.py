@@ -83,7 +83,7 @@ class Metrics:
 
 
 class _Scrape(WSGIRequestHandler):
-    """A connection, which costs a thread: over once nothing was said for a while, and never a word on standard error, between the lines of the log."""
+    """A connection, which costs a thread: over once nothing was said for a while, and no word on standard error, amid the log's lines."""
 
     timeout = 10.0  # seconds, for each word of the client
 
