@@ -1,6 +1,7 @@
 """An issuer of tokens, good and bad, and where its keys are read."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import http.server
@@ -89,6 +90,8 @@ class Source:
     def __init__(self) -> None:
         self.answer: tuple[int, bytes] | None = (500, b"")
         self.asked = 0
+        self.pause = 0.0
+        """Seconds after each byte."""
         self.released = threading.Event()
         source = self
 
@@ -103,7 +106,13 @@ class Source:
                 status, body = source.answer
                 self.send_response(status)
                 self.end_headers()
-                self.wfile.write(body)
+                if pause := source.pause:
+                    with contextlib.suppress(OSError):  # it was given up
+                        for byte in body:
+                            self.wfile.write(bytes([byte]))
+                            time.sleep(pause)
+                else:
+                    self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
                 pass

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
 import math
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def jwks_reader(source: str) -> Callable[[], bytes]:
     def fetch() -> bytes:
         try:
             with urllib.request.urlopen(source, timeout=_FETCH_TIMEOUT) as response:  # noqa: S310  # the scheme was checked
-                data: bytes = response.read(_JWKS_MAX_SIZE + 1)
+                data = b"".join(_parts(response))
         except urllib.error.HTTPError as exc:
             exc.close()  # it is the answer too, with its socket
             raise
@@ -171,3 +172,13 @@ def jwks_reader(source: str) -> Callable[[], bytes]:
         return data
 
     return fetch
+
+
+def _parts(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """A little more than may be read, at most; each as it comes, so that the time which all of it takes is bounded."""
+    deadline, room = time.monotonic() + _READ_TIMEOUT, _JWKS_MAX_SIZE + 1
+    while room and (part := response.read1(room)):
+        yield part
+        room -= len(part)
+        if time.monotonic() > deadline:
+            raise TimeoutError

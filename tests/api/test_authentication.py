@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import pb
 from service.api.authentication import TOKEN_MAX_LENGTH, JwtAuthenticator
-from service.api.signing_keys import Keys
+from service.api.signing_keys import Keys, jwks_reader
 from tests.api.answers import failure
 from tests.conftest import AddBackups, StartServer
 from tests.tokens import AUDIENCE, BAD_TOKENS, ISSUER, Issuer, Source
@@ -295,6 +295,19 @@ async def test_an_issuer_without_end(issuer: Issuer, monkeypatch: pytest.MonkeyP
         while not await keys.update():
             await asyncio.sleep(0.01)
     assert keys.fresh
+
+
+async def test_an_issuer_a_byte_at_a_time(issuer: Issuer, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that comes a byte at a time is given up, and does not stand in the way of the next one."""
+    monkeypatch.setattr("service.api.signing_keys._READ_TIMEOUT", 0.3)
+    source.answer, source.pause = (200, issuer.jwks("k1")), 0.05
+    minute = timedelta(minutes=1)
+    keys = Keys(jwks_reader(source.url), family="RS", refresh=minute, max_age=minute, retry=minute)
+    assert not await keys.update()
+    source.pause = 0
+    async with asyncio.timeout(5):
+        while not await keys.update():
+            await asyncio.sleep(0.01)
 
 
 def test_remembered_tokens_are_bounded(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
