@@ -37,7 +37,8 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
         try:
             yield connection
         finally:
-            await connection.close(timeout=_CONNECT_TIMEOUT)
+            with contextlib.suppress(*UNAVAILABLE):  # what was done stands, and so does what was raised
+                await connection.close(timeout=_CONNECT_TIMEOUT)
     except asyncpg.UniqueViolationError as exc:
         raise ImportRefused("another cluster's import has just taken one of these ids: run the import again") from exc
     except (asyncpg.InsufficientPrivilegeError, asyncpg.ReadOnlySQLTransactionError) as exc:
