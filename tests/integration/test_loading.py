@@ -239,10 +239,14 @@ async def test_the_goodbye_is_lost(postgres: EmbeddedPostgres, database_name: st
         async with connected(url):
             proxy.blackhole()
         proxy.heal()
-        with pytest.raises(ImportRefused):
+
+        async def refused() -> None:
             async with connected(url):
                 proxy.blackhole()
                 raise ImportRefused
+
+        with pytest.raises(ImportRefused):
+            await refused()
 
 
 @pytest.mark.parametrize("name", ["", "x" * 51, "a\0", "a\nb", "\x1b[2J", "\udcff"])
