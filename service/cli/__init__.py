@@ -30,7 +30,9 @@ def main() -> None:
     try:
         app(prog_name="backup-service")
     except Error as exc:
-        print(f"backup-service: {exc}", file=sys.stderr)
+        from service.output import printable
+
+        print("backup-service:", "\n".join(map(printable, str(exc).split("\n"))), file=sys.stderr)  # it may quote a server
         sys.exit(1)
     except BrokenPipeError:  # `list | head` has seen enough
         sys.stderr.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import sys
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
@@ -62,7 +63,7 @@ async def _print_table(pages: AsyncGenerator[pb.ListBackupsResponse], folder_id:
     if not count:
         print(f"No backups in folder {output.printable(folder_id)}.", file=sys.stderr)
     elif page_token and not to_the_end:
-        print(f"There are more: --all, or --page-token {page_token}", file=sys.stderr)
+        print(f"There are more: --all, or --page-token {output.printable(page_token)}", file=sys.stderr)
 
 
 async def _print_json(pages: AsyncGenerator[pb.ListBackupsResponse]) -> None:
@@ -78,7 +79,7 @@ async def _print_json(pages: AsyncGenerator[pb.ListBackupsResponse]) -> None:
                 separator = ",\n"
             sys.stdout.flush()
             page_token = page.next_page_token
-    print("\n  ]" + (f',\n  "nextPageToken": "{page_token}"' if page_token else "") + "\n}")
+    print("\n  ]" + (f',\n  "nextPageToken": {json.dumps(page_token)}' if page_token else "") + "\n}")
 
 
 @commands.command(epilog=example("backup-service get c1:backup_20261120T031501Z --json"))

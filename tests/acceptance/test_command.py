@@ -13,8 +13,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
 
+from service import pb
 from service.server import Server
 from tests import processes
 from tests.conftest import ROOT, AddBackups, Done, RunCommand, Sql, environment, free_ports
@@ -124,6 +128,34 @@ async def test_errors_of_the_service(cli: _Cli) -> None:
     assert lines[2:] == ["  folder_id: Must have 0 to 50 characters.", "  page_size: Must be from 0 to 1000."]
 
     assert (await cli.refused("get", "none")).startswith("NOT_FOUND: There is no such backup.")
+
+
+async def test_a_server_of_somebody_else(cli: _Cli) -> None:
+    """Whatever a server says, it moves no cursor, and stays a string in JSON."""
+    clear = "\x1b[2J"
+
+    class Hostile(pb.BackupServiceServicer):
+        async def List(self, request: pb.ListBackupsRequest, context: Any) -> pb.ListBackupsResponse:  # noqa: N802  # the contract's name
+            return pb.ListBackupsResponse(backups=[pb.Backup(id=clear)], next_page_token=f'", "x": "{clear}')
+
+        async def Get(self, request: pb.GetBackupRequest, context: Any) -> pb.Backup:  # noqa: N802
+            violation = error_details_pb2.BadRequest.FieldViolation(field=clear, description=clear)
+            details = any_pb2.Any()
+            details.Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+            status = status_pb2.Status(code=3, details=[details]).SerializeToString()
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, clear, (("grpc-status-details-bin", status),))
+            raise AssertionError
+
+    hostile = grpc.aio.server()
+    pb.add_BackupServiceServicer_to_server(Hostile(), hostile)
+    address = ("--address", f"127.0.0.1:{hostile.add_insecure_port('127.0.0.1:0')}")
+    await hostile.start()
+    listed, page = await cli("list", "--folder-id", "f", *address), await cli("list", "--folder-id", "f", "--json", *address)
+    message = await cli.refused("get", "x", *address)
+    await hostile.stop(0)
+    assert message.split("\n") == [r"INVALID_ARGUMENT: \x1b[2J", r"  \x1b[2J: \x1b[2J"]
+    assert "\x1b" not in listed.stdout + listed.stderr
+    assert json.loads(page.stdout) == {"backups": [{"id": clear}], "nextPageToken": f'", "x": "{clear}'}
 
 
 async def test_no_service(cli: _Cli) -> None:
