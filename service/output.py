@@ -15,6 +15,7 @@ from service.postgres.loading import Noted, Summary, Target
 _HEADER = ("ID", "CLUSTER", "COMPLETED", "AGE", "DURATION", "SIZE")
 _STATUS_HEADER = ("FOLDER", "CLUSTER", "TOOL", "LAST COMPLETED", "AGE", "DURATION", "SIZE", "BACKUPS", "LAST IMPORTED", "AGE")
 _LINES_MAX = 20
+_CLOCKS_APART = timedelta(hours=1)
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -132,6 +133,8 @@ def overdue(each: Imported, now: datetime, max_age: timedelta) -> Iterator[str]:
         yield "there is no backup"
     elif (age := now - each.last_created_at) > max_age:
         yield f"the last backup was completed {duration(age)} ago"
+    elif age < -_CLOCKS_APART:
+        yield f"the last backup is dated {duration(-age)} from now"
     if (age := now - each.imported_at) > max_age:
         yield f"the last import was {duration(age)} ago"
 

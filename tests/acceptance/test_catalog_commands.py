@@ -192,13 +192,18 @@ async def test_status(cli: _Cli) -> None:
 
 
 async def test_max_age(cli: _Cli, sql: Sql) -> None:
-    """--max-age exits with 2 if a last backup, or a last import, is older, or there is none, and says which; else with 0."""
+    """--max-age exits with 2 if a last backup, or a last import, is older, or from the future, or there is none, and says which; else with 0."""
     assert (await cli.status("--max-age", "26h")).status == 2  # nothing is known of anything
     await cli("import", "walg", str(_LISTING), *_C1)
     await sql.execute("UPDATE imports SET last_created_at = now() - interval '25 hours'")
     young = await cli.status("--max-age", "26h")
     assert (young.status, young.stderr) == (0, "")
     assert json.loads((await cli.status("--max-age", "26h", "--json")).stdout)["clusters"][0]["overdue"] == []
+
+    await sql.execute("UPDATE imports SET last_created_at = now() + interval '25 hours 1 minute'")
+    ahead = await cli.status("--max-age", "26h")  # whatever was or was not completed since is not known
+    assert (ahead.status, ahead.stderr) == (2, "Overdue: cluster c1, walg: the last backup is dated 1d 1h from now.\n")
+    await sql.execute("UPDATE imports SET last_created_at = now() - interval '25 hours'")
 
     old = await cli.status("--max-age", "24h")
     assert (old.status, old.stderr) == (2, "Overdue: cluster c1, walg: the last backup was completed 1d 1h ago.\n")
