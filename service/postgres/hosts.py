@@ -3,6 +3,7 @@
 asyncpg's timeout is one for all of them: a first host that says nothing would be all that is tried.
 """
 
+import asyncio
 import contextlib
 import math
 import re
@@ -13,6 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
+_SILENT_AFTER_S = 1.0  # where whoever connects did not wait for all of the host's time
 _SILENT_S = 10.0  # for so long, a host that said nothing is not asked for a standby
 _AUTHORITY = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]]+)(:(?P<port>\d+))?")
 
@@ -56,10 +58,13 @@ class _Hosts:
 
     async def connect(self, host: int, *args: Any, **kwargs: Any) -> Any:
         """To this one, as `asyncpg.connect` does."""
+        began = time.monotonic()
         try:
             connection = await asyncpg.connect(*args, **kwargs | self._hosts[host].arguments)
-        except TimeoutError:
-            self._silent_at[host] = time.monotonic()
+        except (TimeoutError, asyncio.CancelledError) as exc:
+            now = time.monotonic()
+            if isinstance(exc, TimeoutError) or now - began > _SILENT_AFTER_S:
+                self._silent_at[host] = now
             raise
         self._good = host
         self._silent_at.pop(host, None)

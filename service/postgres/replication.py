@@ -1,5 +1,6 @@
 """How far behind the primary the server is that is read from."""
 
+import contextlib
 from datetime import timedelta
 from typing import Any
 
@@ -37,13 +38,16 @@ def connect_to_fresh(connect: Connect, max_lag: timedelta) -> Connect:
 
     async def connect_to_fresh(*args: Any, **kwargs: Any) -> Any:
         connection = await connect(*args, **kwargs)
-        if await connection.fetchval(_LAG) <= max_lag:
-            return connection
         try:
-            primary = await connect(*args, **kwargs | {"target_session_attrs": SessionAttribute.primary})
-        except UNAVAILABLE:
-            return connection  # what it reads may be old: the server says that it is not ready
-        connection.terminate()
-        return primary
+            if await connection.fetchval(_LAG) <= max_lag:
+                return connection
+            with contextlib.suppress(*UNAVAILABLE):  # what the standby reads may be old: the server says that it is not ready
+                primary = await connect(*args, **kwargs | {"target_session_attrs": SessionAttribute.primary})
+                connection.terminate()
+                return primary
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
     return connect_to_fresh

@@ -187,6 +187,16 @@ async def test_a_silent_host(postgres: Any, database_name: str, silent_port: int
                 assert await _pid(database)
 
 
+async def test_a_silent_host_that_has_more_time_than_a_call(postgres: Any, database_name: str, silent_port: int) -> None:
+    """A host that says nothing costs a call all of its time, where that is less than the host's, and the next call asks another one."""
+    url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres._sockets}&port={silent_port},5432"
+    limits = _LIMITS._replace(connect=timedelta(seconds=10), acquire=timedelta(seconds=1.5))
+    async with open_database(url, limits) as database:
+        with pytest.raises(CatalogUnavailable):
+            await database.fetch(_PID)
+        assert await _pid(database)
+
+
 @pytest.mark.parametrize("attributes", ["any", "read-write", "prefer-standby"])
 async def test_all_hosts_but_one_are_silent(postgres: Any, database_name: str, silent_port: int, attributes: str) -> None:
     """However many hosts say nothing before the one that answers, it is reached, though there is time for one of them at each try."""
