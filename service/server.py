@@ -11,7 +11,7 @@ import math
 import platform
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any, Self
 
@@ -114,16 +114,15 @@ class Server:
     async def stop(self) -> None:
         """Not serving, still answering while balancers notice, refusing, then waiting for what is in flight; each step bounded."""
         self.health.leave()
-        await self._unless_hurried(self._settings.drain_delay)
+        await self._unless_hurried(asyncio.sleep(self._settings.drain_delay.total_seconds()))
         self.admission.close()
-        if not self._hurried.is_set():
-            await self.admission.quiet(_QUIET_WINDOW, within=_QUIET_WITHIN)
+        await self._unless_hurried(self.admission.quiet(_QUIET_WINDOW, within=_QUIET_WITHIN))
         self.health.close()
         await self._opened.aclose()
         telemetry.event("stopped")
 
     def hurry(self) -> None:
-        """Makes `stop` wait for nothing."""
+        """Makes `stop` wait for no call."""
         self._hurried.set()
 
     @property
@@ -133,9 +132,12 @@ class Server:
         traces = self._tracing.flush_within if self._tracing else timedelta(0)
         return settings.drain_delay + _QUIET_WITHIN + 2 * settings.shutdown_grace + settings.acquire_timeout + traces
 
-    async def _unless_hurried(self, delay: timedelta) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._hurried.wait(), delay.total_seconds())
+    async def _unless_hurried(self, waiting: Coroutine[Any, Any, None]) -> None:
+        """Until that is over, or somebody is in a hurry."""
+        tasks = asyncio.ensure_future(waiting), asyncio.ensure_future(self._hurried.wait())
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
 
     async def _stop_listening(self) -> None:
         """Calls in flight may finish within the grace period, unless somebody is in a hurry."""
@@ -208,20 +210,21 @@ class Server:
         return bound
 
     def _start_background(self, database: Database, opened: contextlib.AsyncExitStack) -> None:
-        async def is_ready() -> bool:
+        async def why_not_ready() -> str | None:
             now, max_lag = time.monotonic(), self._settings.max_replication_lag
-            if await replication_lag(database) <= max_lag:
+            lag = await replication_lag(database)
+            if await present_revision(database) < self.required_revision:
+                return "the schema is older than this release needs"
+            self._database_seen_at = time.monotonic()
+            if lag <= max_lag:
                 self._up_to_date_at = now
             elif now - self._up_to_date_at > max_lag.total_seconds():  # not while it replays what comes after a quiet time
                 await database.leave_servers()  # another host may do better
-                return False
-            if await present_revision(database) < self.required_revision:
-                return False
-            self._database_seen_at = time.monotonic()
-            return self._keys is None or self._keys.fresh
+                return "the standby is too far behind"
+            return None if self._keys is None or self._keys.fresh else "the keys that sign tokens are too old, or were never read"
 
         tasks = [
-            asyncio.create_task(keep_ready(self.health, is_ready, period=_READY_PERIOD, within=self._settings.acquire_timeout)),
+            asyncio.create_task(keep_ready(self.health, why_not_ready, period=_READY_PERIOD, within=self._settings.acquire_timeout)),
             asyncio.create_task(database.renew()),
         ]
         if self._keys:

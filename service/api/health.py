@@ -102,32 +102,35 @@ class Health(health_pb2_grpc.HealthServicer):
         return health_pb2.HealthCheckResponse.SERVING if self._serving else health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def keep_ready(health: Health, is_ready: Callable[[], Awaitable[bool]], *, period: timedelta, within: timedelta) -> None:
-    """Asks again and again whether the server is ready, for as long as the server runs. No answer within the period is no.
+async def keep_ready(health: Health, why_not: Callable[[], Awaitable[str | None]], *, period: timedelta, within: timedelta) -> None:
+    """Asks again and again why the server is not ready, if it is not, for as long as it runs. No answer within the period is one.
 
     Args:
+        why_not: gives the reason, or raises it; None where the server is ready.
         within: how long an answer may take all the same, such as a connection to the second of two hosts.
     """
-    told: type[BaseException] | None = None
+    told: object = None
     while True:
-        asking = asyncio.ensure_future(is_ready())
+        asking = asyncio.ensure_future(why_not())
         try:
             if not await _is_over(asking, period):
                 health.set(serving=False)
             async with asyncio.timeout(within.total_seconds()):
-                ready, cause = await asking, None
+                reason: object = await asking
+            if reason and reason != told:
+                telemetry.event("not ready", level="warning", reason=reason)
         except Exception as exc:  # whatever it is, it may have been mended by the next look
-            ready, cause = False, type(exc)
-            if cause is not told:
+            reason = type(exc)
+            if reason != told:
                 telemetry.event("not ready", level="warning", error=telemetry.describe(exc))
         finally:
             asking.cancel()
-        told = cause
-        health.set(serving=ready)
+        told = reason
+        health.set(serving=reason is None)
         await asyncio.sleep(period.total_seconds())
 
 
-async def _is_over(task: "asyncio.Future[bool]", within: timedelta) -> bool:
+async def _is_over(task: "asyncio.Future[Any]", within: timedelta) -> bool:
     """Waits in many small steps: to a process that got no CPU, time has passed, but an answer that came meanwhile is not known yet."""
     for _ in range(_STEPS):
         await asyncio.wait((task,), timeout=within.total_seconds() / _STEPS)

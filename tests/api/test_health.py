@@ -54,8 +54,8 @@ async def test_unknown_service(health: Any) -> None:
     watch.cancel()
 
 
-async def test_follows_the_database(start_server: StartServer, empty_database_url: str) -> None:
-    """Not serving while there is no schema, or only an older one; serving once there is, also a newer one; and back."""
+async def test_follows_the_database(start_server: StartServer, empty_database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not serving while there is no schema, or only an older one, which the log says; serving once there is, also a newer one; and back."""
     sql = await asyncpg.connect(empty_database_url)
     async with start_server(database_url=empty_database_url) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
@@ -65,6 +65,7 @@ async def test_follows_the_database(start_server: StartServer, empty_database_ur
         await sql.execute("UPDATE alembic_version SET version_num = '0000'")
         await _until(health, _NOT_SERVING)
     await sql.close()
+    assert "the schema is older than this release needs" in capsys.readouterr().err
 
 
 async def test_a_process_that_stood_still() -> None:
@@ -80,18 +81,17 @@ async def test_a_process_that_stood_still() -> None:
         theirs.send(b"1")
         time.sleep(0.3)
 
-    async def is_ready() -> bool:
+    async def why_not_ready() -> None:
         loop.call_soon(stand_still)  # while the answer is waited for
         await loop.sock_recv(ours, 1)
         for _ in range(5):  # turns of the loop until a query's answer is known here
             await asyncio.sleep(0)
         asked.release()
-        return True
 
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        ready = asyncio.ensure_future(keep_ready(Said(), is_ready, period=timedelta(seconds=0.1), within=timedelta(seconds=10)))
+        ready = asyncio.ensure_future(keep_ready(Said(), why_not_ready, period=timedelta(seconds=0.1), within=timedelta(seconds=10)))
         for _ in range(3):
             await asked.acquire()
         ready.cancel()
