@@ -22,7 +22,7 @@ class Endpoint(NamedTuple):
     address: str
     tls: bool = False
     ca_file: Path | None = None
-    """Certificates to trust in place of the system's."""
+    """Certificates to trust in place of the system's; with them there is TLS."""
     token: str | None = None
     timeout: float = 30.0
     """Seconds for each call."""
@@ -73,7 +73,7 @@ async def is_serving(endpoint: Endpoint) -> bool:
 @contextlib.asynccontextmanager
 async def _channel(endpoint: Endpoint) -> AsyncIterator[grpc.aio.Channel]:
     options = [("grpc.max_receive_message_length", _MAX_MESSAGE)]
-    if endpoint.tls:
+    if endpoint.tls or endpoint.ca_file:
         roots = endpoint.ca_file.read_bytes() if endpoint.ca_file else None
         channel = grpc.aio.secure_channel(endpoint.address, grpc.ssl_channel_credentials(roots), options=options)
     else:

@@ -89,7 +89,7 @@ def tracing(settings: Settings) -> "Tracing | None":
     return None
 
 
-def database(settings: Settings, tracing: "Tracing | None") -> contextlib.AbstractAsyncContextManager[Database]:
+def database(settings: Settings, tracing: "Tracing | None" = None) -> contextlib.AbstractAsyncContextManager[Database]:
     """The catalog's, which need not be there yet.
 
     Raises:

@@ -78,7 +78,11 @@ def summary_lines(summary: Summary, target: Target) -> Iterator[str]:
     if summary.dry_run and summary.pruned.refusal:
         yield f"  It would be refused: {summary.pruned.refusal}"
     if not (summary.added or summary.changed or summary.pruned.removed or summary.moved):
-        yield "The catalog already said all this: nothing changed." if summary.entries else "The listing has 0 entries: nothing changed."
+        yield (
+            "The catalog already said all this: nothing changed."
+            if summary.unchanged
+            else "The listing has no usable entry: nothing changed."
+        )
 
 
 def status_lines(clusters: Iterable[Imported], now: datetime) -> Iterator[str]:

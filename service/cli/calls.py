@@ -21,7 +21,7 @@ Address = Annotated[str, typer.Option(envvar="BACKUPS_ADDRESS", help="host:port 
 Tls = Annotated[bool, typer.Option("--tls", help="Connect with TLS.")]
 CaFile = Annotated[
     Path | None,
-    typer.Option(help="With --tls: certificates to trust in place of the system's.", exists=True, dir_okay=False, show_default=False),
+    typer.Option(help="Connect with TLS, and trust these, not the system's.", exists=True, dir_okay=False, show_default=False),
 ]
 Token = Annotated[str | None, typer.Option(envvar="BACKUPS_TOKEN", help="A bearer token.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print protobuf's JSON.")]
@@ -70,10 +70,11 @@ async def _print_json(pages: AsyncGenerator[pb.ListBackupsResponse]) -> None:
     """One ListBackupsResponse, however many pages it is made of, printed as they come."""
     from service import output
 
-    print('{\n  "backups": [', end="")
-    separator, page_token = "\n", ""
+    head, separator, page_token = '{\n  "backups": [', "\n", ""
     async with contextlib.aclosing(pages):
         async for page in pages:
+            print(head, end="")  # with the first page: a command that is refused prints nothing
+            head = ""
             for backup in page.backups:
                 print(separator + output.json(backup, indent=4), end="")
                 separator = ",\n"
@@ -107,5 +108,5 @@ def health(address: Address = DEFAULT_ADDRESS, tls: Tls = False, ca_file: CaFile
     from service import client
 
     if not asyncio.run(client.is_serving(client.Endpoint(address, tls=tls, ca_file=ca_file, timeout=3))):
-        raise CommandError(f"the service at {address} is not ready: its database cannot be reached, or has not been migrated")
+        raise CommandError(f"the service at {address} is not ready: its log says why")
     print("SERVING")

@@ -61,17 +61,10 @@ def status(
 
 
 async def _imported(settings: Settings, folder_id: str | None, cluster_id: str | None) -> "list[Imported]":
-    from service.postgres.database import Limits, open_database
+    from service import composition
     from service.postgres.imports import imported
 
-    limits = Limits(
-        pool_size=1,
-        connect=settings.connect_timeout,
-        acquire=settings.acquire_timeout,
-        statement=settings.request_timeout,
-        max_age=settings.pool_max_age,
-    )
-    async with open_database(settings.require_database_url(), limits, pooled=settings.pooler == "transaction") as database:
+    async with composition.database(settings) as database:
         return await imported(database, folder_id=folder_id, cluster_id=cluster_id)
 
 

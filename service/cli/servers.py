@@ -51,4 +51,4 @@ def migrate(
         typer.echo(migration.migration_sql(to=to, roles=roles))
     else:
         migration.migrate(settings.require_database_url(), to=to, roles=roles)
-        typer.echo(f"The schema is at revision {to}.")
+        typer.echo(f"The schema is at revision {to}{'' if to == 'head' else ', or a newer one'}.")

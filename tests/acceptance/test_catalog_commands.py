@@ -192,7 +192,7 @@ async def test_status(cli: _Cli) -> None:
 
 
 async def test_max_age(cli: _Cli, sql: Sql) -> None:
-    """--max-age exits with 2 if a last backup, or a last import, is older, or from the future, or there is none, and says which; else with 0."""
+    """--max-age exits with 2 if a last backup, or a last import, is older, or is dated in the future, or there is none, and says which."""
     assert (await cli.status("--max-age", "26h")).status == 2  # nothing is known of anything
     await cli("import", "walg", str(_LISTING), *_C1)
     await sql.execute("UPDATE imports SET last_created_at = now() - interval '25 hours'")

@@ -21,6 +21,7 @@ from google.rpc import error_details_pb2, status_pb2
 from service import pb
 from service.server import Server
 from tests import processes
+from tests.certificates import Authority
 from tests.conftest import ROOT, AddBackups, Done, RunCommand, Sql, environment, free_ports
 
 _SAMPLE = (ROOT / "samples" / "walg-backup-list.json").read_bytes()
@@ -128,6 +129,7 @@ async def test_errors_of_the_service(cli: _Cli) -> None:
     assert lines[2:] == ["  folder_id: Must have 0 to 50 characters.", "  page_size: Must be from 0 to 1000."]
 
     assert (await cli.refused("get", "none")).startswith("NOT_FOUND: There is no such backup.")
+    assert (await cli.refused("list", "--folder-id", "f" * 51, "--json")).startswith("INVALID_ARGUMENT: ")
 
 
 async def test_a_server_of_somebody_else(cli: _Cli) -> None:
@@ -156,6 +158,13 @@ async def test_a_server_of_somebody_else(cli: _Cli) -> None:
     assert message.split("\n") == [r"INVALID_ARGUMENT: \x1b[2J", r"  \x1b[2J: \x1b[2J"]
     assert "\x1b" not in listed.stdout + listed.stderr
     assert json.loads(page.stdout) == {"backups": [{"id": clear}], "nextPageToken": f'", "x": "{clear}'}
+
+
+async def test_a_token_is_for_tls_where_certificates_are_named(cli: _Cli, tmp_path: Path) -> None:
+    """--ca-file is TLS, with or without --tls: a token never goes out in plaintext by mistake."""
+    file = tmp_path / "ca.pem"
+    file.write_bytes(Authority().cert)
+    assert "no service answers" in await cli.refused("list", "--folder-id", "f1", "--token", "hunter2", "--ca-file", str(file))
 
 
 async def test_no_service(cli: _Cli) -> None:
