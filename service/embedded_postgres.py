@@ -86,15 +86,15 @@ class EmbeddedPostgres:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """The lock goes with the process, however it ends."""
-        try:
-            self._own(self.folder)
-            with self._lock.open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield
-        except BlockingIOError as exc:
-            raise EmbeddedPostgresError(f"the PostgreSQL in {self.folder} already runs, for another `backup-service dev`") from exc
-        except PermissionError as exc:
-            raise EmbeddedPostgresError(f"{exc.filename or self.folder}: {exc.strerror}") from exc
+        with contextlib.ExitStack() as stack:
+            try:
+                self._own(self.folder)
+                fcntl.flock(stack.enter_context(self._lock.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise EmbeddedPostgresError(f"the PostgreSQL in {self.folder} already runs, for another `backup-service dev`") from exc
+            except PermissionError as exc:
+                raise EmbeddedPostgresError(f"{exc.filename or self.folder}: {exc.strerror}") from exc
+            yield
 
     def _own(self, folder: Path) -> None:
         """A folder of ours that PostgreSQL's user can write; a stranger's in its place is refused."""
