@@ -228,8 +228,14 @@ def _reply(response: Any) -> Reply:
 
 
 @contextlib.asynccontextmanager
-async def deployed(database_url: str, *, replicas: int = 2, issuer: Issuer | None = None, **settings: str) -> AsyncIterator[Deployment]:
-    """Starts all of it, and ends all of it."""
+async def deployed(
+    database_url: str, *, replicas: int = 2, issuer: Issuer | None = None, max_connections: int | None = None, **settings: str
+) -> AsyncIterator[Deployment]:  # fmt: skip
+    """Starts all of it, and ends all of it.
+
+    Args:
+        max_connections: what clients may hold open, in place of what deploy/envoy.yaml says.
+    """
     port, tls_port, admin_port, metrics_port, *ports = free_ports(4 + replicas)
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backups-deployed-")))
@@ -251,6 +257,9 @@ async def deployed(database_url: str, *, replicas: int = 2, issuer: Issuer | Non
             await replica.start()
             stack.push_async_callback(replica.end, signal.SIGKILL)
         config = configuration(ports, folder, port=port, tls_port=tls_port, admin_port=admin_port, metrics_port=metrics_port)
+        if max_connections:
+            [monitor] = config["overload_manager"]["resource_monitors"]
+            monitor["typed_config"]["max_active_downstream_connections"] = max_connections
         envoy = stack.enter_context(_envoy(folder, config))
 
         async def read_admin(path: str) -> Any:

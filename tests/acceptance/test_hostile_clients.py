@@ -1,7 +1,7 @@
 """Clients that mean harm, behind Envoy: what they do is ended, and is nothing to the others.
 
-Mitigations: in deploy/envoy.yaml, route and stream idle timeouts, the limits of headers, and Envoy's own limits against floods; directly
-at a replica, gRPC's limit of a message, which holds for what it is unpacked too, health watchers that are not waited for
+Mitigations: in deploy/envoy.yaml, route and stream idle timeouts, the limits of headers and of connections, and Envoy's own limits against
+floods; directly at a replica, gRPC's limit of a message, which holds for what it is unpacked too, health watchers that are not waited for
 (service/api/health.py), and a grace after which what is left is ended (`_stop_listening` of service/server.py).
 """
 
@@ -24,7 +24,7 @@ from hyperframe.frame import ContinuationFrame, DataFrame, Frame, GoAwayFrame, H
 from service import pb
 from service.settings import Address
 from tests.acceptance.bars import Figure
-from tests.acceptance.deployment import Deployment, ReplicaProcess
+from tests.acceptance.deployment import Deployment, ReplicaProcess, deployed, fetch
 from tests.api.http2 import Connection, message, request_headers
 from tests.conftest import AddBackups, free_ports
 
@@ -128,6 +128,26 @@ async def test_half_done_calls_are_ended(deployment: Deployment, add_backups: Ad
         )
     figure(f"over after {time.monotonic() - began:.0f} s; {others}")
     assert others.p99 < (_P99_S if long else 3 * _P99_S)
+
+
+@pytest.mark.bar(12, "ever more connections that say nothing, through Envoy")
+async def test_connections_are_bounded(database_url: str, *, figure: Figure) -> None:
+    """What is too much is closed at once; who is connected is served on, scrapes are answered, and there is room again afterwards."""
+    limit = 20
+    async with deployed(database_url, max_connections=limit) as deployment, _others(deployment.channel()) as others:
+        await others.more(1)
+        async with contextlib.AsyncExitStack() as stack:
+            address = Address("127.0.0.1", deployment.port)
+            idle = [await stack.enter_async_context(Connection.to(address)) for _ in range(2 * limit)]
+            closed = await asyncio.gather(*(connection.closed(within=3) for connection in idle))
+            await others.more(10)
+            scraped = await asyncio.to_thread(fetch, f"http://{deployment.metrics_address}/stats/prometheus")
+        async with deployment.channel() as channel, asyncio.timeout(20):
+            while await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1")).code() is not StatusCode.OK:
+                await asyncio.sleep(0.1)
+    figure(f"{len(idle)} opened where {limit} may be, {sum(closed)} closed; {others}")
+    assert sum(closed) == len(idle) - limit + 1
+    assert scraped.status == 200
 
 
 _FLOODS: dict[str, Callable[[Encoder, int], list[Frame]]] = {

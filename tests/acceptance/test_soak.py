@@ -184,10 +184,16 @@ async def _soaked(postgres: EmbeddedPostgres, folder: Path) -> AsyncIterator[Soa
         await insert(sql, _BACKUPS)
     issuer, jwks = Issuer("main", "other"), folder / "jwks.json"
     jwks.write_bytes(issuer.jwks("main"))
-    settings = {"BACKUPS_DRAIN_DELAY": "2", "BACKUPS_JWKS": str(jwks), "BACKUPS_JWKS_REFRESH": "1"}
     async with proxied(postgres._sockets / ".s.PGSQL.5432") as proxy:
         urls = {role: f"postgresql://{role}@127.0.0.1:{proxy.port}/postgres" for role in Roles()}
-        async with deployed(urls[Roles().service], replicas=3, issuer=issuer, **settings) as deployment:
+        async with deployed(
+            urls[Roles().service],
+            replicas=3,
+            issuer=issuer,
+            BACKUPS_DRAIN_DELAY="2",
+            BACKUPS_JWKS=str(jwks),
+            BACKUPS_JWKS_REFRESH="1",
+        ) as deployment:
             yield Soaked(deployment, postgres, proxy, jwks, folder / "import.log", urls[Roles().imports])
 
 
