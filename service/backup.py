@@ -1,4 +1,4 @@
-"""The words of the product: a backup, a place in a folder's list, a page of it."""
+"""The words of the product: what a backup can be, a place in a folder's list, a page of it."""
 
 import re
 from datetime import UTC, datetime
@@ -10,19 +10,6 @@ TIME_MIN = datetime(1970, 1, 1, tzinfo=UTC)
 TIME_MAX = datetime(9999, 12, 31, 23, 59, 59, 999998, tzinfo=UTC)  # a microsecond later is infinity to asyncpg
 DEFAULT_PAGE_SIZE = 100
 _ID = re.compile(rf"[!-~]{{1,{ID_MAX_LENGTH}}}")
-
-
-class Backup(NamedTuple):
-    """A completed backup of a Greenplum cluster; times are aware and have whole microseconds."""
-
-    id: str
-    folder_id: str
-    created_at: datetime
-    """When the backup was completed."""
-    source_cluster_id: str
-    started_at: datetime
-    size: int
-    """Bytes."""
 
 
 class Position(NamedTuple):

@@ -29,7 +29,6 @@ import pytest
 import uvloop
 
 from service import pb
-from service.backup import Backup
 from service.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
 from service.server import Server
@@ -47,6 +46,20 @@ _PROGRAMS = Path(os.environ["TEST_POSTGRES"]) if "TEST_POSTGRES" in os.environ e
 OWNER = "backups_owner"
 _TEMPLATE = "template_backups"
 _numbers = itertools.count(1)
+
+
+class Backup(NamedTuple):
+    """A row of the catalog; times are aware and have whole microseconds."""
+
+    id: str
+    folder_id: str
+    created_at: datetime
+    """When the backup was completed."""
+    source_cluster_id: str
+    started_at: datetime
+    size: int
+    """Bytes."""
+
 
 Sql: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 AddBackups = Callable[..., Awaitable[list[Backup]]]

@@ -34,6 +34,3 @@ def main() -> None:
 
         print("backup-service:", "\n".join(map(printable, str(exc).split("\n"))), file=sys.stderr)  # it may quote a server
         sys.exit(1)
-    except BrokenPipeError:  # `list | head` has seen enough
-        sys.stderr.close()
-        sys.exit(1)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -90,9 +91,9 @@ class Database:
         """
         try:
             with self._trace(query) as connected:
-                await self._permit()
+                left = await self._permit()
                 try:
-                    return await self._fetch(query, args, connected)
+                    return await self._fetch(query, args, connected, within=left)
                 finally:
                     self._permits.release()
         except UNAVAILABLE as exc:
@@ -108,7 +109,7 @@ class Database:
             CatalogUnavailable: PostgreSQL is gone, going or too slow.
         """
         try:
-            return await self._fetch(query, (), _nothing)
+            return await self._fetch(query, (), _nothing, within=self._limits.acquire.total_seconds())
         except (TimeoutError, asyncio.CancelledError) as exc:
             await self._drop_kept()
             if isinstance(exc, TimeoutError):
@@ -117,16 +118,20 @@ class Database:
         except UNAVAILABLE as exc:
             raise CatalogUnavailable from exc
 
-    async def _permit(self) -> None:
-        if self._permits.locked():
-            async with asyncio.timeout(self._limits.acquire.total_seconds()):
-                await self._permits.acquire()
-        else:
+    async def _permit(self) -> float:
+        """Gives the seconds that are left to connect in."""
+        within = self._limits.acquire.total_seconds()
+        if not self._permits.locked():
             await self._permits.acquire()  # at once
+            return within
+        began = time.monotonic()
+        async with asyncio.timeout(within):
+            await self._permits.acquire()
+        return within - (time.monotonic() - began)
 
-    async def _fetch(self, query: str, args: tuple[object, ...], connected: Callable[[], None]) -> list[asyncpg.Record]:
+    async def _fetch(self, query: str, args: tuple[object, ...], connected: Callable[[], None], *, within: float) -> list[asyncpg.Record]:
         generation = self._generation
-        connection = self._kept_connection() or await self._pool.acquire(timeout=self._limits.acquire.total_seconds())
+        connection = self._kept_connection() or await self._pool.acquire(timeout=within)
         connected()
         try:
             rows: list[asyncpg.Record] = await connection.fetch(query, *args)
@@ -150,7 +155,7 @@ class Database:
 
     def _release_in_background(self, connection: Any) -> None:
         """No answer waits for it: after a cancelled call, PostgreSQL may take long to let go of the query."""
-        task = asyncio.ensure_future(self._pool.release(connection))
+        task = asyncio.ensure_future(self._pool.release(connection, timeout=self._limits.acquire.total_seconds()))
         self._releases.add(task)
         task.add_done_callback(self._released)
 

@@ -18,13 +18,12 @@ import pytest
 from grpc import StatusCode
 
 from service import pb
-from service.backup import Backup
 from service.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles
 from tests.acceptance.bars import Figure
 from tests.acceptance.deployment import Replica, ReplicaProcess, deployed
 from tests.acceptance.load import under_load
-from tests.conftest import AddBackups, Sql, StartServer, insert
+from tests.conftest import AddBackups, Backup, Sql, StartServer, insert
 from tests.proxy import Proxy, proxied
 
 _LIST = pb.ListBackupsRequest(folder_id="f1")

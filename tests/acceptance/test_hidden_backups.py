@@ -18,13 +18,12 @@ import pytest
 from grpc import StatusCode
 
 from service import pb
-from service.backup import Backup
 from service.settings import Address
 from tests.acceptance.bars import Figure
 from tests.acceptance.deployment import Deployment, ReplicaProcess, deployed
 from tests.acceptance.releases import Change, altered
 from tests.api.http2 import Connection, message
-from tests.conftest import ROOT, AddBackups, free_ports
+from tests.conftest import ROOT, AddBackups, Backup, free_ports
 from tests.tokens import AUDIENCE, ISSUER, Issuer
 
 _GET = "/yandex.cloud.mdb.greenplum.v1.BackupService/Get"

@@ -20,7 +20,6 @@ import psutil
 import pytest
 
 from service import pb
-from service.backup import Backup
 from service.embedded_postgres import EmbeddedPostgres
 from service.postgres.database import UNAVAILABLE
 from service.postgres.migration import Roles
@@ -32,7 +31,7 @@ from tests.acceptance.test_database_faults import crash
 from tests.acceptance.test_hostile_clients import Flood
 from tests.acceptance.test_interrupted_imports import FIRST, Importing, listing
 from tests.api.http2 import Connection
-from tests.conftest import Sql, insert
+from tests.conftest import Backup, Sql, insert
 from tests.proxy import Proxy, proxied
 from tests.tokens import Issuer
 

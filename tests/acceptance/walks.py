@@ -16,9 +16,8 @@ import asyncpg
 import grpc
 
 from service import pb
-from service.backup import Backup
 from service.postgres.database import UNAVAILABLE
-from tests.conftest import insert
+from tests.conftest import Backup, insert
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = timedelta(microseconds=1)

@@ -6,9 +6,8 @@ import grpc
 import pytest
 
 from service import pb
-from service.backup import Backup
 from service.page_token import DEFAULT_KEY
-from tests.conftest import AddBackups, Sql, StartServer
+from tests.conftest import AddBackups, Backup, Sql, StartServer
 
 
 def _row(backup: pb.Backup) -> Backup:

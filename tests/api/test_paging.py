@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from service import pb
-from service.backup import Backup
-from tests.conftest import Sql, insert
+from tests.conftest import Backup, Sql, insert
 
 _START = datetime(2026, 11, 20, tzinfo=UTC)
 _Order = tuple[datetime, str]

@@ -11,11 +11,10 @@ from typing import NamedTuple
 import pytest
 from grpc import StatusCode
 
-from service.backup import Backup
 from tests.acceptance.deployment import deployed
 from tests.certificates import Authority, Files
 from tests.clients.programs import NAMES, Program, Refusal, Row, command
-from tests.conftest import AddBackups, StartServer, free_ports
+from tests.conftest import AddBackups, Backup, StartServer, free_ports
 from tests.tokens import AUDIENCE, ISSUER, Issuer
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

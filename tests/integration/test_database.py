@@ -161,6 +161,14 @@ async def test_a_black_hole(silent_port: int) -> None:
                     await database.fetch(_PID)
 
 
+async def test_a_connection_after_a_wait(silent_port: int) -> None:
+    """A call that has waited for others has no more than the rest of its time to connect in."""
+    limits = _LIMITS._replace(pool_size=1, connect=timedelta(seconds=1.8), acquire=timedelta(seconds=2))
+    async with open_database(f"postgresql://u@127.0.0.1:{silent_port}/d", limits) as database, asyncio.timeout(3):
+        outcomes = await asyncio.gather(database.fetch(_PID), database.fetch(_PID), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [CatalogUnavailable] * 2
+
+
 async def test_several_hosts(postgres: Any, database_name: str) -> None:
     """Of several hosts the first that can be used is; target_session_attrs says which may."""
     sockets = str(postgres._sockets)

@@ -9,9 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service import pb
-from service.backup import Backup
 from service.embedded_postgres import EmbeddedPostgres
-from tests.conftest import Sql, insert
+from tests.conftest import Backup, Sql, insert
 from tests.strategies import backups
 
 
