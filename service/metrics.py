@@ -1,9 +1,10 @@
 """Prometheus' metrics, under gRPC's usual names, over HTTP on a port of their own. No label is anything that a client of the API chose."""
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 from wsgiref.simple_server import WSGIRequestHandler
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
@@ -85,11 +86,14 @@ class Metrics:
 class _Scrape(WSGIRequestHandler):
     """A connection, which costs a thread: over once nothing was said for a while, and no word on standard error, amid the log's lines."""
 
-    timeout = 10.0  # seconds, for each word of the client
+    timeout = 10.0  # seconds, for each word of the client, and for the answer
 
     def handle(self) -> None:
         with suppress(OSError):
             super().handle()
+
+    def get_stderr(self) -> TextIO:
+        return io.StringIO()
 
     def log_message(self, *args: object) -> None:
         pass

@@ -212,15 +212,18 @@ class Server:
     def _start_background(self, database: Database, opened: contextlib.AsyncExitStack) -> None:
         async def why_not_ready() -> str | None:
             now, max_lag = time.monotonic(), self._settings.max_replication_lag
-            lag = await replication_lag(database)
-            if await present_revision(database) < self.required_revision:
-                return "the schema is older than this release needs"
-            self._database_seen_at = time.monotonic()
-            if lag <= max_lag:
+            if await replication_lag(database) <= max_lag:
                 self._up_to_date_at = now
-            elif now - self._up_to_date_at > max_lag.total_seconds():  # not while it replays what comes after a quiet time
+            is_behind = now - self._up_to_date_at > max_lag.total_seconds()  # not while it replays what comes after a quiet time
+            if is_behind:
                 await database.leave_servers()  # another host may do better
+            is_migrated = await present_revision(database) >= self.required_revision
+            if is_migrated:
+                self._database_seen_at = time.monotonic()
+            if is_behind:
                 return "the standby is too far behind"
+            if not is_migrated:
+                return "the schema is older than this release needs"
             return None if self._keys is None or self._keys.fresh else "the keys that sign tokens are too old, or were never read"
 
         tasks = [

@@ -74,15 +74,18 @@ def _database_url(text: object) -> object:
     """Checks the parts that asyncpg would quote in its own complaint, pieces of a misspelt password among them."""
     if isinstance(text, str):
         try:
-            usable = _can_be_connected_to(urlsplit(text))
+            usable = _is_understood(urlsplit(text))
         except ValueError:  # whose text quotes them as well
             usable = False
         if not usable:
-            raise ValueError("must be postgresql://user:password@host:port/database, special characters percent-encoded")
+            raise ValueError(
+                "must be postgresql://user:password@host:port/database, with special characters percent-encoded, "
+                "and target_session_attrs as libpq has them"
+            )
     return text
 
 
-def _can_be_connected_to(url: SplitResult) -> bool:
+def _is_understood(url: SplitResult) -> bool:
     query = parse_qs(url.query, strict_parsing=True) if url.query else {}
     before, at, after = url.netloc.partition("@")  # where asyncpg divides it
     hosts = [re.fullmatch(_HOST, each) for each in (after if at else before).split(",")]
@@ -92,6 +95,7 @@ def _can_be_connected_to(url: SplitResult) -> bool:
             name.encode("idna")
     return (
         url.scheme in ("postgresql", "postgres")
+        and (at or "@" not in url.path + url.fragment)
         and all(hosts)
         and (len(hosts) == 1 or all(host["host"] for host in hosts if host))
         and all(re.fullmatch(_PORT, port) and int(port) < 2**16 for port in ports if port)

@@ -36,7 +36,7 @@ def status(
         typer.Option(
             parser=_length,
             metavar="LENGTH",
-            help="Exit with 2 if a last backup, or a last import, is older, or if there is none: 90m, 26h, 8d.",
+            help="Exit with 2 if a last backup, or a last import, is older, or dated in the future, or if there is none: 90m, 26h, 8d.",
             show_default=False,
         ),
     ] = None,

@@ -227,7 +227,7 @@ async def open_database(
         "default_transaction_read_only": "on",
     }
     wanted = wanted_attributes(url)
-    connect = _through_a_change_of_password(connecting(url, unavailable=UNAVAILABLE))
+    connect = _through_a_change_of_password(connecting(url, unavailable=UNAVAILABLE, patience=limits.acquire.total_seconds() / 2))
     pool = asyncpg.create_pool(
         url,
         connect=connect_preferring_standby(connect) if wanted == "prefer-standby" else connect,

@@ -14,9 +14,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-_SILENT_AFTER_S = 1.0  # where whoever connects did not wait for all of the host's time
 _SILENT_S = 10.0  # for so long, a host that said nothing is not asked for a standby
-_AUTHORITY = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]]+)(:(?P<port>\d+))?")
+_AUTHORITY = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]]+)(:(?P<port>\d*))?")
 
 
 class _Host(NamedTuple):
@@ -42,8 +41,9 @@ def _named(url: str) -> list[_Host]:
 class _Hosts:
     """Which of them was good last, and which said nothing."""
 
-    def __init__(self, hosts: list[_Host]) -> None:
+    def __init__(self, hosts: list[_Host], patience: float) -> None:
         self._hosts = hosts
+        self._patience = patience
         self._good = 0
         self._silent_at: dict[int, float] = {}
 
@@ -63,7 +63,7 @@ class _Hosts:
             connection = await asyncpg.connect(*args, **kwargs | self._hosts[host].arguments)
         except (TimeoutError, asyncio.CancelledError) as exc:
             now = time.monotonic()
-            if isinstance(exc, TimeoutError) or now - began > _SILENT_AFTER_S:
+            if isinstance(exc, TimeoutError) or now - began > self._patience:
                 self._silent_at[host] = now
             raise
         self._good = host
@@ -71,7 +71,7 @@ class _Hosts:
         return connection
 
 
-def connecting(url: str, *, unavailable: tuple[type[BaseException], ...]) -> Any:
+def connecting(url: str, *, unavailable: tuple[type[BaseException], ...], patience: float = math.inf) -> Any:
     """A function to call as `asyncpg.connect` is, whose timeout is each host's own; it begins with the host that was good last.
 
     A host that says nothing takes its time once, and comes after all others until it is connected to. Where a standby is preferred,
@@ -79,11 +79,12 @@ def connecting(url: str, *, unavailable: tuple[type[BaseException], ...]) -> Any
 
     Args:
         unavailable: what a host raises in whose place the next is tried; what the last one raised is raised.
+        patience: the seconds after which a host has said nothing, also where whoever connects gives up before the host's time is over.
     """
     named = _named(url)
     if len(named) < 2:
         return asyncpg.connect
-    hosts = _Hosts(named)
+    hosts = _Hosts(named, patience)
 
     async def connect(*args: Any, target_session_attrs: SessionAttribute | None = None, **kwargs: Any) -> Any:
         async def first_of(candidates: list[int], attributes: SessionAttribute) -> Any:

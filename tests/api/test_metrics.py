@@ -1,17 +1,21 @@
 """What Prometheus is told."""
 
 import asyncio
+import contextlib
 import math
 import socket
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from service import VERSION, pb
 from service.errors import PortTaken
@@ -102,21 +106,32 @@ async def test_a_port_that_is_taken(start_server: StartServer) -> None:
                 pass
 
 
-async def test_connections_that_say_nothing(
-    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+class _Big(Collector):
+    """An answer that no socket holds."""
+
+    def collect(self) -> Iterator[Metric]:
+        metric = GaugeMetricFamily("big", "Big.", labels=["what"])
+        for number in range(100_000):
+            metric.add_metric([f"{number:0100}"], 1)
+        yield metric
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /met", b"GET /metrics HTTP/1.1\r\n\r\n"])
+async def test_connections_that_are_left(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], said: bytes
 ) -> None:  # fmt: skip
-    """A connection that asks nothing, or half a question, is ended, with its thread; and nothing is written among the lines of the log."""
-    monkeypatch.setattr("service.metrics._Scrape.timeout", 0.3)
+    """A connection that asks nothing, or half a question, or reads no answer, ends with its thread; nothing is written amid the log."""
+    monkeypatch.setattr("service.metrics._Scrape.timeout", 1)
     async with start_server(metrics_listen="127.0.0.1:0") as server:
+        server._metrics.collect(_Big())
         assert server.metrics_address
         threads = threading.active_count()
-        connections = [await asyncio.open_connection(*server.metrics_address) for _ in range(5)]
-        for _, writer in connections:
-            writer.write(b"GET /met")
-        async with asyncio.timeout(5):
-            assert [await reader.read() for reader, _ in connections] == [b""] * 5
-            while threading.active_count() > threads:
-                await asyncio.sleep(0.01)
-        for _, writer in connections:
-            writer.close()
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                stack.enter_context(socket.create_connection(server.metrics_address)).sendall(said)
+            async with asyncio.timeout(20):
+                while threading.active_count() == threads:
+                    await asyncio.sleep(0.001)
+                while threading.active_count() > threads:
+                    await asyncio.sleep(0.01)
     assert "Traceback" not in capfd.readouterr().err

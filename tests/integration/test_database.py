@@ -198,7 +198,7 @@ async def test_a_silent_host(postgres: Any, database_name: str, silent_port: int
 async def test_a_silent_host_that_has_more_time_than_a_call(postgres: Any, database_name: str, silent_port: int) -> None:
     """A host that says nothing costs a call all of its time, where that is less than the host's, and the next call asks another one."""
     url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres._sockets}&port={silent_port},5432"
-    limits = _LIMITS._replace(connect=timedelta(seconds=10), acquire=timedelta(seconds=1.5))
+    limits = _LIMITS._replace(connect=timedelta(seconds=10), acquire=timedelta(seconds=0.8))
     async with open_database(url, limits) as database:
         with pytest.raises(CatalogUnavailable):
             await database.fetch(_PID)
@@ -210,7 +210,7 @@ async def test_all_hosts_but_one_are_silent(postgres: Any, database_name: str, s
     """However many hosts say nothing before the one that answers, it is reached, though there is time for one of them at each try."""
     hosts, ports = ",".join(["127.0.0.1"] * 3), ",".join([str(silent_port)] * 3)
     url = f"postgresql://postgres@/{database_name}?host={hosts},{postgres._sockets}&port={ports},5432"
-    limits = _LIMITS._replace(connect=timedelta(seconds=0.3), acquire=timedelta(seconds=0.5))
+    limits = _LIMITS._replace(connect=timedelta(seconds=1), acquire=timedelta(seconds=1.7))
     async with open_database(f"{url}&target_session_attrs={attributes}", limits) as database:
         for _ in range(2):
             with pytest.raises(CatalogUnavailable):
@@ -240,6 +240,7 @@ async def test_a_host_that_went_silent(postgres: Any, database_name: str) -> Non
     [
         ("postgresql://u:p@h/d", [("h", None)]),
         ("postgresql://u:p%40@a:1,b:2,c/d", [("a", 1), ("b", 2), ("c", None)]),
+        ("postgresql://h1:,h2/d", [("h1", None), ("h2", None)]),
         ("postgresql://[::1]:5433,[fe80::1]/d", [("::1", 5433), ("fe80::1", None)]),
         ("postgresql://u@/d?host=/tmp,h&port=1,2", [("/tmp", 1), ("h", 2)]),
         ("postgresql://u@/d?host=/tmp,h&port=1", [("/tmp", 1), ("h", 1)]),
