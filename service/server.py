@@ -132,7 +132,7 @@ class Server:
         traces = self._tracing.flush_within if self._tracing else timedelta(0)
         return settings.drain_delay + _QUIET_WITHIN + 2 * settings.shutdown_grace + settings.acquire_timeout + traces
 
-    async def _unless_hurried(self, waiting: Coroutine[Any, Any, None]) -> None:
+    async def _unless_hurried(self, waiting: Coroutine[Any, Any, object]) -> None:
         """Until that is over, or somebody is in a hurry."""
         tasks = asyncio.ensure_future(waiting), asyncio.ensure_future(self._hurried.wait())
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -144,9 +144,7 @@ class Server:
         stopping = asyncio.ensure_future(self._grpc.stop(self._settings.shutdown_grace.total_seconds()))
         await asyncio.sleep(_NOTICE.total_seconds())
         self.admission.dismiss()
-        hurried = asyncio.ensure_future(self._hurried.wait())
-        await asyncio.wait((stopping, hurried), return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
+        await self._unless_hurried(asyncio.wait((stopping,)))  # which is not cancelled with the wait for it
         if not stopping.done():
             await self._grpc.stop(0)
         await stopping

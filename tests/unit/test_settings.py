@@ -55,14 +55,7 @@ def test_all_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DATABASE_URL", ["postgresql://u:1?hunter2@h/d", "postgresql://h/d?password=x&hunter2", "postgresql://h/d?port=hunter2"]),
         ("DATABASE_URL", ["postgresql://u:1/hunter2@h/d", "postgresql://u:12#hunter2@h/d"]),
         ("DATABASE_URL", ["postgresql://h/d?target_session_attrs=hunter2", "postgresql://h:65536/d", "postgresql://h,/d"]),
-        (
-            "DATABASE_URL",
-            [
-                "postgresql://.../d",
-                "postgresql://%ff/d",
-                f"postgresql://{'h' * 64}/d",
-            ],
-        ),
+        ("DATABASE_URL", ["postgresql://.../d", "postgresql://%ff/d", f"postgresql://{'h' * 64}/d"]),
         ("SERVICE_ROLE", ["", "Backups", 'a"b', "a'b", "a b", "hunter2;", "r" * 64, "1a", "роль"]),
         ("LISTEN", ["", "50051", "localhost", "h:", ":1", "h:-1", "h:65536", "h:x", "h:\u0661"]),
         (
