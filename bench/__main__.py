@@ -25,7 +25,7 @@ from bench.load import Orders
 from bench.systems import Measure, Meter, System, drive, peer, service, watched
 from service import VERSION, pb
 from service.backup import Position
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 from service.page_token import PageTokens
 
 _ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import asyncpg
 from rich.progress import Progress
 
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
 
 DEEP_FOLDER = "b1gdeep"

@@ -13,7 +13,7 @@ import asyncpg
 import uvloop
 from rich.progress import Progress
 
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import migrate
 
 _ROOT = Path(__file__).parents[1]

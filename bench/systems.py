@@ -15,7 +15,7 @@ from threading import Event, Thread
 from typing import IO, NamedTuple
 
 from bench.load import Orders, Result
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 
 _ROOT = Path(__file__).parents[1]
 _START_TIMEOUT_S = 30

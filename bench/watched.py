@@ -11,7 +11,7 @@ import json
 import sys
 import time
 
-from service import telemetry
+from service.observability import logs
 from service.server import Server, serve
 from service.settings import Settings
 
@@ -27,7 +27,7 @@ async def _watch() -> None:
 
 def main() -> None:
     """Serves until SIGTERM."""
-    telemetry.configure_logging(log_format="json", log_level="info")
+    logs.configure_logging(log_format="json", log_level="info")
     watches = []  # which keeps the task alive
 
     def started(server: Server) -> None:

@@ -11,9 +11,9 @@ from datetime import timedelta
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service import telemetry
+from service.observability import logs
 from service.postgres.database import Database
-from service.postgres.imports import Imported, Oldest, oldest
+from service.postgres.last_imports import Imported, Oldest, oldest
 
 _LABELS = ("folder_id", "cluster_id", "tool")
 
@@ -57,13 +57,13 @@ class CatalogMetrics(Collector):
             found = await oldest(self._database, limit=self._limit)
         except Exception as exc:  # gone, or not for this role to read; said once, and tried again
             if self._available:
-                telemetry.event("catalog metrics not refreshed", level="warning", error=telemetry.describe(exc))
+                logs.event("catalog metrics not refreshed", level="warning", error=logs.describe(exc))
             self._available = False
             return
         self._available = True
         self._read = found, time.time()
         if found.left_out and not self._complained:
-            telemetry.event("catalog metrics left out clusters", level="warning", limit=self._limit, left_out=found.left_out)
+            logs.event("catalog metrics left out clusters", level="warning", limit=self._limit, left_out=found.left_out)
         self._complained = bool(found.left_out)
 
     def collect(self) -> Iterator[Metric]:

@@ -4,16 +4,16 @@ import contextlib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from service import telemetry
 from service.api.authentication import Anonymous, Authenticator, JwtAuthenticator
-from service.api.signing_keys import Keys, jwks_reader
+from service.api.jwks import Keys, jwks_reader
 from service.errors import TracingUnavailable
+from service.observability import logs
 from service.postgres.database import Database, Limits, open_database
 from service.postgres.replication import connect_to_fresh
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.tracing import Tracing
+    from service.observability.tracing import Tracing
 
 _JWKS_RETRY = timedelta(seconds=10)
 
@@ -74,7 +74,7 @@ def tracing(settings: Settings) -> "Tracing | None":
     if not settings.wants_traces:
         return None
     try:
-        from service.tracing import Tracing
+        from service.observability.tracing import Tracing
 
         return Tracing()
     except ImportError:
@@ -85,7 +85,7 @@ def tracing(settings: Settings) -> "Tracing | None":
         problem = str(exc)
     except Exception as exc:  # OpenTelemetry's own complaint of one of its variables
         problem = f"OpenTelemetry cannot use a variable OTEL_... ({type(exc).__name__})"
-    telemetry.event("no traces", level="warning", problem=problem)
+    logs.event("no traces", level="warning", problem=problem)
     return None
 
 

@@ -1,7 +1,7 @@
 """What can go wrong. An error's docstring is its message, its attributes are facts; nothing here knows of statuses or SQL.
 
 Error
-├── RequestError                a call is answered with it (the statuses: service/api/status.py)
+├── RequestError                a call is answered with it (the statuses: service/api/error_status.py)
 │   ├── InvalidRequest              violations
 │   │   └── InvalidPageToken
 │   ├── UndecodableRequest

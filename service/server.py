@@ -20,16 +20,17 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service import VERSION, composition, pb, telemetry
+from service import VERSION, composition, pb
 from service.api.admission import Admission
 from service.api.api_endpoint_service import ApiEndpointService
 from service.api.backup_service import BackupService
+from service.api.certificate import FollowedCertificate, TlsFiles
 from service.api.health import Health, keep_ready
 from service.api.interceptor import Interceptor
-from service.api.tls import FollowedCertificate, TlsFiles
 from service.catalog_metrics import CatalogMetrics
 from service.errors import PortTaken
-from service.metrics import Metrics
+from service.observability import logs
+from service.observability.metrics import Metrics
 from service.page_token import PageTokens
 from service.postgres.catalog import Catalog
 from service.postgres.database import Database
@@ -108,7 +109,7 @@ class Server:
                 self.health_address = await self._start_health(settings.health_listen, opened)
             self._start_background(database, opened)
             self._opened = opened.pop_all()  # what fails to start has closed by now what it had opened
-        telemetry.event("listening", address=str(self.address))
+        logs.event("listening", address=str(self.address))
         return self
 
     async def stop(self) -> None:
@@ -119,7 +120,7 @@ class Server:
         await self._unless_hurried(self.admission.quiet(_QUIET_WINDOW, within=_QUIET_WITHIN))
         self.health.close()
         await self._opened.aclose()
-        telemetry.event("stopped")
+        logs.event("stopped")
 
     def hurry(self) -> None:
         """Makes `stop` wait for no call."""
@@ -253,7 +254,7 @@ def _port_taken(address: Address, setting: str) -> PortTaken:
 def _log_unforeseen(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """What nobody awaits: asyncio's own line would have the error's text."""
     error = context.get("exception")
-    telemetry.event("unforeseen", level="error", error=telemetry.describe(error) if error else None)
+    logs.event("unforeseen", level="error", error=logs.describe(error) if error else None)
 
 
 async def _serve(settings: Settings, started: Callable[[Server], None]) -> None:

@@ -10,18 +10,14 @@ for _name in [name for name in os.environ if name.startswith(("BACKUPS_", "PG", 
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 import asyncio
-import contextlib
 import itertools
-import random
-import shutil
-import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import asyncpg
 import grpc
@@ -29,51 +25,31 @@ import pytest
 import uvloop
 
 from service import pb
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
 from service.server import Server
 from service.settings import Settings
-from tests import processes
+from tests.support import processes
+from tests.support.catalog import OWNER, AddBackups, Backup, Sql, insert
+from tests.support.commands import Done, RunCommand, environment
+from tests.support.debian import debian_program
+from tests.support.repository import ROOT
+from tests.support.server import StartServer
 
 # No durability for what lives as long as a test; the planner's choices stay as in production.
 _FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "128MB", "max_connections": "300"}
 
-ROOT = Path(__file__).parents[1]
 
 # Another PostgreSQL than the wheel's: TEST_POSTGRES=/usr/lib/postgresql/15/bin
 _PROGRAMS = Path(os.environ["TEST_POSTGRES"]) if "TEST_POSTGRES" in os.environ else None
 
-OWNER = "backups_owner"
 _TEMPLATE = "template_backups"
 _numbers = itertools.count(1)
-
-
-class Backup(NamedTuple):
-    """A row of the catalog; times are aware and have whole microseconds."""
-
-    id: str
-    folder_id: str
-    created_at: datetime
-    """When the backup was completed."""
-    source_cluster_id: str
-    started_at: datetime
-    size: int
-    """Bytes."""
-
-
-Sql: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
-AddBackups = Callable[..., Awaitable[list[Backup]]]
-StartServer = Callable[..., AbstractAsyncContextManager[Server]]
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The loop that the server runs on."""
     return {"uvloop": uvloop.new_event_loop}
-
-
-def debian_program(name: str) -> str | None:
-    """Where a program of a Debian package is: by its path, or by its name on the PATH or among the system's own."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -189,45 +165,6 @@ def _add_backups(sql: Sql) -> AddBackups:
         return backups
 
     return add
-
-
-async def insert(sql: Sql, backups: list[Backup], *, tool: str = "manual") -> None:
-    """Writes rows as anybody with SQL would."""
-    await sql.copy_records_to_table("backups", records=[(*backup, tool) for backup in backups], columns=[*Backup._fields, "tool"])
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, outside the range that the kernel gives to clients.
-
-    A port within it could be taken by anybody's connection while its replica is down; even by one to itself, since a connection to a
-    port that nobody listens on succeeds where it happens to come from that very port.
-    """
-    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split())
-    outside = max(range(2_000, low), range(high + 1, 1 << 16), key=len)
-    found: list[int] = []
-    with contextlib.ExitStack() as stack:
-        while len(found) < count:
-            port = random.SystemRandom().choice(outside)  # whatever a test has seeded
-            with contextlib.suppress(OSError):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-                found.append(port)
-    return found
-
-
-class Done(NamedTuple):
-    """A command that has ended."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-
-RunCommand = Callable[..., Awaitable[Done]]
-
-
-def environment(**settings: str) -> dict[str, str]:
-    """What a process of ours gets: the settings given, and nothing else of the machine's."""
-    return {"PATH": os.defpath, "LC_ALL": "C.UTF-8"} | settings
 
 
 @pytest.fixture(name="command")

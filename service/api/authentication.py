@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jwt
 
-from service.api.signing_keys import FAMILIES, Keys
+from service.api.jwks import FAMILIES, Keys
 from service.errors import Forbidden, Unauthenticated
 
 # Larger ones are always refused: gRPC's own limit for all metadata, which is higher, would refuse some and not others.

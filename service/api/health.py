@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 from grpc.aio import ServicerContext
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service import pb, telemetry
+from service import pb
 from service.errors import TooManyWatchers, UnknownService
+from service.observability import logs
 
 _Status: TypeAlias = Any  # an enum whose types are a metaclass
 _Context = ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
@@ -43,7 +44,7 @@ class Health(health_pb2_grpc.HealthServicer):
         """Changes the state at once, and wakes the watchers; never waits for one. Has no effect once left."""
         if self._left or serving == self._serving:
             return
-        telemetry.event("serving" if serving else "not serving")
+        logs.event("serving" if serving else "not serving")
         self._serving = serving
         self._wake()
 
@@ -118,11 +119,11 @@ async def keep_ready(health: Health, why_not: Callable[[], Awaitable[str | None]
             async with asyncio.timeout(within.total_seconds()):
                 reason: object = await asking
             if reason and reason != told:
-                telemetry.event("not ready", level="warning", reason=reason)
+                logs.event("not ready", level="warning", reason=reason)
         except Exception as exc:  # whatever it is, it may have been mended by the next look
             reason = type(exc)
             if reason != told:
-                telemetry.event("not ready", level="warning", error=telemetry.describe(exc))
+                logs.event("not ready", level="warning", error=logs.describe(exc))
         finally:
             asking.cancel()
         told = reason

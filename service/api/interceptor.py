@@ -21,13 +21,13 @@ from grpc.aio import ServicerContext
 from service import pb
 from service.api.admission import Admission
 from service.api.authentication import Authenticator, set_current_caller
-from service.api.status import INTERNAL, REQUEST_ID_KEY, status_of, trailers
+from service.api.error_status import INTERNAL, REQUEST_ID_KEY, status_of, trailers
 from service.errors import CallInterrupted, DeadlineExceeded, ShuttingDown, UndecodableRequest
-from service.metrics import MethodMetrics, Metrics
-from service.telemetry import Call, describe, event
+from service.observability.logs import Call, describe, event
+from service.observability.metrics import MethodMetrics, Metrics
 
 if TYPE_CHECKING:  # imported only where traces are asked for
-    from service.tracing import CallSpan, Tracing
+    from service.observability.tracing import CallSpan, Tracing
 
 _LEAST_S = 0.001  # what no answer is quicker than
 

@@ -30,7 +30,7 @@ def main() -> None:
     try:
         app(prog_name="backup-service")
     except Error as exc:
-        from service.output import printable
+        from service.cli.output import printable
 
         print("backup-service:", "\n".join(map(printable, str(exc).split("\n"))), file=sys.stderr)  # it may quote a server
         sys.exit(1)

@@ -42,7 +42,7 @@ def list_(
     token: Token = None,
 ) -> None:
     """List a folder's backups, newest first."""
-    from service import client
+    from service.cli import client
 
     service = client.Endpoint(address, tls=tls, ca_file=ca_file, token=token)
     pages = client.pages(service, folder_id, page_size=page_size, page_token=page_token, follow=all_)
@@ -50,7 +50,7 @@ def list_(
 
 
 async def _print_table(pages: AsyncGenerator[pb.ListBackupsResponse], folder_id: str, *, to_the_end: bool) -> None:
-    from service import output
+    from service.cli import output
 
     table = output.Table(datetime.now(UTC))
     count, page_token = 0, ""
@@ -68,7 +68,7 @@ async def _print_table(pages: AsyncGenerator[pb.ListBackupsResponse], folder_id:
 
 async def _print_json(pages: AsyncGenerator[pb.ListBackupsResponse]) -> None:
     """One ListBackupsResponse, however many pages it is made of, printed as they come."""
-    from service import output
+    from service.cli import output
 
     head, separator, page_token = '{\n  "backups": [', "\n", ""
     async with contextlib.aclosing(pages):
@@ -93,7 +93,7 @@ def get(
     token: Token = None,
 ) -> None:
     """Show one backup."""
-    from service import client, output
+    from service.cli import client, output
 
     backup = asyncio.run(client.get(client.Endpoint(address, tls=tls, ca_file=ca_file, token=token), backup_id))
     if as_json:
@@ -105,7 +105,7 @@ def get(
 @commands.command(epilog=example("backup-service health --address 127.0.0.1:50051"))
 def health(address: Address = DEFAULT_ADDRESS, tls: Tls = False, ca_file: CaFile = None) -> None:
     """Ask whether the service is ready for calls; exit status 1 if it is not."""
-    from service import client
+    from service.cli import client
 
     if not asyncio.run(client.is_serving(client.Endpoint(address, tls=tls, ca_file=ca_file, timeout=3))):
         raise CommandError(f"the service at {address} is not ready: its log says why")

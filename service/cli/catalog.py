@@ -13,7 +13,7 @@ from service.errors import CommandError
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.postgres.imports import Imported
+    from service.postgres.last_imports import Imported
 
 commands = typer.Typer()
 
@@ -43,7 +43,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show each cluster's last backup and last import, by tool, over the PostgreSQL of BACKUPS_DATABASE_URL."""
-    from service import output
+    from service.cli import output
 
     clusters = asyncio.run(_imported(Settings.read(), folder_id, cluster_id))
     now = datetime.now(UTC)
@@ -62,7 +62,7 @@ def status(
 
 async def _imported(settings: Settings, folder_id: str | None, cluster_id: str | None) -> "list[Imported]":
     from service import composition
-    from service.postgres.imports import imported
+    from service.postgres.last_imports import imported
 
     async with composition.database(settings) as database:
         return await imported(database, folder_id=folder_id, cluster_id=cluster_id)
@@ -79,11 +79,11 @@ def forget(
 
     In one transaction; the backups themselves are not touched. Uses the PostgreSQL of BACKUPS_DATABASE_URL.
     """
-    from service import output
-    from service.postgres import forgetting
+    from service.cli import output
+    from service.postgres import remove_cluster
 
-    url, cluster = Settings.read().require_database_url(), forgetting.Cluster(cluster_id, folder_id)
-    goes = asyncio.run(forgetting.what_goes(url, cluster))
+    url, cluster = Settings.read().require_database_url(), remove_cluster.Cluster(cluster_id, folder_id)
+    goes = asyncio.run(remove_cluster.what_goes(url, cluster))
     if dry_run:
         print(*output.forgotten_lines(cluster_id, goes, "This would go"), sep="\n")
         return
@@ -92,5 +92,5 @@ def forget(
         if not sys.stdin.isatty():
             raise CommandError("nothing was removed: --yes, where nobody can be asked")
         typer.confirm("Remove it from the catalog?", abort=True, err=True)
-    asyncio.run(forgetting.forget(url, cluster, expected=goes))
+    asyncio.run(remove_cluster.forget(url, cluster, expected=goes))
     print(*output.forgotten_lines(cluster_id, goes, "This has gone"), sep="\n")

@@ -11,9 +11,9 @@ from typing import Annotated, BinaryIO
 import typer
 
 from service.cli.help import example
+from service.entry import Entry, Skipped, completed_since
 from service.errors import CommandError
-from service.listing import Entry, Skipped, completed_since
-from service.postgres.loading import Options, Target, check_target, load
+from service.postgres.import_backups import Options, Target, check_target, load
 from service.settings import Settings
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Fill the catalog from a backup tool's own listing.")
@@ -116,7 +116,7 @@ def gpbackup(
 
 
 def _load(listing: Iterable[Entry | Skipped], target: Target, options: Options, *, since: datetime | None) -> None:
-    from service import output
+    from service.cli import output
 
     check_target(target)
     if since:

@@ -14,7 +14,7 @@ commands = typer.Typer()
 @commands.command(epilog=example("backup-service dev"))
 def dev() -> None:
     """Serve with an embedded PostgreSQL and a sample of backups: what `make run` runs."""
-    from service import dev as development
+    from service.dev import run as development
 
     development.run(Settings.read())
 
@@ -22,16 +22,17 @@ def dev() -> None:
 @commands.command(epilog=example("BACKUPS_DATABASE_URL=postgresql://backups_service@db/backups backup-service serve"))
 def serve() -> None:
     """Serve, over the PostgreSQL of BACKUPS_DATABASE_URL."""
-    from service import server, telemetry
+    from service import server
+    from service.observability import logs
 
     settings = Settings.read()
-    telemetry.configure_logging(log_format=settings.log_format, log_level=settings.log_level)
+    logs.configure_logging(log_format=settings.log_format, log_level=settings.log_level)
     try:
         server.serve(settings)
     except Error:
         raise
     except Exception as exc:  # a traceback would have its text
-        telemetry.event("failed", level="critical", error=telemetry.describe(exc))
+        logs.event("failed", level="critical", error=logs.describe(exc))
         raise typer.Exit(1) from None
 
 

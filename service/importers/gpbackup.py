@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
+from service.entry import Entry, Skipped, check_id_prefix, checked_time, shown
 from service.errors import CommandError, InvalidEntry, InvalidListing, InvalidTimeZone
 from service.importers.gpbackup_files import Files, local_size
-from service.listing import Entry, Skipped, check_id_prefix, checked_time, shown
 
 TOOL = "gpbackup"
 

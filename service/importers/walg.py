@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from service.entry import Entry, Skipped, check_id_prefix, checked_id, checked_size, checked_time, shown
 from service.errors import InvalidEntry, InvalidListing
 from service.importers.json_array import JsonArray, NotAnArray, Readable
-from service.listing import Entry, Skipped, check_id_prefix, checked_id, checked_size, checked_time, shown
 
 TOOL = "walg"
 

@@ -16,7 +16,7 @@ from service.errors import CatalogUnavailable
 from service.postgres.hosts import connecting, wanted_attributes
 
 if TYPE_CHECKING:  # imported only where traces are asked for
-    from service.tracing import Tracing
+    from service.observability.tracing import Tracing
 
 Connect: TypeAlias = Any
 """A function that is called as `asyncpg.connect` is."""

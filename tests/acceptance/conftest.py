@@ -9,10 +9,10 @@ import asyncpg
 import grpc
 import pytest
 
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
-from tests.acceptance.bars import Figure, Report
-from tests.acceptance.deployment import Deployment, deployed
+from tests.support.bars import Figure, Report
+from tests.support.deployment import Deployment, deployed
 
 
 @pytest.fixture(name="deployment")

@@ -11,8 +11,10 @@ import pytest
 from bench.load import Orders, carried_out
 from service import pb
 from service.server import Server
-from tests import processes
-from tests.conftest import ROOT, AddBackups, environment
+from tests.support import processes
+from tests.support.catalog import AddBackups
+from tests.support.commands import environment
+from tests.support.repository import ROOT
 
 _CASES = {f"{call}, {over}" for call in ("Get", "List 100", "List 1000") for over in ("1 connection", "8 connections")}
 

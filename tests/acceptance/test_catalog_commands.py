@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from service.embedded_postgres import EmbeddedPostgres
-from tests import processes
-from tests.conftest import ROOT, Done, RunCommand, Sql, environment
+from service.dev.embedded_postgres import EmbeddedPostgres
+from tests.support import processes
+from tests.support.catalog import Sql
+from tests.support.commands import Done, RunCommand, environment
+from tests.support.repository import ROOT
 
 _HISTORY = ROOT / "samples" / "gpbackup_history.db"
 _LISTING = ROOT / "samples" / "walg-backup-list.json"

@@ -20,9 +20,12 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service import pb
 from service.server import Server
-from tests import processes
-from tests.certificates import Authority
-from tests.conftest import ROOT, AddBackups, Done, RunCommand, Sql, environment, free_ports
+from tests.support import processes
+from tests.support.catalog import AddBackups, Sql
+from tests.support.certificates import Authority
+from tests.support.commands import Done, RunCommand, environment
+from tests.support.ports import free_ports
+from tests.support.repository import ROOT
 
 _SAMPLE = (ROOT / "samples" / "walg-backup-list.json").read_bytes()
 _ENTRY = json.loads(_SAMPLE)[0]

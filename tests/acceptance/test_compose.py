@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.support.repository import ROOT
 
 
 def _composed(*files: str) -> dict[str, Any]:

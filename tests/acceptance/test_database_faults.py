@@ -18,13 +18,14 @@ import pytest
 from grpc import StatusCode
 
 from service import pb
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles
-from tests.acceptance.bars import Figure
-from tests.acceptance.deployment import Replica, ReplicaProcess, deployed
-from tests.acceptance.load import under_load
-from tests.conftest import AddBackups, Backup, Sql, StartServer, insert
-from tests.proxy import Proxy, proxied
+from tests.support.bars import Figure
+from tests.support.catalog import AddBackups, Backup, Sql, insert
+from tests.support.deployment import Replica, ReplicaProcess, deployed
+from tests.support.load import under_load
+from tests.support.proxy import Proxy, proxied
+from tests.support.server import StartServer
 
 _LIST = pb.ListBackupsRequest(folder_id="f1")
 _CALLS = 10_000

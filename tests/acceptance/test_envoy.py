@@ -7,11 +7,11 @@ import grpc
 from grpc import StatusCode
 
 from service import pb
-from tests.acceptance.deployment import Deployment
-from tests.acceptance.load import under_load
-from tests.api.answers import failure
-from tests.certificates import name_shown
-from tests.conftest import AddBackups
+from tests.support.answers import failure
+from tests.support.catalog import AddBackups
+from tests.support.certificates import name_shown
+from tests.support.deployment import Deployment
+from tests.support.load import under_load
 
 _BACKUPS = "/managed-greenplum/v1/backups"
 

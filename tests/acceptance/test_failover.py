@@ -19,12 +19,12 @@ import grpc
 import pytest
 
 from service.postgres.migration import Roles
-from tests.acceptance.bars import Figure
-from tests.acceptance.deployment import ReplicaProcess, deployed
-from tests.acceptance.history import History
-from tests.acceptance.walks import Folder
-from tests.conftest import free_ports
-from tests.patroni import TTL_S, Cluster, Node, patroni_cluster
+from tests.support.bars import Figure
+from tests.support.deployment import ReplicaProcess, deployed
+from tests.support.history import History
+from tests.support.patroni import TTL_S, Cluster, Node, patroni_cluster
+from tests.support.ports import free_ports
+from tests.support.walks import Folder
 
 _SEED = 4
 _POOL_MAX_AGE_S = 5

@@ -2,7 +2,7 @@
 
 import re
 
-from tests.conftest import ROOT
+from tests.support.repository import ROOT
 
 _REPORT = ROOT / "docs" / "faults.md"
 _ROW = re.compile(r"^\| (\d+) \| (.+?) \| (.*) \| `.+ '(.+?)(?:\[.+?\])?'` \|$", re.MULTILINE)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.bars import Figure
-from tests.conftest import ROOT, environment
 from tests.fuzz.targets import CORPUS, TARGETS
+from tests.support.bars import Figure
+from tests.support.commands import environment
+from tests.support.repository import ROOT
 
 _SEEDS = sorted(CORPUS.glob("*/*"))
 _LONGEST = {"page_token": 256, "request": 1024, "walg": 2048, "gpbackup": 2048}  # bytes

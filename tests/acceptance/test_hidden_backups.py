@@ -19,12 +19,14 @@ from grpc import StatusCode
 
 from service import pb
 from service.settings import Address
-from tests.acceptance.bars import Figure
-from tests.acceptance.deployment import Deployment, ReplicaProcess, deployed
-from tests.acceptance.releases import Change, altered
-from tests.api.http2 import Connection, message
-from tests.conftest import ROOT, AddBackups, Backup, free_ports
-from tests.tokens import AUDIENCE, ISSUER, Issuer
+from tests.support.bars import Figure
+from tests.support.catalog import AddBackups, Backup
+from tests.support.deployment import Deployment, ReplicaProcess, deployed
+from tests.support.http2 import Connection, message
+from tests.support.ports import free_ports
+from tests.support.releases import Change, altered
+from tests.support.repository import ROOT
+from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _GET = "/yandex.cloud.mdb.greenplum.v1.BackupService/Get"
 _REST = "/managed-greenplum/v1/backups/"

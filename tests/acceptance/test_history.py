@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.acceptance.history import History, Position
+from tests.support.history import History, Position
 
 _A, _B, _C, _D = [(number // 2, f"id-{number}") for number in range(4)]  # two and two of one time, oldest first
 

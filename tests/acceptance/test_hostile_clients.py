@@ -23,10 +23,11 @@ from hyperframe.frame import ContinuationFrame, DataFrame, Frame, GoAwayFrame, H
 
 from service import pb
 from service.settings import Address
-from tests.acceptance.bars import Figure
-from tests.acceptance.deployment import Deployment, ReplicaProcess, deployed, fetch
-from tests.api.http2 import Connection, message, request_headers
-from tests.conftest import AddBackups, free_ports
+from tests.support.bars import Figure
+from tests.support.catalog import AddBackups
+from tests.support.deployment import Deployment, ReplicaProcess, deployed, fetch
+from tests.support.http2 import Connection, message, request_headers
+from tests.support.ports import free_ports
 
 _LIST = "/yandex.cloud.mdb.greenplum.v1.BackupService/List"
 _INITIAL_WINDOW_SIZE = 4

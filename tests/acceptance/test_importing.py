@@ -2,9 +2,9 @@
 
 import re
 
-from tests.acceptance.examples import comparable, examples, output
 from tests.acceptance.test_dev import StartDev, _dev, _folder  # noqa: F401  # fixtures
-from tests.conftest import ROOT
+from tests.support.examples import comparable, examples, output
+from tests.support.repository import ROOT
 
 _PAGE = ROOT / "docs" / "importing.md"
 

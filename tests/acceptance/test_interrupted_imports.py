@@ -26,14 +26,16 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import pytest
 
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 from service.errors import CatalogUnavailable
 from service.importers import walg
-from service.postgres.loading import Options, Target, load
+from service.postgres.import_backups import Options, Target, load
 from service.postgres.migration import Roles, migrate
-from tests.acceptance.bars import Figure
-from tests.conftest import ROOT, Sql, environment
-from tests.proxy import listening
+from tests.support.bars import Figure
+from tests.support.catalog import Sql
+from tests.support.commands import environment
+from tests.support.proxy import listening
+from tests.support.repository import ROOT
 
 # So many that each step takes a while, and that VACUUM follows.
 _BACKUPS = 1200

@@ -24,9 +24,11 @@ from service import VERSION, pb
 from service.api.health import LIVENESS, Health
 from service.server import _WATCHDOG_MARGIN, Server
 from service.settings import ENV_PREFIX, Settings
-from tests.acceptance.deployment import configuration, envoy_binary, fetch
-from tests.certificates import Authority, Files
-from tests.conftest import ROOT, StartServer, free_ports
+from tests.support.certificates import Authority, Files
+from tests.support.deployment import configuration, envoy_binary, fetch
+from tests.support.ports import free_ports
+from tests.support.repository import ROOT
+from tests.support.server import StartServer
 
 _DEPLOY = ROOT / "deploy"
 _FILES = sorted((_DEPLOY / "kubernetes").glob("*.yaml"))

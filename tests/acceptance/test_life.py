@@ -17,10 +17,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import pb
 from service.settings import Address
-from tests import processes
-from tests.api.answers import failure
-from tests.api.http2 import Connection, message
-from tests.conftest import ROOT, RunCommand, Sql, environment, free_ports
+from tests.support import processes
+from tests.support.answers import failure
+from tests.support.catalog import Sql
+from tests.support.commands import RunCommand, environment
+from tests.support.http2 import Connection, message
+from tests.support.ports import free_ports
+from tests.support.repository import ROOT
 
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 

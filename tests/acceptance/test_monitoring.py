@@ -17,10 +17,14 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import pb
-from tests.acceptance.deployment import Deployment, deployed, fetch
-from tests.certificates import Authority, Files
-from tests.conftest import ROOT, AddBackups, StartServer, debian_program, free_ports
-from tests.tokens import AUDIENCE, ISSUER, Issuer
+from tests.support.catalog import AddBackups
+from tests.support.certificates import Authority, Files
+from tests.support.debian import debian_program
+from tests.support.deployment import Deployment, deployed, fetch
+from tests.support.ports import free_ports
+from tests.support.repository import ROOT
+from tests.support.server import StartServer
+from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _PROMETHEUS = ROOT / "deploy" / "prometheus"
 _GROUPS = yaml.safe_load((_PROMETHEUS / "alerts.yml").read_text(encoding="utf-8"))["groups"]

@@ -23,9 +23,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from bench.load import Orders, Result
 from bench.systems import drive
 from service import pb
-from tests.acceptance.bars import Figure
-from tests.acceptance.deployment import ReplicaProcess, deployed
-from tests.conftest import AddBackups, free_ports
+from tests.support.bars import Figure
+from tests.support.catalog import AddBackups
+from tests.support.deployment import ReplicaProcess, deployed
+from tests.support.ports import free_ports
 
 _LIST = "/yandex.cloud.mdb.greenplum.v1.BackupService/List"
 _REQUEST = pb.ListBackupsRequest(folder_id="f1", page_size=1000).SerializeToString()

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from service.settings import ENV_PREFIX, Settings
-from tests.acceptance.examples import Example, comparable, examples, output
 from tests.acceptance.test_dev import StartDev, _dev, _folder  # noqa: F401  # fixtures
-from tests.conftest import ROOT
+from tests.support.examples import Example, comparable, examples, output
+from tests.support.repository import ROOT
 
 _README = (ROOT / "README.md").read_text(encoding="utf-8")
 _SHOWN = examples(ROOT / "README.md")

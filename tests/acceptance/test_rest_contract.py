@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.bars import Figure
-from tests.acceptance.deployment import Deployment
-from tests.conftest import ROOT, AddBackups, environment
+from tests.support.bars import Figure
+from tests.support.catalog import AddBackups
+from tests.support.commands import environment
+from tests.support.deployment import Deployment
+from tests.support.repository import ROOT
 
 # A page token is opaque, so that no other can be good; Envoy's transcoder answers 404 to methods that a path does not have.
 _EXCLUDED = "positive_data_acceptance,unsupported_method"

@@ -17,10 +17,11 @@ import pytest
 from grpc import StatusCode
 
 from service import pb
-from tests.acceptance.bars import Figure
-from tests.acceptance.deployment import Deployment, ReplicaProcess, deployed
-from tests.acceptance.load import under_load
-from tests.conftest import AddBackups, free_ports
+from tests.support.bars import Figure
+from tests.support.catalog import AddBackups
+from tests.support.deployment import Deployment, ReplicaProcess, deployed
+from tests.support.load import under_load
+from tests.support.ports import free_ports
 
 
 async def restarted_in_turn(deployment: Deployment, number: signal.Signals, rounds: int) -> None:

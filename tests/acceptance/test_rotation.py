@@ -17,13 +17,13 @@ import grpc
 import pytest
 
 from service import pb
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
 from service.server import Server
 from service.settings import Settings
-from tests.acceptance.bars import Figure
-from tests.certificates import Authority, Files, name_shown
-from tests.tokens import AUDIENCE, ISSUER, Issuer
+from tests.support.bars import Figure
+from tests.support.certificates import Authority, Files, name_shown
+from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _ROLE = Roles().service
 

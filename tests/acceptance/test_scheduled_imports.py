@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests import processes
-from tests.conftest import ROOT, Done, RunCommand, Sql, environment
+from tests.support import processes
+from tests.support.catalog import Sql
+from tests.support.commands import Done, RunCommand, environment
+from tests.support.repository import ROOT
 
 _DEPLOY = ROOT / "deploy"
 _IDS = {"FOLDER_ID": "folder 1", "CLUSTER_ID": "c$1"}  # a space and a $ show missing quotes

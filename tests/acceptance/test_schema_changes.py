@@ -18,11 +18,13 @@ import pytest
 
 from service.postgres.catalog import _FIRST_PAGE
 from service.postgres.schema import REQUIRED_REVISION
-from tests.acceptance.bars import Figure
-from tests.acceptance.deployment import Replica, ReplicaProcess, deployed
-from tests.acceptance.load import under_load
-from tests.acceptance.releases import Change, altered
-from tests.conftest import ROOT, AddBackups, RunCommand, Sql, environment
+from tests.support.bars import Figure
+from tests.support.catalog import AddBackups, Sql
+from tests.support.commands import RunCommand, environment
+from tests.support.deployment import Replica, ReplicaProcess, deployed
+from tests.support.load import under_load
+from tests.support.releases import Change, altered
+from tests.support.repository import ROOT
 
 _LOCK_TIMEOUT_S = 2
 _SLOWEST_S = _LOCK_TIMEOUT_S + 1

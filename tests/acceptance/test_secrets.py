@@ -1,7 +1,8 @@
 """Exceptions whose texts are secrets, raised wherever a server runs code: nothing of them reaches a client or a log.
 
-Mitigations: the interceptor, which surrounds all code that a call runs and answers fixed texts (service/api/status.py); logs that have the
-types and places of errors that are not ours, and never their texts (service/telemetry.py). The server is this release with `raise` planted.
+The interceptor wraps all code that a call runs and returns fixed texts (service/api/error_status.py).
+Logs contain the types and places of errors that are not the project's own, never their texts (service/observability/logs.py).
+The server under test is this release with injected `raise` statements.
 """
 
 import asyncio
@@ -17,13 +18,13 @@ import grpc
 import pytest
 
 from service import pb
-from tests.acceptance.bars import Figure
-from tests.acceptance.deployment import ReplicaProcess
-from tests.acceptance.releases import Change, altered
-from tests.certificates import Authority, Files
-from tests.conftest import free_ports
-from tests.proxy import listening
-from tests.tokens import AUDIENCE, ISSUER, Issuer
+from tests.support.bars import Figure
+from tests.support.certificates import Authority, Files
+from tests.support.deployment import ReplicaProcess
+from tests.support.ports import free_ports
+from tests.support.proxy import listening
+from tests.support.releases import Change, altered
+from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _SECRET = "hunter2"
 _FAIL = '__import__("service.planted").planted.fail()'
@@ -44,8 +45,8 @@ class Unserializable:
 '''
 
 _BACKUP_SERVICE, _INTERCEPTOR = "service/api/backup_service.py", "service/api/interceptor.py"
-_AUTHENTICATION, _SIGNING_KEYS = "service/api/authentication.py", "service/api/signing_keys.py"
-_TLS, _HEALTH = "service/api/tls.py", "service/api/health.py"
+_AUTHENTICATION, _SIGNING_KEYS = "service/api/authentication.py", "service/api/jwks.py"
+_TLS, _HEALTH = "service/api/certificate.py", "service/api/health.py"
 
 
 def _before(file: str, line: str, condition: str, then: str = _FAIL) -> Change:

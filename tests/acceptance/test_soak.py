@@ -20,20 +20,20 @@ import psutil
 import pytest
 
 from service import pb
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.database import UNAVAILABLE
 from service.postgres.migration import Roles
 from service.settings import Address
-from tests.acceptance.bars import Figure
-from tests.acceptance.deployment import Deployment, ReplicaProcess, deployed
-from tests.acceptance.load import Outcomes
 from tests.acceptance.test_database_faults import crash
 from tests.acceptance.test_hostile_clients import Flood
 from tests.acceptance.test_interrupted_imports import FIRST, Importing, listing
-from tests.api.http2 import Connection
-from tests.conftest import Backup, Sql, insert
-from tests.proxy import Proxy, proxied
-from tests.tokens import Issuer
+from tests.support.bars import Figure
+from tests.support.catalog import Backup, Sql, insert
+from tests.support.deployment import Deployment, ReplicaProcess, deployed
+from tests.support.http2 import Connection
+from tests.support.load import Outcomes
+from tests.support.proxy import Proxy, proxied
+from tests.support.tokens import Issuer
 
 _LIST = "/yandex.cloud.mdb.greenplum.v1.BackupService/List"
 _DOCUMENTED = {"OK", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "HTTP 200", "HTTP 429", "HTTP 503", "HTTP 504"}

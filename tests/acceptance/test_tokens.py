@@ -1,7 +1,7 @@
 """Tokens that are not good, and an issuer that is gone.
 
 Mitigations: one family of algorithms, and `exp`, `iss` and `aud` required (service/api/authentication.py); keys are read in the background,
-however many unknown ones are named, at least ten seconds apart, and the last good ones stay (service/api/signing_keys.py).
+however many unknown ones are named, at least ten seconds apart, and the last good ones stay (service/api/jwks.py).
 """
 
 import asyncio
@@ -14,9 +14,9 @@ import pytest
 from grpc import StatusCode
 
 from service import pb
-from tests.acceptance.bars import Figure
-from tests.acceptance.deployment import Deployment, deployed
-from tests.tokens import BAD_TOKENS, Issuer, Source
+from tests.support.bars import Figure
+from tests.support.deployment import Deployment, deployed
+from tests.support.tokens import BAD_TOKENS, Issuer, Source
 
 _LIST = pb.ListBackupsRequest(folder_id="f1")
 _UNKNOWN = 10_000

@@ -18,8 +18,11 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from service import pb
-from tests.acceptance.deployment import ReplicaProcess
-from tests.conftest import ROOT, AddBackups, Sql, environment, free_ports
+from tests.support.catalog import AddBackups, Sql
+from tests.support.commands import environment
+from tests.support.deployment import ReplicaProcess
+from tests.support.ports import free_ports
+from tests.support.repository import ROOT
 
 _TRACE, _PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 _TRACEPARENT = ("traceparent", f"00-{_TRACE}-{_PARENT}-01")
@@ -240,7 +243,7 @@ async def live():
     await (await Server(Settings.read()).start()).stop()
 
 asyncio.run(live())
-print([name for name in sys.modules if name == "service.tracing" or name.split(".")[0] == "opentelemetry"])
+print([name for name in sys.modules if name == "service.observability.tracing" or name.split(".")[0] == "opentelemetry"])
 """
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, debian_program
+from tests.support.debian import debian_program
+from tests.support.repository import ROOT
 
 _POSTGRES = "/usr/lib/postgresql/15/bin/postgres"
 

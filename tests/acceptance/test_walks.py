@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from service.postgres.migration import Roles
-from tests.acceptance.bars import Figure
-from tests.acceptance.deployment import Deployment, deployed
-from tests.acceptance.history import History
-from tests.acceptance.walks import Folder
-from tests.patroni import patroni_cluster
+from tests.support.bars import Figure
+from tests.support.deployment import Deployment, deployed
+from tests.support.history import History
+from tests.support.patroni import patroni_cluster
+from tests.support.walks import Folder
 
 _SEED = 14
 

@@ -13,8 +13,9 @@ from service import pb
 from service.api.admission import Admission
 from service.errors import Overloaded, ShuttingDown
 from service.server import Server
-from tests.api.answers import failure
-from tests.conftest import Sql, StartServer
+from tests.support.answers import failure
+from tests.support.catalog import Sql
+from tests.support.server import StartServer
 
 
 def test_weights() -> None:

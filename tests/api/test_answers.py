@@ -13,13 +13,15 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from service import pb, telemetry
+from service import pb
 from service.errors import BackupNotFound, CatalogUnavailable
+from service.observability import logs
 from service.page_token import DEFAULT_KEY, PageTokens
 from service.server import Server
-from tests.api.answers import failure
-from tests.api.http2 import Connection, message
-from tests.conftest import AddBackups, Sql, StartServer
+from tests.support.answers import failure
+from tests.support.catalog import AddBackups, Sql
+from tests.support.http2 import Connection, message
+from tests.support.server import StartServer
 
 _GET = "/yandex.cloud.mdb.greenplum.v1.BackupService/Get"
 _LIST = "/yandex.cloud.mdb.greenplum.v1.BackupService/List"
@@ -187,7 +189,7 @@ async def test_the_unforeseen(
 
     assert (answer.code, answer.reason) == (StatusCode.INTERNAL, "INTERNAL")
     assert answer.message == "Internal error. Quote the request id when you report it."
-    telemetry.flush()
+    logs.flush()
     captured = capsys.readouterr()
     logged = captured.out + captured.err
     assert answer.request_id in logged
@@ -206,11 +208,11 @@ async def test_an_answer_that_comes_too_late(
 
     monkeypatch.setattr("service.postgres.catalog.Catalog.get", late)
     await stub.List(pb.ListBackupsRequest(folder_id="f1"))  # connects
-    telemetry.flush()
+    logs.flush()
     capsys.readouterr()
     assert await stub.Get(pb.GetBackupRequest(backup_id="a"), timeout=1).code() is StatusCode.DEADLINE_EXCEEDED
     await stub.List(pb.ListBackupsRequest(folder_id="f1"))  # by now, the other has ended
-    telemetry.flush()
+    logs.flush()
     logged = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [line["code"] for line in logged if line["event"] == "call"] == ["UNAVAILABLE", "OK"]
 
@@ -233,7 +235,7 @@ async def test_calls_that_have_no_time_left(server: Server, monkeypatch: pytest.
     for _ in range(30):
         await call("1n")
     assert not asked
-    telemetry.flush()
+    logs.flush()
     assert "DEADLINE_EXCEEDED" in capsys.readouterr().err  # some were taken up; the others gRPC has ended before
     await call("20S")
     assert asked == ["a"]

@@ -10,10 +10,10 @@ from grpc import StatusCode
 
 from service import pb
 from service.server import Server
-from tests.api.answers import failure
 from tests.api.test_health import _reflect
-from tests.conftest import StartServer
-from tests.tokens import AUDIENCE, ISSUER
+from tests.support.answers import failure
+from tests.support.server import StartServer
+from tests.support.tokens import AUDIENCE, ISSUER
 
 _ADDRESS = "backups.example.com:443"
 

@@ -18,10 +18,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import pb
 from service.api.authentication import TOKEN_MAX_LENGTH, JwtAuthenticator
-from service.api.signing_keys import Keys, jwks_reader
-from tests.api.answers import failure
-from tests.conftest import AddBackups, StartServer
-from tests.tokens import AUDIENCE, BAD_TOKENS, ISSUER, Issuer, Source
+from service.api.jwks import Keys, jwks_reader
+from tests.support.answers import failure
+from tests.support.catalog import AddBackups
+from tests.support.server import StartServer
+from tests.support.tokens import AUDIENCE, BAD_TOKENS, ISSUER, Issuer, Source
 
 _LIST = pb.ListBackupsRequest(folder_id="f1")
 
@@ -276,7 +277,7 @@ async def test_keys_that_are_not_understood(guarded: StartGuarded, issuer: Issue
 
 async def test_an_issuer_without_end(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that does not end is given up, is not asked for a second time beside it, and once it has ended keys are read again."""
-    monkeypatch.setattr("service.api.signing_keys._READ_TIMEOUT", 0.05)
+    monkeypatch.setattr("service.api.jwks._READ_TIMEOUT", 0.05)
     ended, asked = threading.Event(), 0
 
     def read() -> bytes:
@@ -299,7 +300,7 @@ async def test_an_issuer_without_end(issuer: Issuer, monkeypatch: pytest.MonkeyP
 
 async def test_an_issuer_a_byte_at_a_time(issuer: Issuer, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that comes a byte at a time is given up, and does not stand in the way of the next one."""
-    monkeypatch.setattr("service.api.signing_keys._READ_TIMEOUT", 0.3)
+    monkeypatch.setattr("service.api.jwks._READ_TIMEOUT", 0.3)
     source.answer, source.pause = (200, issuer.jwks("k1")), 0.05
     minute = timedelta(minutes=1)
     keys = Keys(jwks_reader(source.url), family="RS", refresh=minute, max_age=minute, retry=minute)

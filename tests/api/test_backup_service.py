@@ -7,7 +7,8 @@ import pytest
 
 from service import pb
 from service.page_token import DEFAULT_KEY
-from tests.conftest import AddBackups, Backup, Sql, StartServer
+from tests.support.catalog import AddBackups, Backup, Sql
+from tests.support.server import StartServer
 
 
 def _row(backup: pb.Backup) -> Backup:

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from service import telemetry
-from service.listing import Entry
-from service.postgres import forgetting
-from service.postgres.loading import Options, Target, load
+from service.entry import Entry
+from service.observability import logs
+from service.postgres import remove_cluster
+from service.postgres.import_backups import Options, Target, load
 from service.server import Server
 from tests.api.test_metrics import _of, _scrape
-from tests.conftest import Sql, StartServer
+from tests.support.catalog import Sql
+from tests.support.server import StartServer
 
 _TIME = datetime(2026, 11, 20, 2, 41, 58, tzinfo=UTC)
 _ON = {"metrics_listen": "127.0.0.1:0", "catalog_metrics": True, "catalog_metrics_refresh": "0.05"}
@@ -60,8 +61,8 @@ async def test_each_cluster_and_tool(start_server: StartServer, import_url: str,
 
         await _load(import_url, "c2", 1)
         await _until(server, lambda scraped: _clusters(scraped) == {"c1", "c2"})
-        c1 = forgetting.Cluster("c1", None)
-        await forgetting.forget(import_url, c1, expected=await forgetting.what_goes(import_url, c1))
+        c1 = remove_cluster.Cluster("c1", None)
+        await remove_cluster.forget(import_url, c1, expected=await remove_cluster.what_goes(import_url, c1))
         await _until(server, lambda scraped: _clusters(scraped, "backup_catalog_backups") == {"c2"})
 
 
@@ -73,21 +74,21 @@ async def test_off_by_default(start_server: StartServer, import_url: str) -> Non
         assert not [name for name, _ in scraped if name.startswith("backup_catalog")]
 
 
-@pytest.fixture(name="logs")
-def _logs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+@pytest.fixture(name="events")
+def _events(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What is logged, as it is logged."""
-    logs: list[dict[str, Any]] = []
-    log = telemetry.event
+    events: list[dict[str, Any]] = []
+    log = logs.event
 
     def event(name: str, /, *, level: str = "info", **facts: Any) -> None:
-        logs.append({"event": name, "level": level} | facts)
+        events.append({"event": name, "level": level} | facts)
         log(name, level=level, **facts)
 
-    monkeypatch.setattr(telemetry, "event", event)
-    return logs
+    monkeypatch.setattr(logs, "event", event)
+    return events
 
 
-async def test_not_more_than_so_many(start_server: StartServer, import_url: str, logs: list[dict[str, Any]]) -> None:
+async def test_not_more_than_so_many(start_server: StartServer, import_url: str, events: list[dict[str, Any]]) -> None:
     """Beyond the limit those are kept whose last backup is oldest; how many are left out is told by a metric, and once by the log."""
     for cluster, day in (("c1", 3), ("c2", 1), ("c3", 2)):
         await _load(import_url, cluster, day)
@@ -96,7 +97,7 @@ async def test_not_more_than_so_many(start_server: StartServer, import_url: str,
         first = _of(scraped, "backup_catalog_refresh_timestamp_seconds")
         await _until(server, lambda scraped: _of(scraped, "backup_catalog_refresh_timestamp_seconds") > first)
     assert _clusters(scraped) == {"c2", "c3"}
-    assert [log for log in logs if log["event"] == "catalog metrics left out clusters"] == [
+    assert [log for log in events if log["event"] == "catalog metrics left out clusters"] == [
         {"event": "catalog metrics left out clusters", "level": "warning", "limit": 2, "left_out": 1}
     ]
 
@@ -109,7 +110,7 @@ async def test_not_more_than_so_many(start_server: StartServer, import_url: str,
     ],
 )
 async def test_a_catalog_that_cannot_be_read(
-    start_server: StartServer, import_url: str, sql: Sql, logs: list[dict[str, Any]], breaks: str, mends: str
+    start_server: StartServer, import_url: str, sql: Sql, events: list[dict[str, Any]], breaks: str, mends: str
 ) -> None:
     """While the catalog cannot be read, scrapes go on and show what was read last, and when; the log says so once."""
     await _load(import_url, "c1", 1)
@@ -117,14 +118,14 @@ async def test_a_catalog_that_cannot_be_read(
         await _until(server, lambda scraped: _clusters(scraped) == {"c1"})
         await sql.execute(breaks)
         async with asyncio.timeout(20):
-            while not [log for log in logs if log["event"] == "catalog metrics not refreshed"]:
+            while not [log for log in events if log["event"] == "catalog metrics not refreshed"]:
                 await asyncio.sleep(0.05)
         stale = await _scrape(server)
         assert _clusters(stale) == {"c1"}
         read_at = _of(stale, "backup_catalog_refresh_timestamp_seconds")
         await sql.execute(mends)
         await _until(server, lambda scraped: _of(scraped, "backup_catalog_refresh_timestamp_seconds") > read_at)
-    assert len([log for log in logs if log["event"] == "catalog metrics not refreshed"]) == 1
+    assert len([log for log in events if log["event"] == "catalog metrics not refreshed"]) == 1
 
 
 async def test_before_there_is_a_database(start_server: StartServer) -> None:

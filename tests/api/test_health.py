@@ -18,9 +18,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from service import pb
 from service.api.health import LIVENESS, Health, keep_ready
 from service.server import Server
-from tests.api.answers import failure
-from tests.api.http2 import Connection, message
-from tests.conftest import Sql, StartServer
+from tests.support.answers import failure
+from tests.support.catalog import Sql
+from tests.support.http2 import Connection, message
+from tests.support.server import StartServer
 
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 _SETTINGS_INITIAL_WINDOW_SIZE = 4

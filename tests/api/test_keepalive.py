@@ -5,7 +5,7 @@ import asyncio
 from hyperframe.frame import GoAwayFrame, PingFrame
 
 from service.server import Server
-from tests.api.http2 import Connection
+from tests.support.http2 import Connection
 
 _ENHANCE_YOUR_CALM = 11
 

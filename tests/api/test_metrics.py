@@ -20,9 +20,10 @@ from prometheus_client.registry import Collector
 from service import VERSION, pb
 from service.errors import PortTaken
 from service.server import Server
-from tests.certificates import Authority, Files
-from tests.conftest import AddBackups, Sql, StartServer
-from tests.tokens import AUDIENCE, ISSUER, Issuer
+from tests.support.catalog import AddBackups, Sql
+from tests.support.certificates import Authority, Files
+from tests.support.server import StartServer
+from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _SERVICE = "yandex.cloud.mdb.greenplum.v1.BackupService"
 
@@ -121,7 +122,7 @@ async def test_connections_that_are_left(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], said: bytes
 ) -> None:  # fmt: skip
     """A connection that asks nothing, or half a question, or reads no answer, ends with its thread; nothing is written amid the log."""
-    monkeypatch.setattr("service.metrics._Scrape.timeout", 1)
+    monkeypatch.setattr("service.observability.metrics._Scrape.timeout", 1)
     async with start_server(metrics_listen="127.0.0.1:0") as server:
         server._metrics.collect(_Big())
         assert server.metrics_address

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from service import pb
-from tests.conftest import Backup, Sql, insert
+from tests.support.catalog import Backup, Sql, insert
 
 _START = datetime(2026, 11, 20, tzinfo=UTC)
 _Order = tuple[datetime, str]

@@ -16,14 +16,15 @@ import pytest
 from grpc import StatusCode
 
 from service import pb
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 from service.page_token import DEFAULT_KEY
 from service.postgres.migration import Roles
 from service.server import Server
-from tests.api.answers import failure
-from tests.certificates import Authority, Files
-from tests.conftest import AddBackups, Sql, StartServer
-from tests.tokens import AUDIENCE, ISSUER, Issuer
+from tests.support.answers import failure
+from tests.support.catalog import AddBackups, Sql
+from tests.support.certificates import Authority, Files
+from tests.support.server import StartServer
+from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _KEY = base64.b64encode(bytes(range(32))).decode()
 _JWT = {"auth": "jwt", "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, "jwks_refresh": "0.05"}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.repository import ROOT
 
 HERE = Path(__file__).parent
 _INSTALLED = ROOT / ".clients"

@@ -11,11 +11,13 @@ from typing import NamedTuple
 import pytest
 from grpc import StatusCode
 
-from tests.acceptance.deployment import deployed
-from tests.certificates import Authority, Files
 from tests.clients.programs import NAMES, Program, Refusal, Row, command
-from tests.conftest import AddBackups, Backup, StartServer, free_ports
-from tests.tokens import AUDIENCE, ISSUER, Issuer
+from tests.support.catalog import AddBackups, Backup
+from tests.support.certificates import Authority, Files
+from tests.support.deployment import deployed
+from tests.support.ports import free_ports
+from tests.support.server import StartServer
+from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

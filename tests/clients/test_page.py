@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.clients.programs import HERE, NAMES
-from tests.conftest import ROOT
+from tests.support.repository import ROOT
 
 _PAGE = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
 _SHOWN = re.findall(r"^\[tests/clients/(.+)\]\(.+\):\n\n```\w+\n((?:.*\n)*?)```", _PAGE, re.MULTILINE)

@@ -8,8 +8,8 @@ import pytest
 
 from service.postgres.migration import Roles
 from tests.acceptance.conftest import _figure, _long, _public  # noqa: F401  # fixtures
-from tests.acceptance.deployment import Deployment
 from tests.composed.containers import DATABASE_PASSWORD, Compose, composed
+from tests.support.deployment import Deployment
 
 
 class ContainerPostgres:

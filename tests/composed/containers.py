@@ -14,10 +14,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.deployment import Deployment, Replica
-from tests.certificates import Authority, Files
-from tests.conftest import ROOT, Done, free_ports
-from tests.tokens import AUDIENCE, ISSUER, Issuer
+from tests.support.certificates import Authority, Files
+from tests.support.commands import Done
+from tests.support.deployment import Deployment, Replica
+from tests.support.ports import free_ports
+from tests.support.repository import ROOT
+from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _FILES = ["docker-compose.yml", "deploy/compose-secured.yaml", "tests/composed/compose.yaml"]
 DATABASE_PASSWORD = "composed"

@@ -7,13 +7,13 @@ import asyncpg
 import pytest
 
 from service import pb
-from tests.acceptance.deployment import Deployment
-from tests.acceptance.load import under_load
 from tests.acceptance.test_envoy import *  # noqa: F403  # the same checks as with processes
 from tests.acceptance.test_hostile_clients import test_floods, test_half_done_calls_are_ended  # noqa: F401
 from tests.acceptance.test_restarts import restarted_in_turn
 from tests.composed.containers import Compose
-from tests.conftest import ROOT
+from tests.support.deployment import Deployment
+from tests.support.load import under_load
+from tests.support.repository import ROOT
 
 _SAMPLE = (ROOT / "samples" / "walg-backup-list.json").read_bytes()
 _IMPORT = ("run", "--rm", "-T", "cli", "import", "walg", "--folder-id", "f1", "--cluster-id", "c1")

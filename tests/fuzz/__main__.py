@@ -7,11 +7,11 @@ import atheris
 with atheris.instrument_imports(include=["service"], enable_loader_override=False):
     from tests.fuzz.targets import TARGETS
 
-from service import telemetry
+from service.observability import logs
 
 
 def main(name: str, *flags: str) -> None:
-    telemetry.configure_logging(log_format="json", log_level="error")
+    logs.configure_logging(log_format="json", log_level="error")
     with TARGETS[name]() as target:
         atheris.Setup([sys.argv[0], *flags], target)
         atheris.Fuzz()

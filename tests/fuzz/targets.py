@@ -24,13 +24,13 @@ from service import pb
 from service.api.admission import Admission
 from service.api.authentication import Anonymous
 from service.api.backup_service import BackupService
+from service.api.error_status import DETAILS_KEY, REQUEST_ID_KEY
 from service.api.interceptor import Interceptor
-from service.api.status import DETAILS_KEY, REQUEST_ID_KEY
 from service.backup import is_backup_id
+from service.entry import Entry, Skipped
 from service.errors import CommandError, InvalidListing, InvalidPageToken
 from service.importers import gpbackup, walg
-from service.listing import Entry, Skipped
-from service.metrics import Metrics
+from service.observability.metrics import Metrics
 from service.page_token import DEFAULT_KEY, PageTokens
 from service.postgres.catalog import Catalog
 

@@ -3,7 +3,7 @@
 import asyncpg
 import pytest
 
-from tests.conftest import Sql
+from tests.support.catalog import Sql
 
 _INSERT = """
     INSERT INTO backups (id, folder_id, created_at, source_cluster_id, started_at, size, tool)

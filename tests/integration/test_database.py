@@ -12,8 +12,8 @@ import pytest
 from service.errors import CatalogUnavailable
 from service.postgres.database import Database, Limits, open_database
 from service.postgres.hosts import _named
-from tests.conftest import Sql
-from tests.proxy import proxied
+from tests.support.catalog import Sql
+from tests.support.proxy import proxied
 
 _LIMITS = Limits(
     pool_size=2,

@@ -10,12 +10,12 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 from service.errors import SchemaError
 from service.postgres.database import Limits, open_database
 from service.postgres.migration import downgrade, heads, migrate, migration_sql
 from service.postgres.schema import REQUIRED_REVISION, present_revision
-from tests.conftest import RunCommand
+from tests.support.commands import RunCommand
 
 _SECONDS = timedelta(seconds=3)
 _LIMITS = Limits(pool_size=1, connect=_SECONDS, acquire=_SECONDS, statement=_SECONDS, max_age=timedelta(hours=1))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from service.postgres import catalog
-from tests.conftest import Sql
+from tests.support.catalog import Sql
 
 
 @pytest.fixture(name="many")

@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from service.backup import Position
-from service.embedded_postgres import EmbeddedPostgres, _server_user
+from service.dev.embedded_postgres import EmbeddedPostgres, _server_user
 from service.errors import BackupNotFound
 from service.postgres.catalog import Catalog
 from service.postgres.database import Limits, open_database
 from service.postgres.migration import Roles
-from tests.conftest import AddBackups, debian_program, free_ports
+from tests.support.catalog import AddBackups
+from tests.support.debian import debian_program
+from tests.support.ports import free_ports
 
 pytestmark = pytest.mark.debian("pgbouncer", program="pgbouncer")
 

@@ -4,9 +4,10 @@ import asyncio
 
 import asyncpg
 
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
-from tests.conftest import OWNER, RunCommand, Sql
+from tests.support.catalog import OWNER, Sql
+from tests.support.commands import RunCommand
 
 _WRITES = [
     "INSERT INTO backups VALUES ('b', 'f', now(), 'c', now(), 1, 'manual')",

@@ -13,14 +13,14 @@ import grpc
 import pytest
 
 from service import pb
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.database import Database, Limits, open_database
 from service.postgres.migration import Roles, migrate
 from service.postgres.replication import connect_to_fresh, replication_lag
 from service.server import Server
 from service.settings import Settings
-from tests.conftest import Sql
-from tests.standby import cloned
+from tests.support.catalog import Sql
+from tests.support.standby import cloned
 
 _LIMITS = Limits(
     pool_size=2, connect=timedelta(seconds=3), acquire=timedelta(seconds=1), statement=timedelta(seconds=10), max_age=timedelta(hours=1)

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service import pb
-from service.embedded_postgres import EmbeddedPostgres
-from tests.conftest import Backup, Sql, insert
-from tests.strategies import backups
+from service.dev.embedded_postgres import EmbeddedPostgres
+from tests.support.catalog import Backup, Sql, insert
+from tests.support.strategies import backups
 
 
 def encoded(backup: Backup) -> bytes:

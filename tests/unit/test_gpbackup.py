@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.entry import Entry, Skipped
 from service.errors import CommandError, InvalidEntry, InvalidIdPrefix, InvalidListing, InvalidTimeZone
 from service.importers import gpbackup
-from service.listing import Entry, Skipped
-from tests.conftest import ROOT
 from tests.fuzz.targets import CORPUS
+from tests.support.repository import ROOT
 
 _SAMPLE = ROOT / "samples" / "gpbackup_history.db"
 _NO_SIZE = "of size 0: gpbackup records none (--backup-dir adds up the files of local backups)"

@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service import output, pb
-from service.postgres.loading import Noted, Pruned, Summary, Target
+from service import pb
+from service.cli import output
+from service.postgres.import_backups import Noted, Pruned, Summary, Target
 
 _NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from service.entry import Entry, Skipped
 from service.errors import InvalidEntry, InvalidIdPrefix, InvalidListing
 from service.importers import walg
-from service.listing import Entry, Skipped
-from tests.conftest import ROOT
+from tests.support.repository import ROOT
 
 _ENTRY = {
     "Name": "backup_20261120T031501Z",

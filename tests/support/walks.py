@@ -17,7 +17,7 @@ import grpc
 
 from service import pb
 from service.postgres.database import UNAVAILABLE
-from tests.conftest import Backup, insert
+from tests.support.catalog import Backup, insert
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = timedelta(microseconds=1)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import asyncpg
 
 from service.errors import ForgetRefused
-from service.postgres.writing import connected, lock_cluster, vacuum_after
+from service.postgres.session import connected, lock_cluster, vacuum_after
 
 _FORGOTTEN = """
     SELECT folder_id, tool, backups, imports, last_created_at

@@ -18,10 +18,13 @@ from typing import Any
 import asyncpg
 import yaml
 
-from service.embedded_postgres import EmbeddedPostgres, _server_user
+from service.dev.embedded_postgres import EmbeddedPostgres, _server_user
 from service.postgres.migration import Roles, migrate
-from tests.conftest import ROOT, debian_program, environment, free_ports
-from tests.proxy import Proxy, proxied
+from tests.support.commands import environment
+from tests.support.debian import debian_program
+from tests.support.ports import free_ports
+from tests.support.proxy import Proxy, proxied
+from tests.support.repository import ROOT
 
 TTL_S = 20
 """How long a leader that is gone keeps its lock: Patroni's least, and deploy/patroni/patroni.yaml's."""

@@ -25,9 +25,11 @@ from typing import Any, NamedTuple
 import grpc
 import yaml
 
-from tests.certificates import Authority, Files
-from tests.conftest import ROOT, environment, free_ports
-from tests.tokens import AUDIENCE, ISSUER, Issuer
+from tests.support.certificates import Authority, Files
+from tests.support.commands import environment
+from tests.support.ports import free_ports
+from tests.support.repository import ROOT
+from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 
 class Reply(NamedTuple):

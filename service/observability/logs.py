@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 
 from service.errors import Error
-from service.metrics import MethodMetrics
+from service.observability.metrics import MethodMetrics
 
 if TYPE_CHECKING:  # imported only where traces are asked for
-    from service.tracing import CallSpan
+    from service.observability.tracing import CallSpan
 
 _LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
 

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 
 
 def cloned(primary: EmbeddedPostgres, folder: Path, **settings: str) -> EmbeddedPostgres:

@@ -8,7 +8,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
 from service import errors
-from service.api.status import DETAILS_KEY, DOMAIN, INTERNAL, status_of, trailers
+from service.api.error_status import DETAILS_KEY, DOMAIN, INTERNAL, status_of, trailers
 
 _ERRORS: list[Any] = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if errors.RequestError in kind.__mro__[1:]]
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import asyncpg
 
+from service.entry import Entry, Skipped
 from service.errors import ImportRefused
-from service.listing import Entry, Skipped
-from service.postgres.writing import connected, lock_cluster, vacuum_after
+from service.postgres.session import connected, lock_cluster, vacuum_after
 
 # Removing more than this share of a cluster's rows is rather a listing that is not whole: a storage that was down, a failover.
 _PRUNE_SHARE = 0.5

@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf.json_format import MessageToJson
 
 from service import pb
-from service.postgres.forgetting import Forgotten
-from service.postgres.imports import Imported
-from service.postgres.loading import Noted, Summary, Target
+from service.postgres.import_backups import Noted, Summary, Target
+from service.postgres.last_imports import Imported
+from service.postgres.remove_cluster import Forgotten
 
 _HEADER = ("ID", "CLUSTER", "COMPLETED", "AGE", "DURATION", "SIZE")
 _STATUS_HEADER = ("FOLDER", "CLUSTER", "TOOL", "LAST COMPLETED", "AGE", "DURATION", "SIZE", "BACKUPS", "LAST IMPORTED", "AGE")

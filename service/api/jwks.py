@@ -16,8 +16,8 @@ from typing import Any
 
 import jwt
 
-from service import telemetry
 from service.errors import KeysUnavailable, Unauthenticated
+from service.observability import logs
 
 FAMILIES = {
     "RS": ("RS256", "RS384", "RS512"),
@@ -96,10 +96,10 @@ class Keys:
         try:
             found = self._parse(await self._read_in_time())
         except Exception as exc:  # whatever an issuer provokes: without another try, no token would be good any more
-            telemetry.event("signing keys cannot be read", level="warning", error=telemetry.describe(exc))
+            logs.event("signing keys cannot be read", level="warning", error=logs.describe(exc))
             return False
         if found.keys() != self._keys.keys():
-            telemetry.event("signing keys", count=len(found))
+            logs.event("signing keys", count=len(found))
         self._keys = {kid: self._keys[kid] if _same(self._keys.get(kid), key) else key for kid, key in found.items()}
         self._read_at = time.monotonic()
         return True

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
+from service.entry import Entry, Skipped
 from service.errors import CatalogUnavailable, ImportRefused, InvalidEntry
-from service.listing import Entry, Skipped
-from service.postgres.loading import Options, Summary, Target, check_target, load
-from service.postgres.writing import connected
-from tests.conftest import OWNER, Sql
-from tests.proxy import proxied
+from service.postgres.import_backups import Options, Summary, Target, check_target, load
+from service.postgres.session import connected
+from tests.support.catalog import OWNER, Sql
+from tests.support.proxy import proxied
 
 _TIME = datetime(2026, 11, 20, 2, 41, 58, 826199, tzinfo=UTC)
 _C1, _C2 = Target("f1", "c1", "walg"), Target("f1", "c2", "walg")
@@ -233,7 +233,7 @@ async def test_no_database() -> None:
 
 async def test_the_goodbye_is_lost(postgres: EmbeddedPostgres, database_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the network goes after the last answer, what was committed is not told as failed, and what was refused is told as that."""
-    monkeypatch.setattr("service.postgres.writing._CONNECT_TIMEOUT", 2.0)
+    monkeypatch.setattr("service.postgres.session._CONNECT_TIMEOUT", 2.0)
     async with proxied(postgres._sockets / ".s.PGSQL.5432") as proxy:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database_name}"
         async with connected(url):

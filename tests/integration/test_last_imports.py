@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from service.entry import Entry
 from service.errors import CatalogUnavailable
-from service.listing import Entry
-from service.postgres import imports
+from service.postgres import last_imports
 from service.postgres.database import Database, Limits, open_database
-from service.postgres.imports import Imported, imported, oldest
-from service.postgres.loading import Options, Target, load
-from tests.conftest import Sql
+from service.postgres.import_backups import Options, Target, load
+from service.postgres.last_imports import Imported, imported, oldest
+from tests.support.catalog import Sql
 
 _TIME = datetime(2026, 11, 20, 2, 41, 58, 826199, tzinfo=UTC)
 _LIMITS = Limits(1, *(timedelta(seconds=10),) * 4)
@@ -124,9 +124,9 @@ def _scans(plan: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("query", "types", "arguments", "rows"),
     [
-        (imports._IMPORTED, "text, text", "NULL, NULL", 5000),
-        (imports._IMPORTED, "text, text", "'f1', NULL", 500),
-        (imports._OLDEST, "bigint", "20", 20),
+        (last_imports._IMPORTED, "text, text", "NULL, NULL", 5000),
+        (last_imports._IMPORTED, "text, text", "'f1', NULL", 500),
+        (last_imports._OLDEST, "bigint", "20", 20),
     ],
 )
 async def test_a_cluster_costs_one_look_up(many: Sql, plans: str, query: str, types: str, arguments: str, rows: int) -> None:

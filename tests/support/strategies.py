@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from hypothesis import strategies as st
 
-from tests.conftest import Backup
+from tests.support.catalog import Backup
 
 _FIRST, _LAST = datetime(1970, 1, 1), datetime(9999, 12, 31, 23, 59, 59, 999998)  # noqa: DTZ001  # hypothesis adds the zone
 

@@ -11,8 +11,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service import pb
 from service.errors import InvalidSettings
 from service.settings import Address
-from tests.certificates import Authority, Files, Pair, name_shown
-from tests.conftest import RunCommand, StartServer
+from tests.support.certificates import Authority, Files, Pair, name_shown
+from tests.support.commands import RunCommand
+from tests.support.server import StartServer
 
 
 @pytest.fixture(name="authority", scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 from grpc import StatusCode
 
 from service import pb
-from tests.acceptance.deployment import Deployment
+from tests.support.deployment import Deployment
 
 _LIST = pb.ListBackupsRequest(folder_id="f1")
 _REST = "/managed-greenplum/v1/backups?folderId=f1"

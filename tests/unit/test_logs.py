@@ -9,26 +9,26 @@ from collections.abc import Iterator
 import pytest
 from opentelemetry.trace import INVALID_SPAN
 
-from service import telemetry
 from service.errors import CatalogUnavailable
-from service.metrics import Metrics
-from service.tracing import CallSpan
-from tests.conftest import ROOT
+from service.observability import logs
+from service.observability.metrics import Metrics
+from service.observability.tracing import CallSpan
+from tests.support.repository import ROOT
 
 
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
     """Logging is the process's: other tests get it as it was."""
     root = logging.getLogger()
-    handlers, level, log = root.handlers[:], root.level, telemetry._log
+    handlers, level, log = root.handlers[:], root.level, logs._log
     yield
-    telemetry._waiting.clear()
-    root.handlers[:], root.level, telemetry._log = handlers, level, log
+    logs._waiting.clear()
+    root.handlers[:], root.level, logs._log = handlers, level, log
 
 
-def _call(request_id: str) -> telemetry.Call:
+def _call(request_id: str) -> logs.Call:
     metrics = Metrics().of_method("/s/Get", kind="unary")
-    return telemetry.Call("/s/Get", metrics, request_id=request_id, peer="ipv4:127.0.0.1:1")
+    return logs.Call("/s/Get", metrics, request_id=request_id, peer="ipv4:127.0.0.1:1")
 
 
 async def _written(capsys: pytest.CaptureFixture[str]) -> str:
@@ -41,7 +41,7 @@ async def _written(capsys: pytest.CaptureFixture[str]) -> str:
 
 async def test_a_call_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     """A call is logged with method, status, duration, peer and request id."""
-    telemetry.configure_logging(log_format="json", log_level="info")
+    logs.configure_logging(log_format="json", log_level="info")
     _call("r1").ended("OK")
 
     [line] = (await _written(capsys)).splitlines()
@@ -53,53 +53,53 @@ async def test_a_call_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) ->
 
 async def test_calls_are_written_together(capsys: pytest.CaptureFixture[str]) -> None:
     """Lines of calls wait a moment for others, not for ever and not for many; any other event brings them out, in their order."""
-    telemetry.configure_logging(log_format="json", log_level="info")
+    logs.configure_logging(log_format="json", log_level="info")
     for request_id in ("r1", "r2"):
         _call(request_id).ended("OK")
     assert capsys.readouterr().err == ""
     assert [json.loads(line)["request_id"] for line in (await _written(capsys)).splitlines()] == ["r1", "r2"]
 
     _call("r3").ended("OK")
-    telemetry.event("listening")
+    logs.event("listening")
     assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["call", "listening"]
 
-    for _ in range(telemetry._MOST_LINES):
+    for _ in range(logs._MOST_LINES):
         _call("r4").ended("OK")
-    assert len(capsys.readouterr().err.splitlines()) == telemetry._MOST_LINES
+    assert len(capsys.readouterr().err.splitlines()) == logs._MOST_LINES
 
 
 async def test_fields_are_documented(capsys: pytest.CaptureFixture[str]) -> None:
     """docs/operating.md has a row for every field that the line of a call can have, and no other."""
-    telemetry.configure_logging(log_format="json", log_level="info")
+    logs.configure_logging(log_format="json", log_level="info")
     metrics = Metrics().of_method("/s/Get", kind="unary")
-    call = telemetry.Call("/s/Get", metrics, request_id="r1", peer="ipv4:127.0.0.1:1", span=CallSpan(INVALID_SPAN))
+    call = logs.Call("/s/Get", metrics, request_id="r1", peer="ipv4:127.0.0.1:1", span=CallSpan(INVALID_SPAN))
     call.caller = "somebody"
     call.ended("UNAVAILABLE", level="warning", error=CatalogUnavailable())
 
-    logs = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8").split("\n## Logs\n")[1].split("\n## ")[0]
-    documented = re.findall(r"^\| `(\w+)` \|", logs, re.MULTILINE)
+    section = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8").split("\n## Logs\n")[1].split("\n## ")[0]
+    documented = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
     assert sorted([*documented, "event", "level", "time"]) == sorted(json.loads(await _written(capsys)))
 
 
 def test_a_line_cannot_be_forged(capsys: pytest.CaptureFixture[str]) -> None:
     """Line breaks in what is logged do not make a line."""
-    telemetry.configure_logging(log_format="json", log_level="info")
-    telemetry.event("x", value='a\n{"event": "forged"}\u2028\r')
+    logs.configure_logging(log_format="json", log_level="info")
+    logs.event("x", value='a\n{"event": "forged"}\u2028\r')
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
     """What is less severe than the level set is not logged."""
-    telemetry.configure_logging(log_format="json", log_level="warning")
-    telemetry.event("quiet")
-    telemetry.event("loud", level="warning")
+    logs.configure_logging(log_format="json", log_level="warning")
+    logs.event("quiet")
+    logs.event("loud", level="warning")
     assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["loud"]
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 async def test_no_texts_of_strangers(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
     """An error that is not ours is logged by type and place, its text left out: it could hold a password. So is a library's own log."""
-    telemetry.configure_logging(log_format=log_format, log_level="debug")
+    logs.configure_logging(log_format=log_format, log_level="debug")
     try:
         try:
             raise ValueError("hunter2")
@@ -107,11 +107,11 @@ async def test_no_texts_of_strangers(capsys: pytest.CaptureFixture[str], log_for
             raise CatalogUnavailable("PostgreSQL is gone") from exc
     except CatalogUnavailable as exc:
         _call("r").ended("UNAVAILABLE", level="warning", error=exc)
-        telemetry.flush()
+        logs.flush()
         logging.getLogger("grpc._cython.cygrpc").exception("Unexpected error")
 
     logged = capsys.readouterr().err
     assert "hunter2" not in logged
     assert logged.count("ValueError") >= 2
     assert logged.count("PostgreSQL is gone") >= 2
-    assert "test_telemetry.py" in logged
+    assert "test_logs.py" in logged

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import grpc
 from cryptography import x509
 
-from service import telemetry
 from service.errors import InvalidSettings
+from service.observability import logs
 
 
 class TlsFiles(NamedTuple):
@@ -60,10 +60,10 @@ class FollowedCertificate:
         except (OSError, ssl.SSLError) as exc:
             if (problem := _problem(exc)) != self._problem:
                 self._problem = problem
-                telemetry.event("the new certificate cannot be used (yet); the one before stays", level="warning", problem=problem)
+                logs.event("the new certificate cannot be used (yet); the one before stays", level="warning", problem=problem)
             return None
         self._seen, self._problem = versions, None
-        telemetry.event("certificate", path=str(self._files.cert))
+        logs.event("certificate", path=str(self._files.cert))
         return configuration
 
     def _load(self) -> grpc.ServerCertificateConfiguration:

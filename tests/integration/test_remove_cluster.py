@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from service.entry import Entry
 from service.errors import CatalogNotWritable, ForgetRefused
-from service.listing import Entry
-from service.postgres.forgetting import Cluster, Forgotten, forget, what_goes
-from service.postgres.loading import Options, Target, load
-from tests.conftest import AddBackups, Sql
+from service.postgres.import_backups import Options, Target, load
+from service.postgres.remove_cluster import Cluster, Forgotten, forget, what_goes
+from tests.support.catalog import AddBackups, Sql
 
 _TIME = datetime(2026, 11, 20, tzinfo=UTC)
 _C1 = Cluster("c1", None)

@@ -5,8 +5,9 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from tests import processes
-from tests.conftest import ROOT, environment
+from tests.support import processes
+from tests.support.commands import environment
+from tests.support.repository import ROOT
 
 
 class Example(NamedTuple):

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from service import telemetry
-from service.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres
 from service.importers import walg
-from service.postgres.loading import Options, Target, load
+from service.observability import logs
+from service.postgres.import_backups import Options, Target, load
 from service.postgres.migration import Roles, migrate
 from service.server import Server, serve
 from service.settings import Settings
 
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 _DATABASE = "postgres"
 _SAMPLE = _ROOT / "samples" / "walg-backup-list.json"
 _FOLDER, _CLUSTER = "demo-folder", "demo-cluster"
@@ -32,7 +32,7 @@ def run(settings: Settings) -> None:
         EmbeddedPostgresError, SchemaError, PortTaken: it cannot start; whatever had started is stopped.
     """
     settings = settings.model_copy(update={name: value for name, value in _DEFAULTS.items() if name not in settings.model_fields_set})
-    telemetry.configure_logging(log_format=settings.log_format, log_level=settings.log_level)
+    logs.configure_logging(log_format=settings.log_format, log_level=settings.log_level)
     if settings.database_url is not None:
         migrate(settings.database_url.get_secret_value(), roles=Roles(service=settings.service_role, imports=settings.import_role))
         serve(settings, started=lambda server: _announce(server, settings, "nothing: this is your database, of BACKUPS_DATABASE_URL"))
