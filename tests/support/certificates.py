@@ -1,38 +1,58 @@
-"""An authority for certificates, and the files that a server follows."""
+"""Certificate authorities for tests, and the certificate files that a server reloads.
+
+The certificates pass strict verification (`ssl.VERIFY_X509_STRICT`), which is the default since CPython 3.13.
+"""
 
 import asyncio
 import ssl
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 
 class Pair(NamedTuple):
-    """A certificate and its key, PEM."""
+    """A certificate and its private key, in PEM."""
 
     cert: bytes
     key: bytes
 
 
 class Authority:
-    """Signs certificates for localhost."""
+    """Certificate authority for servers and clients."""
 
     def __init__(self, name: str = "test authority") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.cert = self._signed(self._name, self._key.public_key(), is_authority=True)
+        self._name = _subject(name)
+        extensions = [
+            (x509.BasicConstraints(ca=True, path_length=0), True),
+            (_key_usage(authority=True), True),
+        ]
+        self.cert = self._sign(self._name, self._key.public_key(), extensions)
 
-    def pair(self, name: str) -> Pair:
+    def pair(self, name: str, *, alternative_names: Sequence[str] = ("localhost",)) -> Pair:
+        """Return a new certificate with the common name `name`.
+
+        Each of `alternative_names` is an IP address, a URI (with `://`) or a DNS name.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
+        extensions = [
+            (x509.BasicConstraints(ca=False, path_length=None), True),
+            (_key_usage(authority=False), True),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), False),
+            (x509.SubjectAlternativeName([_alternative_name(each) for each in alternative_names]), False),
+        ]
         pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        return Pair(self._signed(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key.public_key()), pem)
+        return Pair(self._sign(_subject(name), key.public_key(), extensions), pem)
 
-    def _signed(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, is_authority: bool = False) -> bytes:
+    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, extensions: Sequence[tuple[x509.ExtensionType, bool]]) -> bytes:
+        """Return a PEM certificate; `extensions` are pairs of an extension and whether it is critical."""
         now = datetime.now(UTC)
         builder = x509.CertificateBuilder(
             issuer_name=self._name,
@@ -42,23 +62,55 @@ class Authority:
             not_valid_before=now - timedelta(days=1),
             not_valid_after=now + timedelta(days=1),
         )
-        builder = builder.add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        identifiers: list[tuple[x509.ExtensionType, bool]] = [
+            (x509.SubjectKeyIdentifier.from_public_key(key), False),
+            (x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False),
+        ]
+        for extension, critical in (*extensions, *identifiers):
+            builder = builder.add_extension(extension, critical=critical)
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
+def _subject(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _key_usage(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _alternative_name(name: str) -> x509.GeneralName:
+    if "://" in name:
+        return x509.UniformResourceIdentifier(name)
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
 async def name_shown(host: str, port: int, authority: Authority) -> str:
-    """The name in the certificate that a new connection is shown."""
+    """Return the common name in the certificate that the server presents to a new connection."""
     context = ssl.create_default_context(cadata=authority.cert.decode())
     context.set_alpn_protocols(["h2"])
     _, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname="localhost")
     subject: Any = writer.get_extra_info("peercert")["subject"]
-    writer.close()
+    # An orderly close would wait up to 30 s for the server's close_notify.
+    writer.transport.abort()
     return str(subject[0][0][1])
 
 
 class Files:
-    """The server's pair, as files."""
+    """Certificate and key files of a server."""
 
     def __init__(self, folder: Path) -> None:
         self.cert, self.key = folder / "tls.crt", folder / "tls.key"
@@ -68,7 +120,7 @@ class Files:
         self.key.write_bytes(pair.key)
 
     def move(self, pair: Pair) -> None:
-        """Moves new files over the old ones, as a tool that renews certificates does."""
+        """Replace both files by renaming, as certificate renewal tools do."""
         for file, data in zip((self.cert, self.key), pair, strict=True):
             new = file.with_suffix(".new")
             new.write_bytes(data)
