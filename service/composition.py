@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _JWKS_RETRY = timedelta(seconds=10)
 
+MAX_REQUEST_SIZE = 16 * 1024
+"""Bytes of a request message, before and after decompression."""
+
 # Of every listener.
 LISTENER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # with it, a second server would take half of the first one's calls
@@ -25,6 +28,8 @@ LISTENER_OPTIONS = (
     # gRPC's own queues, when they are full, answer CANCELLED, which clients never retry.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 100_000),
+    # A valid request has less than 1 KiB. gRPC core rejects a larger message as soon as it has read the length, before authentication.
+    ("grpc.max_receive_message_length", MAX_REQUEST_SIZE),
     # Equal: between two different limits, metadata is refused at random.
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),

@@ -92,7 +92,7 @@ async def test_native_grpc_passes_through(deployment: Deployment, public: grpc.a
     assert (answer.code, answer.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     unknown: Any = public.unary_unary("/yandex.cloud.mdb.greenplum.v1.BackupService/Delete")
     assert await unknown(b"").code() is StatusCode.UNIMPLEMENTED
-    for size in (3_000, 9_000, 100_000, 1_000_000):
+    for size in (3_000, 9_000, 16_000):
         for _ in range(5):
             assert (await failure(stub.Get(pb.GetBackupRequest(backup_id="Ж" * (size // 2))))).code is StatusCode.NOT_FOUND
 

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc
+import pytest
 from grpc import StatusCode
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from service import pb
 from service.backup import Position
 from service.page_token import PageTokens
+from service.server import Server
 
 _METHODS = ["/yandex.cloud.mdb.greenplum.v1.BackupService/Get", "/yandex.cloud.mdb.greenplum.v1.BackupService/List"]
 _FORESEEN = {StatusCode.OK, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND}
@@ -61,12 +63,22 @@ async def test_any_id(stub: pb.BackupServiceStub, backup_id: str) -> None:
     assert await _code(stub.Get(pb.GetBackupRequest(backup_id=backup_id))) is expected
 
 
-async def test_megabytes(stub: pb.BackupServiceStub) -> None:
-    """Fields of megabytes: a folder's id is too long, a backup's is not found, and what gRPC itself refuses says so."""
-    text = "\U0001f418" * 250_000
-    assert await _code(stub.List(pb.ListBackupsRequest(folder_id=text, page_token=text))) is StatusCode.INVALID_ARGUMENT
-    assert await _code(stub.Get(pb.GetBackupRequest(backup_id=text))) is StatusCode.NOT_FOUND
-    assert await _code(stub.Get(pb.GetBackupRequest(backup_id="x" * 5_000_000))) is StatusCode.RESOURCE_EXHAUSTED
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+@pytest.mark.parametrize("size", [16 * 1024, 1_000_000])
+async def test_requests_over_16_kib(server: Server, size: int, compression: grpc.Compression) -> None:
+    """A request over 16 KiB is RESOURCE_EXHAUSTED by every method, whether it is compressed or not."""
+    request = pb.GetBackupRequest(backup_id="x" * size).SerializeToString()  # with its tag and length more than 16 KiB
+    async with grpc.aio.insecure_channel(str(server.address), compression=compression) as channel:
+        for method in (*_METHODS, "/grpc.health.v1.Health/Check"):
+            call: Any = channel.unary_unary(method)
+            assert await _code(call(request)) is StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_the_largest_request(stub: pb.BackupServiceStub) -> None:
+    """A request of exactly 16 KiB is answered by the service."""
+    request = pb.GetBackupRequest(backup_id="x" * (16 * 1024 - 3))
+    assert request.ByteSize() == 16 * 1024
+    assert await _code(stub.Get(request)) is StatusCode.NOT_FOUND
 
 
 @given(st.data())
