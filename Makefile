@@ -1,31 +1,33 @@
-# `make` alone prints the commands, from the comments beside them.
+# `make` alone prints the commands from the ## comments.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak check clients format bench bench-scale proto requirements compose-test clean
+.PHONY: help setup run test soak check clients format bench bench-scale proto requirements compose-test debian-test clean
 
-# The first CPython there is from 3.11 on; PYTHON=... names another.
+# The first CPython of the PATH that is 3.11 or newer; PYTHON=... selects another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; exit; }; done; echo python3.11)
-BIN := .venv/bin
+# VENV=... selects another virtual environment, for tests on a second CPython; ./backup-service always runs in .venv.
+VENV ?= .venv
+BIN := $(VENV)/bin
 JOBS ?= auto
 
 help: ## print the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: .venv/local ## serve on 127.0.0.1:50051 with an embedded PostgreSQL and a sample of backups
+run: $(VENV)/local ## serve on 127.0.0.1:50051 with an embedded PostgreSQL and a sample of backups
 	@./backup-service dev
 
-setup: .venv/local ## make the virtual environment, so that ./backup-service runs
+setup: $(VENV)/local ## create the virtual environment that ./backup-service runs in
 
-test: .venv/development ## run the tests; those of the official clients after `make clients`
+test: $(VENV)/development ## run the tests (ARGS=... of pytest); the official clients' tests need `make clients`
 	$(BIN)/pytest -n $(JOBS) $(ARGS)
 
-soak: .venv/development .venv/fuzzing ## the tests under faults in their long forms, and their figures to docs/faults.md
+soak: $(VENV)/development $(VENV)/fuzzing ## run the long forms of the fault tests and write the measurements to docs/faults.md
 	$(BIN)/pytest --long --report docs/faults.md -m bar --timeout 7200 $(ARGS)
 
 clients: ## install the official clients, for tests/clients (needs npm and go for two of them)
 	@PYTHON=$(PYTHON) tests/clients/install
 
-check: .venv/development ## formatting, lint, types, imports, contract, migrations, requirements (RELEASE=1: nothing may go unaudited)
+check: $(VENV)/development ## check formatting, lint, types, imports, contract, migrations and requirements (RELEASE=1: fail if the audit cannot run)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -34,45 +36,48 @@ check: .venv/development ## formatting, lint, types, imports, contract, migratio
 	migrations/check
 	$(BIN)/python requirements/check.py $(if $(RELEASE),--release)
 
-format: .venv/development ## format, and mend what lint can mend
+format: $(VENV)/development ## format the code and apply lint fixes
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: .venv/bench ## what a call costs, beside other ways of writing the service; eight minutes (ARGS=--help)
+bench: $(VENV)/bench ## compare the cost of a call with other implementations; eight minutes (ARGS=--help)
 	$(BIN)/python -m bench $(ARGS)
 
-bench-scale: .venv/bench ## the same calls over catalogs of ten thousand to ten million backups; half an hour, 20 GB
+bench-scale: $(VENV)/bench ## measure the same calls with ten thousand to ten million backups; half an hour, 20 GB
 	$(BIN)/python -m bench --scale $(ARGS)
 
-proto: .venv/development ## generate service/pb, docs/api.md and docs/openapi.json from proto/
+proto: $(VENV)/development ## generate service/pb, docs/api.md and docs/openapi.json from proto/
 	proto/generate
 
-requirements: ## pin the requirements anew (needs uv; ARGS=--upgrade for newer ones)
+requirements: ## pin the requirements again (needs uv; ARGS=--upgrade for newer versions)
 	requirements/lock $(ARGS)
 
-compose-test: .venv/development ## the checks of the deployment against docker-compose.yml, on the engine that DOCKER_HOST names
+compose-test: $(VENV)/development ## run the deployment's tests against docker-compose.yml, on the Docker engine of DOCKER_HOST
 	$(BIN)/pytest -s tests/composed $(ARGS)
 
-clean: ## remove the virtual environment, the official clients, and .data: the development database, and the catalogs of the benchmark
-	rm -rf .venv .clients .data
+debian-test: ## run `make run` and `make test` in a bare Debian container (DEBIAN_IMAGE=..., DEBIAN_OPTIONS=... of docker run)
+	.ci/debian-test
 
-# A stamp for each set of requirements; development includes local.
-.venv/python:
-	$(PYTHON) -m venv .venv
+clean: ## remove the virtual environments, the official clients, the development database and the benchmark's catalogs
+	rm -rf .venv .venv-3.11 .clients .data
+
+# One stamp file for each set of requirements; development includes local.
+$(VENV)/python:
+	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-.venv/local: requirements/local.txt | .venv/python
+$(VENV)/local: requirements/local.txt | $(VENV)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/local.txt
 	@touch $@
 
-.venv/development: requirements/development.txt | .venv/python
+$(VENV)/development: requirements/development.txt | $(VENV)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/development.txt
-	@touch $@ .venv/local
+	@touch $@ $(VENV)/local
 
-.venv/bench: requirements/bench.txt | .venv/python
+$(VENV)/bench: requirements/bench.txt | $(VENV)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
-	@touch $@ .venv/development .venv/local
+	@touch $@ $(VENV)/development $(VENV)/local
 
-.venv/fuzzing: requirements/fuzzing.txt | .venv/python
+$(VENV)/fuzzing: requirements/fuzzing.txt | $(VENV)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzzing.txt
 	@touch $@
