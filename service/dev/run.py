@@ -1,6 +1,6 @@
-"""`dev`: embedded PostgreSQL, migrate, sample, serve; Ctrl-C stops all of it.
+"""The command `dev`: start an embedded PostgreSQL, migrate it, import a sample, serve.
 
-What starts a process comes before the server: gRPC does not survive a fork.
+Everything that starts a process runs before the server, because gRPC does not survive a fork.
 """
 
 import asyncio
@@ -26,16 +26,16 @@ _DEFAULTS = {"reflection": True, "log_format": "console", "drain_delay": timedel
 
 
 def run(settings: Settings) -> None:
-    """Runs until Ctrl-C, over the database of the settings, or an embedded one that keeps its data from run to run.
+    """Serve until Ctrl-C, over the database of the settings or an embedded one that keeps its data from run to run.
 
     Raises:
-        EmbeddedPostgresError, SchemaError, PortTaken: it cannot start; whatever had started is stopped.
+        EmbeddedPostgresError, SchemaError, PortTaken: it cannot start; everything that was started is stopped.
     """
     settings = settings.model_copy(update={name: value for name, value in _DEFAULTS.items() if name not in settings.model_fields_set})
     logs.configure_logging(log_format=settings.log_format, log_level=settings.log_level)
     if settings.database_url is not None:
         migrate(settings.database_url.get_secret_value(), roles=Roles(service=settings.service_role, imports=settings.import_role))
-        serve(settings, started=lambda server: _announce(server, settings, "nothing: this is your database, of BACKUPS_DATABASE_URL"))
+        serve(settings, started=lambda server: _announce(server, settings, "nothing: BACKUPS_DATABASE_URL names a database of yours"))
         return
     postgres = EmbeddedPostgres(settings.data_folder)
     with postgres.running():
@@ -57,15 +57,17 @@ def _load_sample(url: str) -> str:
 
 
 def _announce(server: Server, settings: Settings, loaded: str, *, import_into: str | None = None) -> None:
+    """Print where the server listens, what it serves, and commands to copy."""
     command = ["./backup-service", "list", "--folder-id", _FOLDER]
     if server.address != type(settings).model_fields["listen"].default:
         command += ["--address", str(server.address)]
     if settings.tls_cert:
         command.append("--tls")
-    guarded = f"{'TLS' if settings.tls_cert else 'no TLS'}, {'tokens' if settings.auth == 'jwt' else 'no authentication'}"
-    print(f"Serving   {server.address} (gRPC, {guarded})")
+    security = f"{'TLS' if settings.tls_cert else 'no TLS'}, {'tokens' if settings.auth == 'jwt' else 'no authentication'}"
+    print(f"Serving   {server.address} (gRPC, {security})")
     print(f"Loaded    {loaded}")
     print(f"Try       {shlex.join(command)}")
     if import_into:
-        print(f"Import    BACKUPS_DATABASE_URL='{import_into}' ./backup-service import walg FILE --folder-id F --cluster-id C")
+        listing = ["import", "walg", str(_SAMPLE.relative_to(_ROOT)), "--folder-id", _FOLDER, "--cluster-id", _CLUSTER]
+        print(f"Import    BACKUPS_DATABASE_URL={shlex.quote(import_into)} ./backup-service {shlex.join(listing)}")
     print("Stop      Ctrl-C", flush=True)

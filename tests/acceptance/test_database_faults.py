@@ -34,11 +34,6 @@ _BACKENDS = f"FROM pg_stat_activity WHERE datname = $1 AND usename = '{Roles().s
 _CLEAN = {"OK", "UNAVAILABLE", "HTTP 200", "HTTP 503"}
 
 
-async def crash(postgres: EmbeddedPostgres) -> None:
-    """Ends it at once: it recovers from its log when it starts again."""
-    await asyncio.to_thread(postgres._run, "pg_ctl", "stop", "--mode=immediate", "-D", postgres._data)
-
-
 @pytest.mark.bar(3, "PostgreSQL stopped at once and started again, under load through Envoy")
 async def test_postgres_is_stopped(own_postgres: EmbeddedPostgres, *, long: bool, figure: Figure) -> None:
     """Calls are UNAVAILABLE meanwhile and no other error; each replica answers, and rightly, within 2 s of PostgreSQL being ready."""
@@ -51,9 +46,9 @@ async def test_postgres_is_stopped(own_postgres: EmbeddedPostgres, *, long: bool
 
         async def stop_and_start() -> None:
             for _ in range(rounds):
-                await crash(own_postgres)
+                await asyncio.to_thread(own_postgres.crash)
                 await asyncio.sleep(1)  # calls meanwhile
-                await asyncio.to_thread(own_postgres._start)
+                await asyncio.to_thread(own_postgres.start)
                 ready = time.monotonic()
                 async with asyncio.timeout(30):
                     await asyncio.gather(*(_until_answered(replica, deployment.token()) for replica in deployment.replicas))
@@ -101,7 +96,7 @@ async def test_backends_are_killed(
 
 @pytest.fixture(name="proxy")
 async def _proxy(postgres: EmbeddedPostgres) -> AsyncIterator[Proxy]:
-    async with proxied(postgres._sockets / ".s.PGSQL.5432") as proxy:
+    async with proxied(postgres.sockets / ".s.PGSQL.5432") as proxy:
         yield proxy
 
 

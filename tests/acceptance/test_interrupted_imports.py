@@ -335,8 +335,8 @@ async def _connected(postgres: EmbeddedPostgres) -> AsyncIterator[Sql]:
     """Once it answers; one that could not write its log has ended itself."""
     async with asyncio.timeout(60):
         while True:
-            if not (postgres._data / "postmaster.pid").exists():
-                await asyncio.to_thread(postgres._start)
+            if not (postgres.data / "postmaster.pid").exists():
+                await asyncio.to_thread(postgres.start)
             try:
                 connection = await asyncpg.connect(postgres.url("postgres"))
                 break

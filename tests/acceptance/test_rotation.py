@@ -34,7 +34,7 @@ def _guarded_postgres() -> Iterator[EmbeddedPostgres]:
     with tempfile.TemporaryDirectory(prefix="backups-guarded-", dir="/tmp") as folder:
         postgres = EmbeddedPostgres(Path(folder, "postgres"), settings={"shared_buffers": "128MB"})
         with postgres.running():
-            rules = postgres._data / "pg_hba.conf"
+            rules = postgres.data / "pg_hba.conf"
             rules.write_text(f"local all {_ROLE} scram-sha-256\n" + rules.read_text(encoding="utf-8"), encoding="utf-8")
         yield postgres
         postgres.remove()

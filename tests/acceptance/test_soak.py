@@ -24,7 +24,6 @@ from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.database import UNAVAILABLE
 from service.postgres.migration import Roles
 from service.settings import Address
-from tests.acceptance.test_database_faults import crash
 from tests.acceptance.test_hostile_clients import Flood
 from tests.acceptance.test_interrupted_imports import FIRST, Importing, listing
 from tests.support.bars import Figure
@@ -102,8 +101,8 @@ class Faults:
             await asyncio.sleep(chosen.uniform(0.1, 1))
 
     async def postgres_stopped(self, _: random.Random) -> None:
-        await crash(self._postgres)
-        await asyncio.to_thread(self._postgres._start)
+        await asyncio.to_thread(self._postgres.crash)
+        await asyncio.to_thread(self._postgres.start)
 
     async def database_out_of_reach(self, chosen: random.Random) -> None:
         self._proxy.blackhole()
@@ -183,7 +182,7 @@ async def _soaked(postgres: EmbeddedPostgres, folder: Path) -> AsyncIterator[Soa
         await insert(sql, _BACKUPS)
     issuer, jwks = Issuer("main", "other"), folder / "jwks.json"
     jwks.write_bytes(issuer.jwks("main"))
-    async with proxied(postgres._sockets / ".s.PGSQL.5432") as proxy:
+    async with proxied(postgres.sockets / ".s.PGSQL.5432") as proxy:
         urls = {role: f"postgresql://{role}@127.0.0.1:{proxy.port}/postgres" for role in Roles()}
         async with deployed(
             urls[Roles().service],

@@ -171,7 +171,7 @@ async def test_a_connection_after_a_wait(silent_port: int) -> None:
 
 async def test_several_hosts(postgres: Any, database_name: str) -> None:
     """Of several hosts the first that can be used is; target_session_attrs says which may."""
-    sockets = str(postgres._sockets)
+    sockets = str(postgres.sockets)
     url = f"postgresql://postgres@/{database_name}?host=/nowhere,{sockets}&port=5432,5432"
     async with open_database(f"{url}&target_session_attrs=primary", _LIMITS) as database:
         assert await _pid(database)
@@ -185,7 +185,7 @@ async def test_several_hosts(postgres: Any, database_name: str) -> None:
 async def test_a_silent_host(postgres: Any, database_name: str, silent_port: int) -> None:
     """Each host has the whole time to connect in; one that says nothing costs it once, also where it would be preferred if it were a
     standby, and then the others are asked without it."""
-    url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres._sockets}&port={silent_port},5432"
+    url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres.sockets}&port={silent_port},5432"
     limits = _LIMITS._replace(connect=timedelta(seconds=2), acquire=timedelta(seconds=3.8))
     for attributes in ("any", "read-write", "prefer-standby"):
         async with open_database(f"{url}&target_session_attrs={attributes}", limits) as database:
@@ -197,7 +197,7 @@ async def test_a_silent_host(postgres: Any, database_name: str, silent_port: int
 
 async def test_a_silent_host_that_has_more_time_than_a_call(postgres: Any, database_name: str, silent_port: int) -> None:
     """A host that says nothing costs a call all of its time, where that is less than the host's, and the next call asks another one."""
-    url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres._sockets}&port={silent_port},5432"
+    url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres.sockets}&port={silent_port},5432"
     limits = _LIMITS._replace(connect=timedelta(seconds=10), acquire=timedelta(seconds=0.8))
     async with open_database(url, limits) as database:
         with pytest.raises(CatalogUnavailable):
@@ -209,7 +209,7 @@ async def test_a_silent_host_that_has_more_time_than_a_call(postgres: Any, datab
 async def test_all_hosts_but_one_are_silent(postgres: Any, database_name: str, silent_port: int, attributes: str) -> None:
     """However many hosts say nothing before the one that answers, it is reached, though there is time for one of them at each try."""
     hosts, ports = ",".join(["127.0.0.1"] * 3), ",".join([str(silent_port)] * 3)
-    url = f"postgresql://postgres@/{database_name}?host={hosts},{postgres._sockets}&port={ports},5432"
+    url = f"postgresql://postgres@/{database_name}?host={hosts},{postgres.sockets}&port={ports},5432"
     limits = _LIMITS._replace(connect=timedelta(seconds=1), acquire=timedelta(seconds=1.7))
     async with open_database(f"{url}&target_session_attrs={attributes}", limits) as database:
         for _ in range(2):
@@ -221,8 +221,8 @@ async def test_all_hosts_but_one_are_silent(postgres: Any, database_name: str, s
 async def test_a_host_that_went_silent(postgres: Any, database_name: str) -> None:
     """Connections to a host that has gone without a word are left, however many they are, once it says nothing to who looks after it."""
     limits = _LIMITS._replace(pool_size=5, connect=timedelta(seconds=0.5))
-    async with proxied(postgres._sockets / ".s.PGSQL.5432") as proxy:
-        url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres._sockets}&port={proxy.port},5432"
+    async with proxied(postgres.sockets / ".s.PGSQL.5432") as proxy:
+        url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres.sockets}&port={proxy.port},5432"
         async with open_database(url, limits) as database:
             await asyncio.gather(*(database.fetch("SELECT pg_sleep(0.2)") for _ in range(5)))
             assert database.idle_connections == 5

@@ -234,7 +234,7 @@ async def test_no_database() -> None:
 async def test_the_goodbye_is_lost(postgres: EmbeddedPostgres, database_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the network goes after the last answer, what was committed is not told as failed, and what was refused is told as that."""
     monkeypatch.setattr("service.postgres.session._CONNECT_TIMEOUT", 2.0)
-    async with proxied(postgres._sockets / ".s.PGSQL.5432") as proxy:
+    async with proxied(postgres.sockets / ".s.PGSQL.5432") as proxy:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database_name}"
         async with connected(url):
             proxy.blackhole()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from service.backup import Position
-from service.dev.embedded_postgres import EmbeddedPostgres, _server_user
+from service.dev.embedded_postgres import EmbeddedPostgres, server_user
 from service.errors import BackupNotFound
 from service.postgres.catalog import Catalog
 from service.postgres.database import Limits, open_database
@@ -52,11 +52,11 @@ def _pooled_url(postgres: EmbeddedPostgres, database_name: str) -> Iterator[str]
         users, configuration = folder / "users.txt", folder / "pgbouncer.ini"
         users.write_text(f'"{Roles().service}" ""\n', encoding="utf-8")
         configuration.write_text(
-            _CONFIGURATION.format(database=database_name, sockets=postgres._sockets, port=port, users=users), encoding="utf-8"
+            _CONFIGURATION.format(database=database_name, sockets=postgres.sockets, port=port, users=users), encoding="utf-8"
         )
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                [debian_program("pgbouncer") or "", "-u", _server_user().pw_name, configuration], stdout=log, stderr=log
+                [debian_program("pgbouncer") or "", "-u", server_user().pw_name, configuration], stdout=log, stderr=log
             )
         try:
             _wait_for(port)

@@ -39,7 +39,7 @@ class Pair(NamedTuple):
 
     def url(self, attributes: str) -> str:
         """Both, as a URL of several hosts."""
-        hosts = f"{self.primary._sockets},{self.standby._sockets}"
+        hosts = f"{self.primary.sockets},{self.standby.sockets}"
         return f"postgresql://postgres@/postgres?host={hosts}&port=5432,5432&target_session_attrs={attributes}"
 
 
@@ -220,7 +220,7 @@ async def test_a_standby_that_is_too_old(pair: Pair, primary_sql: Sql, standby_s
 async def test_a_standby_without_a_primary(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
     """Where a standby is preferred that is too old, and there is no primary, the standby is read from."""
     await _caught_up(primary_sql, standby_sql)
-    url = pair.url("prefer-standby").replace(str(pair.primary._sockets), "/nowhere")
+    url = pair.url("prefer-standby").replace(str(pair.primary.sockets), "/nowhere")
     async with open_database(
         url, _LIMITS, connect_preferring_standby=lambda connect: connect_to_fresh(connect, timedelta(seconds=-1))
     ) as database:

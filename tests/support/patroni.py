@@ -18,7 +18,7 @@ from typing import Any
 import asyncpg
 import yaml
 
-from service.dev.embedded_postgres import EmbeddedPostgres, _server_user
+from service.dev.embedded_postgres import EmbeddedPostgres, server_user
 from service.postgres.migration import Roles, migrate
 from tests.support.commands import environment
 from tests.support.debian import debian_program
@@ -44,7 +44,7 @@ class Node:
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir()
         (folder / "patroni.yaml").write_text(yaml.safe_dump(self._configuration()), encoding="utf-8")
-        shutil.chown(folder, _server_user().pw_uid)
+        shutil.chown(folder, server_user().pw_uid)
 
     def start(self) -> None:
         with (self._folder / "log").open("ab") as log:
@@ -143,7 +143,7 @@ def _answer(request: urllib.request.Request) -> Any:
 
 def _as_server_user() -> list[str]:
     """What goes before a command that must not be root: it may still read what root alone can reach, such as a Python in root's home."""
-    user = _server_user()
+    user = server_user()
     if os.getuid() == user.pw_uid:
         return []
     capability = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]

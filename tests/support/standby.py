@@ -7,13 +7,13 @@ from service.dev.embedded_postgres import EmbeddedPostgres
 
 
 def cloned(primary: EmbeddedPostgres, folder: Path, **settings: str) -> EmbeddedPostgres:
-    """A standby that follows the primary, which runs, once it is started."""
+    """Copy a running primary and return a standby that follows it once it is started."""
     standby = EmbeddedPostgres(folder, settings={"hot_standby": "on"} | settings)
-    for each in (standby.folder, standby._sockets):
-        standby._own(each)
-    shutil.rmtree(standby._data, ignore_errors=True)
-    primary._run(
-        "pg_basebackup", "--pgdata", standby._data, "--host", primary._sockets, "--username", "postgres",
+    for each in (standby.folder, standby.sockets):
+        standby.own(each)
+    shutil.rmtree(standby.data, ignore_errors=True)
+    primary.run(
+        "pg_basebackup", "--pgdata", standby.data, "--host", primary.sockets, "--username", "postgres",
         "--write-recovery-conf", "--checkpoint=fast", "--no-sync",
     )  # fmt: skip
     return standby
