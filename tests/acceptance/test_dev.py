@@ -79,7 +79,7 @@ def _dev(folder: Path) -> StartDev:
     return start
 
 
-async def _process(folder: Path, *, stdout: int | IO[bytes] = subprocess.PIPE, **settings: str) -> processes.Process:
+async def _process(folder: Path, stdout: int | IO[bytes] = subprocess.PIPE, /, **settings: str) -> processes.Process:
     return await processes.start(
         *(sys.executable, "-m", "service", "dev"),
         cwd=ROOT,
@@ -170,7 +170,7 @@ async def test_leaves_nothing_when_interrupted(
         "serving": folder.parent / "output",
     }[moment]
     with (folder.parent / "output").open("wb") as output:
-        process = await _process(folder, stdout=output)
+        process = await _process(folder, output)
     await eventually(lambda: reached.exists() and reached.stat().st_size > 0, expected=True, timeout_s=60)
     process.send_signal(number)
     await asyncio.wait_for(process.wait(), 30)
