@@ -71,7 +71,7 @@ async def test_errors_of_envoy_over_rest(deployment: Deployment) -> None:
         reply = await deployment.rest(path, method=method)
         assert (path, reply.status, reply.headers["content-type"]) == (path, status, "application/json")
         assert set(reply.body) == {"code", "message"}
-        assert reply.body["code"] == {404: StatusCode.NOT_FOUND, 400: StatusCode.INVALID_ARGUMENT}[status].value[0]
+        assert reply.body["code"] == {404: StatusCode.UNIMPLEMENTED, 400: StatusCode.INVALID_ARGUMENT}[status].value[0]
         assert reply.body["message"]
 
 

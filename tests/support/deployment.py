@@ -260,7 +260,7 @@ async def deployed(
             stack.push_async_callback(replica.end, signal.SIGKILL)
         config = configuration(ports, folder, port=port, tls_port=tls_port, admin_port=admin_port, metrics_port=metrics_port)
         if max_connections:
-            [monitor] = config["overload_manager"]["resource_monitors"]
+            monitor = config["overload_manager"]["resource_monitors"][0]
             monitor["typed_config"]["max_active_downstream_connections"] = max_connections
         envoy = stack.enter_context(_envoy(folder, config))
 
