@@ -1,5 +1,6 @@
 """The command `backup-service`: parse, call one function, print."""
 
+import io
 import sys
 
 import typer
@@ -24,13 +25,14 @@ app.add_typer(calls.commands)
 
 
 def main() -> None:
-    """Runs the command; what was foreseen to go wrong is one message on standard error, and exit status 1."""
+    """Run the command. An expected error is one message on standard error, with exit status 1."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a locale may lack a character of an id
+        if isinstance(stream, io.TextIOWrapper):  # None if the command was started with it closed
+            stream.reconfigure(errors="backslashreplace")  # a locale may lack a character of an id
     try:
         app(prog_name="backup-service")
     except Error as exc:
         from service.cli.output import printable
 
-        print("backup-service:", "\n".join(map(printable, str(exc).split("\n"))), file=sys.stderr)  # it may quote a server
+        print("backup-service:", "\n".join(map(printable, str(exc).split("\n"))), file=sys.stderr)  # the text may be a server's
         sys.exit(1)

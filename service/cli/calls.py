@@ -4,48 +4,99 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from service import pb
 from service.cli.help import example
+from service.cli.option_groups import option_groups
 from service.errors import CommandError
+
+if TYPE_CHECKING:
+    from service.cli.client import Credentials, Endpoint
 
 commands = typer.Typer()
 
-Address = Annotated[str, typer.Option(envvar="BACKUPS_ADDRESS", help="host:port of the service.")]
-Tls = Annotated[bool, typer.Option("--tls", help="Connect with TLS.")]
-CaFile = Annotated[
-    Path | None,
-    typer.Option(help="Connect with TLS, and trust these, not the system's.", exists=True, dir_okay=False, show_default=False),
-]
-Token = Annotated[str | None, typer.Option(envvar="BACKUPS_TOKEN", help="A bearer token.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print protobuf's JSON.")]
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
+_HEALTH_TIMEOUT_S = 3.0
+_CA_MAX_LENGTH = 1 << 20  # bytes; the list of all public authorities has a quarter of it
+
+_Request = TypeVar("_Request", pb.ListBackupsRequest, pb.GetBackupRequest)
+
+
+def _endpoint(
+    address: Annotated[str, typer.Option(envvar="BACKUPS_ADDRESS", help="host:port of the service.")] = "127.0.0.1:50051",
+    tls: Annotated[bool, typer.Option("--tls", help="Connect with TLS.")] = False,
+    ca_file: Annotated[
+        Path | None, typer.Option(help="Connect with TLS, and trust only the certificates of this file.", show_default=False)
+    ] = None,
+) -> "Endpoint":
+    from service.cli.client import Endpoint
+    from service.cli.service_address import ServiceAddress
+
+    ca = None if ca_file is None else _certificates(ca_file)
+    return Endpoint(ServiceAddress.parse(address), tls=tls or ca is not None, ca=ca)
+
+
+def _certificates(ca_file: Path) -> bytes:
+    """Return the PEM file's content. gRPC itself does not report that a file has no certificates."""
+    import ssl
+
+    from service.cli.input_files import read_small
+
+    content = read_small(ca_file, name="--ca-file", limit=_CA_MAX_LENGTH)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=content.decode("ascii"))
+    except (ValueError, ssl.SSLError):
+        raise CommandError(f"--ca-file {ca_file}: the file has no certificates in PEM") from None
+    return content
+
+
+def _credentials(
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="BACKUPS_TOKEN_FILE",
+            help="File with a bearer token, read for each call. Without it, the token is that of the variable BACKUPS_TOKEN.",
+            show_default=False,
+        ),
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Send the token to another machine without TLS.")] = False,
+) -> "Credentials":
+    from service.cli.client import Credentials
+    from service.cli.credentials import token_reader
+
+    return Credentials(token_reader(token_file), is_insecure=insecure)
+
+
+def _request(make: Callable[..., _Request], **fields: object) -> _Request:
+    try:
+        return make(**fields)
+    except ValueError as exc:  # a number beyond 64 bits, or bytes that are not text in this locale
+        raise CommandError(f"the request cannot be encoded: {exc}") from None
 
 
 @commands.command("list", epilog=example("backup-service list --folder-id f1 --page-size 10"))
+@option_groups(endpoint=_endpoint, credentials=_credentials)
 def list_(
     folder_id: Annotated[str, typer.Option("--folder-id", help="The folder whose backups to list.")],
+    endpoint: "Endpoint",
+    credentials: "Credentials",
     page_size: Annotated[int, typer.Option(help="Backups a page, 1 to 1000; 0 is the service's default, 100.")] = 0,
-    page_token: Annotated[str, typer.Option(help="Where to go on: the token that an earlier page ended with.", show_default=False)] = "",
+    page_token: Annotated[str, typer.Option(help="Continue after an earlier page: the token that it ended with.", show_default=False)] = "",
     all_: Annotated[bool, typer.Option("--all", help="Follow the page tokens to the end.")] = False,
     as_json: Json = False,
-    address: Address = DEFAULT_ADDRESS,
-    tls: Tls = False,
-    ca_file: CaFile = None,
-    token: Token = None,
 ) -> None:
     """List a folder's backups, newest first."""
     from service.cli import client
 
-    service = client.Endpoint(address, tls=tls, ca_file=ca_file, token=token)
-    pages = client.pages(service, folder_id, page_size=page_size, page_token=page_token, follow=all_)
+    request = _request(pb.ListBackupsRequest, folder_id=folder_id, page_size=page_size, page_token=page_token)
+    pages = client.pages(endpoint, credentials, request, follow=all_)
     asyncio.run(_print_json(pages) if as_json else _print_table(pages, folder_id, to_the_end=all_))
 
 
@@ -67,13 +118,13 @@ async def _print_table(pages: AsyncGenerator[pb.ListBackupsResponse], folder_id:
 
 
 async def _print_json(pages: AsyncGenerator[pb.ListBackupsResponse]) -> None:
-    """One ListBackupsResponse, however many pages it is made of, printed as they come."""
+    """Print one ListBackupsResponse made of all pages, page by page."""
     from service.cli import output
 
     head, separator, page_token = '{\n  "backups": [', "\n", ""
     async with contextlib.aclosing(pages):
         async for page in pages:
-            print(head, end="")  # with the first page: a command that is refused prints nothing
+            print(head, end="")  # with the first page: a call that fails prints nothing
             head = ""
             for backup in page.backups:
                 print(separator + output.json(backup, indent=4), end="")
@@ -84,18 +135,17 @@ async def _print_json(pages: AsyncGenerator[pb.ListBackupsResponse]) -> None:
 
 
 @commands.command(epilog=example("backup-service get c1:backup_20261120T031501Z --json"))
+@option_groups(endpoint=_endpoint, credentials=_credentials)
 def get(
     backup_id: Annotated[str, typer.Argument(metavar="ID", help="The backup's id.")],
+    endpoint: "Endpoint",
+    credentials: "Credentials",
     as_json: Json = False,
-    address: Address = DEFAULT_ADDRESS,
-    tls: Tls = False,
-    ca_file: CaFile = None,
-    token: Token = None,
 ) -> None:
     """Show one backup."""
     from service.cli import client, output
 
-    backup = asyncio.run(client.get(client.Endpoint(address, tls=tls, ca_file=ca_file, token=token), backup_id))
+    backup = asyncio.run(client.get(endpoint, credentials, _request(pb.GetBackupRequest, backup_id=backup_id)))
     if as_json:
         print(output.json(backup))
     else:
@@ -103,10 +153,11 @@ def get(
 
 
 @commands.command(epilog=example("backup-service health --address 127.0.0.1:50051"))
-def health(address: Address = DEFAULT_ADDRESS, tls: Tls = False, ca_file: CaFile = None) -> None:
-    """Ask whether the service is ready for calls; exit status 1 if it is not."""
+@option_groups(endpoint=_endpoint)
+def health(endpoint: "Endpoint") -> None:
+    """Check whether the service is ready for calls; exit status 1 if it is not."""
     from service.cli import client
 
-    if not asyncio.run(client.is_serving(client.Endpoint(address, tls=tls, ca_file=ca_file, timeout=3))):
-        raise CommandError(f"the service at {address} is not ready: its log says why")
+    if not asyncio.run(client.is_serving(endpoint._replace(timeout=_HEALTH_TIMEOUT_S))):
+        raise CommandError(f"the service at {endpoint.address.text} is not ready: its log has the reason")
     print("SERVING")

@@ -1,114 +1,210 @@
-"""A caller of the API: what `list`, `get` and `health` of the command ask a running service."""
+"""Calls of a running service for the commands `list`, `get` and `health`.
+
+The service may be anyone's: its answers are bounded and checked before they are printed, and no answer leads to a traceback.
+"""
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import pb
-from service.errors import CallFailed
+from service.cli import tls_probe
+from service.cli.credentials import ReadToken
+from service.cli.service_address import ServiceAddress
+from service.errors import CallFailed, CommandError
 
 _DETAILS_KEY = "grpc-status-details-bin"
-_MAX_MESSAGE = 16 << 20  # bytes; a page has at most half a megabyte
+_MESSAGE_MAX = 1 << 20  # bytes; the largest page has half of it, and an empty backup of 2 bytes takes 100 bytes of memory
+_PAGE_MAX = 1000  # backups, by the contract
+_EMPTY_PAGES_MAX = 1000
+
+_Answer = TypeVar("_Answer")
 
 
 class Endpoint(NamedTuple):
-    """Where the service is, and how to be let in."""
+    """A service, and how to connect to it."""
 
-    address: str
+    address: ServiceAddress
     tls: bool = False
-    ca_file: Path | None = None
-    """Certificates to trust in place of the system's; with them there is TLS."""
-    token: str | None = None
+    ca: bytes | None = None
+    """Certificates to trust instead of gRPC's own list, PEM."""
     timeout: float = 30.0
     """Seconds for each call."""
 
 
+class Credentials(NamedTuple):
+    """Source of the bearer token for each call."""
+
+    read_token: ReadToken
+    is_insecure: bool = False
+    """Whether the token may be sent without TLS to another machine."""
+
+    def metadata(self, endpoint: Endpoint) -> tuple[tuple[str, str], ...]:
+        """Return the metadata of the next call to the endpoint.
+
+        Raises:
+            CommandError: The token cannot be read, or would be sent in plaintext to another machine.
+        """
+        token = self.read_token()
+        if token is None:
+            return ()
+        if not (endpoint.tls or endpoint.address.is_local or self.is_insecure):
+            raise CommandError(
+                f"the token was not sent: {endpoint.address.text} is not on this machine, and without TLS everyone on the way can read it. "
+                "Use --tls, or --ca-file for a certificate of your own authority; --insecure sends it all the same"
+            )
+        return (("authorization", f"Bearer {token}"),)
+
+
 async def pages(
-    endpoint: Endpoint, folder_id: str, *, page_size: int, page_token: str, follow: bool
+    endpoint: Endpoint, credentials: Credentials, request: pb.ListBackupsRequest, *, follow: bool
 ) -> AsyncGenerator[pb.ListBackupsResponse]:  # fmt: skip
-    """A folder's backups, a page at a time: one page, or all from there on.
+    """Yield one page of a folder's backups, or with `follow` all pages from there on.
 
     Raises:
-        CallFailed: the service answers an error, or is not there.
+        CommandError: The token cannot be sent.
+        CallFailed: The service cannot be reached, returns an error, or its answers cannot be used.
     """
+    walk = _Walk()
     async with _channel(endpoint) as channel:
         stub = pb.BackupServiceStub(channel)
         while True:
-            request = pb.ListBackupsRequest(folder_id=folder_id, page_size=page_size, page_token=page_token)
-            page = await stub.List(request, timeout=endpoint.timeout, metadata=_metadata(endpoint))
+            page = _decoded(await stub.List(request, timeout=endpoint.timeout, metadata=credentials.metadata(endpoint)))
+            _check_page(page)
+            walk.check(page)
             yield page
-            page_token = page.next_page_token
-            if not (follow and page_token):
+            request.page_token = page.next_page_token
+            if not (follow and page.next_page_token):
                 return
 
 
-async def get(endpoint: Endpoint, backup_id: str) -> pb.Backup:
-    """One backup.
+class _Walk:
+    """Recognises a service that sends the client in circles, in constant memory.
+
+    Brent's algorithm: each token is compared with one earlier token, which is replaced after 1, 2, 4, 8, ... pages. Every circle is found.
+    """
+
+    def __init__(self) -> None:
+        self._remembered = ""
+        self._pages = 0
+        self._power = 1
+        self._empty_pages = 0
+
+    def check(self, page: pb.ListBackupsResponse) -> None:
+        token = page.next_page_token
+        if token and token == self._remembered:
+            raise CallFailed("the service repeats its page tokens, so this list would never end")
+        self._empty_pages = 0 if page.backups else self._empty_pages + 1
+        if token and self._empty_pages >= _EMPTY_PAGES_MAX:
+            raise CallFailed(f"the service sent {_EMPTY_PAGES_MAX} empty pages in a row")
+        self._pages += 1
+        if self._pages == self._power:
+            self._remembered, self._pages, self._power = token, 0, 2 * self._power
+
+
+async def get(endpoint: Endpoint, credentials: Credentials, request: pb.GetBackupRequest) -> pb.Backup:
+    """Return one backup.
 
     Raises:
-        CallFailed: the service answers an error, or is not there.
+        CommandError: The token cannot be sent.
+        CallFailed: The service cannot be reached, returns an error, or its answer cannot be used.
     """
     async with _channel(endpoint) as channel:
-        request = pb.GetBackupRequest(backup_id=backup_id)
-        return await pb.BackupServiceStub(channel).Get(request, timeout=endpoint.timeout, metadata=_metadata(endpoint))
+        stub = pb.BackupServiceStub(channel)
+        backup = _decoded(await stub.Get(request, timeout=endpoint.timeout, metadata=credentials.metadata(endpoint)))
+    _check_backup(backup)
+    return backup
 
 
 async def is_serving(endpoint: Endpoint) -> bool:
-    """Whether the service says that it should be sent calls.
+    """Return whether the service reports that it is ready for calls. No token is sent.
 
     Raises:
-        CallFailed: the service answers an error, or is not there.
+        CallFailed: The service cannot be reached or returns an error.
     """
-    async with _channel(endpoint) as channel:
+    async with _channel(endpoint, use_proxy=False) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its types lack the methods
-        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=endpoint.timeout)
+        answer = _decoded(await stub.Check(health_pb2.HealthCheckRequest(), timeout=endpoint.timeout))
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 @contextlib.asynccontextmanager
-async def _channel(endpoint: Endpoint) -> AsyncIterator[grpc.aio.Channel]:
-    options = [("grpc.max_receive_message_length", _MAX_MESSAGE)]
-    if endpoint.tls or endpoint.ca_file:
-        roots = endpoint.ca_file.read_bytes() if endpoint.ca_file else None
-        channel = grpc.aio.secure_channel(endpoint.address, grpc.ssl_channel_credentials(roots), options=options)
+async def _channel(endpoint: Endpoint, *, use_proxy: bool = True) -> AsyncIterator[grpc.aio.Channel]:
+    """Open a channel. A proxy of the environment (https_proxy, http_proxy) is used only for other machines."""
+    options = [
+        ("grpc.max_receive_message_length", _MESSAGE_MAX),
+        ("grpc.enable_http_proxy", int(use_proxy and not endpoint.address.is_local)),
+    ]
+    if endpoint.tls:
+        channel = grpc.aio.secure_channel(endpoint.address.target, grpc.ssl_channel_credentials(endpoint.ca), options=options)
     else:
-        channel = grpc.aio.insecure_channel(endpoint.address, options=options)
+        channel = grpc.aio.insecure_channel(endpoint.address.target, options=options)
     async with channel:
         try:
             yield channel
         except grpc.aio.AioRpcError as exc:
-            raise CallFailed(_explained(exc, endpoint.address)) from exc
+            raise CallFailed(await _explained(exc, endpoint)) from exc
 
 
-def _metadata(endpoint: Endpoint) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {endpoint.token}"),) if endpoint.token else ()
+def _decoded(answer: _Answer | None) -> _Answer:
+    """Return the answer; grpc.aio returns None for bytes that it cannot decode."""
+    if answer is None:
+        raise CallFailed("the answer is not a message of this API: is --address the address of a backup service?")
+    return answer
 
 
-def _explained(error: grpc.aio.AioRpcError, address: str) -> str:
-    """The status, the message and the details; a server that is not there, in one line."""
+def _check_page(page: pb.ListBackupsResponse) -> None:
+    if len(page.backups) > _PAGE_MAX:
+        raise CallFailed(f"the service sent a page of {len(page.backups)} backups, and {_PAGE_MAX} is the most by the API")
+    for backup in page.backups:
+        _check_backup(backup)
+
+
+def _check_backup(backup: pb.Backup) -> None:
+    for time in (backup.created_at, backup.started_at):
+        try:
+            time.ToJsonString()
+        except ValueError:
+            raise CallFailed(f"the service sent a backup with a time outside of years 1 to 9999: {time.seconds} s") from None
+
+
+async def _explained(error: grpc.aio.AioRpcError, endpoint: Endpoint) -> str:
+    """Return the status, the message and the details of an error; for a failed connection one line with the cause."""
     metadata = dict(error.trailing_metadata() or ())
     packed = metadata.get(_DETAILS_KEY)
     if error.code() is grpc.StatusCode.UNAVAILABLE and packed is None:
-        return f"no service answers at {address}: is it running, and is --address right? ({_first_line(error.details())})"
+        return await _unreachable(error, endpoint)
     lines = [f"{error.code().name}: {error.details()}"]
     if isinstance(packed, bytes):
-        lines += _details(status_pb2.Status.FromString(packed))
+        lines += _details(packed)
     return "\n".join(lines)
 
 
-def _details(status: status_pb2.Status) -> list[str]:
+async def _unreachable(error: grpc.aio.AioRpcError, endpoint: Endpoint) -> str:
+    address = endpoint.address
+    if endpoint.tls and await tls_probe.speaks_plaintext(address):
+        return f"the service at {address.text} does not use TLS: call it without --tls and --ca-file, or use its TLS port"
+    if not endpoint.tls and await tls_probe.speaks_tls(address):
+        return f"the service at {address.text} uses TLS: add --tls, or --ca-file for a certificate of your own authority"
+    return f"no service answers at {address.text}: is it running, and is --address right? ({_first_line(error.details())})"
+
+
+def _details(packed: bytes) -> list[str]:
     lines = []
     bad_request, request = error_details_pb2.BadRequest(), error_details_pb2.RequestInfo()
-    for detail in status.details:
-        if detail.Unpack(bad_request):
-            lines += [f"  {violation.field}: {violation.description}" for violation in bad_request.field_violations]
-        elif detail.Unpack(request):
-            lines.append(f"  request id: {request.request_id}")
+    try:
+        for detail in status_pb2.Status.FromString(packed).details:
+            if detail.Unpack(bad_request):
+                lines += [f"  {violation.field}: {violation.description}" for violation in bad_request.field_violations]
+            elif detail.Unpack(request):
+                lines.append(f"  request id: {request.request_id}")
+    except DecodeError:
+        lines.append("  (the details of this error are not well-formed)")
     return lines
 
 

@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, BinaryIO, NamedTuple
 
 import typer
 
 from service.cli.help import example
+from service.cli.option_groups import option_groups
 from service.entry import Entry, Skipped, completed_since
 from service.errors import CommandError
 from service.postgres.import_backups import Options, Target, check_target, load
@@ -18,13 +20,16 @@ from service.settings import Settings
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Fill the catalog from a backup tool's own listing.")
 
-FolderId = Annotated[str, typer.Option("--folder-id", help="The folder that the backups belong to.")]
-ClusterId = Annotated[str, typer.Option("--cluster-id", help="The cluster that the backups are of.")]
-IdPrefix = Annotated[str | None, typer.Option(help="What ids begin with, at most 24 characters.", show_default="the cluster's id")]
-Prune = Annotated[bool, typer.Option("--prune", help="Remove this cluster's backups by this tool that the listing no longer has.")]
-PruneAny = Annotated[bool, typer.Option("--prune-any", help="With --prune: even more than half of them, or all.")]
-MoveFolder = Annotated[bool, typer.Option("--move-folder", help="Move the cluster's backups here from another folder.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; change nothing.")]
+
+class _Owner(NamedTuple):
+    """The cluster whose backups a listing has."""
+
+    folder_id: str
+    cluster_id: str
+    id_prefix: str
+
+    def target(self, tool: str) -> Target:
+        return Target(folder_id=self.folder_id, source_cluster_id=self.cluster_id, tool=tool)
 
 
 def _instant(text: str) -> datetime:
@@ -37,30 +42,46 @@ def _instant(text: str) -> datetime:
     return time
 
 
-Since = Annotated[
-    datetime | None,
-    typer.Option(
-        parser=_instant,
-        metavar="TIME",
-        help="Leave out backups completed before, such as 2026-11-20T00:00:00Z: what a clone inherited from its source.",
-        show_default=False,
-    ),
-]
+def _owner(
+    folder_id: Annotated[str, typer.Option("--folder-id", help="The folder that the backups belong to.")],
+    cluster_id: Annotated[str, typer.Option("--cluster-id", help="The cluster that the backups are of.")],
+    id_prefix: Annotated[str | None, typer.Option(help="Start of ids, at most 24 characters.", show_default="the cluster's id")] = None,
+) -> _Owner:
+    return _Owner(folder_id, cluster_id, cluster_id if id_prefix is None else id_prefix)
+
+
+def _since(
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            parser=_instant,
+            metavar="TIME",
+            help="Leave out backups completed before, such as 2026-11-20T00:00:00Z: what a clone inherited from its source.",
+            show_default=False,
+        ),
+    ] = None,
+) -> datetime | None:
+    return since
+
+
+def _options(
+    prune: Annotated[bool, typer.Option("--prune", help="Remove backups of this cluster and tool that the listing no longer has.")] = False,
+    prune_any: Annotated[bool, typer.Option("--prune-any", help="With --prune: even more than half of them, or all.")] = False,
+    move_folder: Annotated[bool, typer.Option("--move-folder", help="Move the cluster's backups here from another folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen; change nothing.")] = False,
+) -> Options:
+    return Options(prune=prune, prune_any=prune_any, move_folder=move_folder, dry_run=dry_run)
 
 
 @commands.command(
     epilog=example("wal-g backup-list --detail --json | backup-service import walg --folder-id f1 --cluster-id c1"),
 )
+@option_groups(owner=_owner, since=_since, options=_options)
 def walg(
-    folder_id: FolderId,
-    cluster_id: ClusterId,
+    owner: _Owner,
+    since: datetime | None,
+    options: Options,
     file: Annotated[Path | None, typer.Argument(help="The listing; standard input without it.", show_default=False)] = None,
-    id_prefix: IdPrefix = None,
-    since: Since = None,
-    prune: Prune = False,
-    prune_any: PruneAny = False,
-    move_folder: MoveFolder = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Import what `wal-g backup-list --detail --json` prints.
 
@@ -69,10 +90,8 @@ def walg(
     """
     from service.importers import walg as tool
 
-    options = Options(prune=prune, prune_any=prune_any, move_folder=move_folder, dry_run=dry_run)
-    target = Target(folder_id=folder_id, source_cluster_id=cluster_id, tool=tool.TOOL)
     with _reading(file) as stream:
-        _load(tool.read(stream, id_prefix=cluster_id if id_prefix is None else id_prefix), target, options, since=since)
+        _load(tool.read(stream, id_prefix=owner.id_prefix), owner.target(tool.TOOL), options, since=since)
 
 
 @commands.command(
@@ -81,11 +100,13 @@ def walg(
         "      --folder-id f1 --cluster-id c1 --timezone Europe/Berlin",
     ),
 )
+@option_groups(owner=_owner, since=_since, options=_options)
 def gpbackup(
     history: Annotated[Path, typer.Argument(metavar="PATH", help="gpbackup_history.db, of the coordinator's data directory.")],
-    folder_id: FolderId,
-    cluster_id: ClusterId,
     timezone: Annotated[str, typer.Option(help="The coordinator's, in which gpbackup wrote its times, such as Europe/Berlin.")],
+    owner: _Owner,
+    since: datetime | None,
+    options: Options,
     backup_dir: Annotated[
         Path | None,
         typer.Option(
@@ -95,12 +116,6 @@ def gpbackup(
             show_default=False,
         ),
     ] = None,
-    id_prefix: IdPrefix = None,
-    since: Since = None,
-    prune: Prune = False,
-    prune_any: PruneAny = False,
-    move_folder: MoveFolder = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Import gpbackup's history, gpbackup_history.db.
 
@@ -109,10 +124,8 @@ def gpbackup(
     """
     from service.importers import gpbackup as tool
 
-    options = Options(prune=prune, prune_any=prune_any, move_folder=move_folder, dry_run=dry_run)
-    target = Target(folder_id=folder_id, source_cluster_id=cluster_id, tool=tool.TOOL)
-    prefix = cluster_id if id_prefix is None else id_prefix
-    _load(tool.read(history, id_prefix=prefix, timezone=timezone, backup_dir=backup_dir), target, options, since=since)
+    listing = tool.read(history, id_prefix=owner.id_prefix, timezone=timezone, backup_dir=backup_dir)
+    _load(listing, owner.target(tool.TOOL), options, since=since)
 
 
 def _load(listing: Iterable[Entry | Skipped], target: Target, options: Options, *, since: datetime | None) -> None:
@@ -128,19 +141,28 @@ def _load(listing: Iterable[Entry | Skipped], target: Target, options: Options, 
 
 @contextlib.contextmanager
 def _reading(file: Path | None) -> Iterator[BinaryIO]:
-    """A listing, with a progress bar on a terminal."""
+    """Open the listing. On a terminal, show a progress bar."""
     from rich.console import Console
     from rich.progress import wrap_file
 
     console = Console(stderr=True)
-    try:
-        opened = file.open("rb") if file else contextlib.nullcontext(sys.stdin.buffer)
-    except OSError as exc:
-        raise CommandError(f"{file}: {exc.strerror}") from exc
-    with opened as stream:
+    with _opened(file) as stream:
         if not console.is_terminal:
             yield stream
             return
         total = file.stat().st_size if file else 0
         with wrap_file(stream, total=total, description="Importing", console=console, transient=True) as watched:
             yield watched
+
+
+def _opened(file: Path | None) -> AbstractContextManager[BinaryIO]:
+    if file is None:
+        if sys.stdin is None:  # started with standard input closed
+            raise CommandError("there is no standard input: name the file of the listing")
+        return contextlib.nullcontext(sys.stdin.buffer)
+    try:
+        return file.open("rb")
+    except OSError as exc:
+        raise CommandError(f"{file}: {exc.strerror}") from exc
+    except ValueError:
+        raise CommandError(f"{file}: not a file name") from None

@@ -15,6 +15,7 @@ from service.postgres.remove_cluster import Forgotten
 _HEADER = ("ID", "CLUSTER", "COMPLETED", "AGE", "DURATION", "SIZE")
 _STATUS_HEADER = ("FOLDER", "CLUSTER", "TOOL", "LAST COMPLETED", "AGE", "DURATION", "SIZE", "BACKUPS", "LAST IMPORTED", "AGE")
 _LINES_MAX = 20
+_COLUMN_MAX_WIDTH = 60  # ids have at most 50 characters; a longer cell of another service widens its own row only
 _CLOCKS_APART = timedelta(hours=1)
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -30,7 +31,7 @@ class Table:
         rows = [self._row(backup) for backup in backups]
         if not self._widths:
             rows.insert(0, _HEADER)
-            self._widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            self._widths = [min(_COLUMN_MAX_WIDTH, max(map(len, column))) for column in zip(*rows, strict=True)]
         for row in rows:
             yield "  ".join(cell.ljust(width) for cell, width in zip(row, self._widths, strict=True)).rstrip()
 

@@ -13,16 +13,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
-from google.protobuf import any_pb2
-from google.rpc import error_details_pb2, status_pb2
 
-from service import pb
 from service.server import Server
 from tests.support import processes
 from tests.support.catalog import AddBackups, Sql
-from tests.support.certificates import Authority
 from tests.support.commands import Done, RunCommand, environment
 from tests.support.ports import free_ports
 from tests.support.repository import ROOT
@@ -133,49 +128,6 @@ async def test_errors_of_the_service(cli: _Cli) -> None:
 
     assert (await cli.refused("get", "none")).startswith("NOT_FOUND: There is no such backup.")
     assert (await cli.refused("list", "--folder-id", "f" * 51, "--json")).startswith("INVALID_ARGUMENT: ")
-
-
-async def test_a_server_of_somebody_else(cli: _Cli) -> None:
-    """Whatever a server says, it moves no cursor, and stays a string in JSON."""
-    clear = "\x1b[2J"
-
-    class Hostile(pb.BackupServiceServicer):
-        async def List(self, request: pb.ListBackupsRequest, context: Any) -> pb.ListBackupsResponse:  # noqa: N802  # the contract's name
-            return pb.ListBackupsResponse(backups=[pb.Backup(id=clear)], next_page_token=f'", "x": "{clear}')
-
-        async def Get(self, request: pb.GetBackupRequest, context: Any) -> pb.Backup:  # noqa: N802
-            violation = error_details_pb2.BadRequest.FieldViolation(field=clear, description=clear)
-            details = any_pb2.Any()
-            details.Pack(error_details_pb2.BadRequest(field_violations=[violation]))
-            status = status_pb2.Status(code=3, details=[details]).SerializeToString()
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, clear, (("grpc-status-details-bin", status),))
-            raise AssertionError
-
-    hostile = grpc.aio.server()
-    pb.add_BackupServiceServicer_to_server(Hostile(), hostile)
-    address = ("--address", f"127.0.0.1:{hostile.add_insecure_port('127.0.0.1:0')}")
-    await hostile.start()
-    listed, page = await cli("list", "--folder-id", "f", *address), await cli("list", "--folder-id", "f", "--json", *address)
-    message = await cli.refused("get", "x", *address)
-    await hostile.stop(0)
-    assert message.split("\n") == [r"INVALID_ARGUMENT: \x1b[2J", r"  \x1b[2J: \x1b[2J"]
-    assert "\x1b" not in listed.stdout + listed.stderr
-    assert json.loads(page.stdout) == {"backups": [{"id": clear}], "nextPageToken": f'", "x": "{clear}'}
-
-
-async def test_a_token_is_for_tls_where_certificates_are_named(cli: _Cli, tmp_path: Path) -> None:
-    """--ca-file is TLS, with or without --tls: a token never goes out in plaintext by mistake."""
-    file = tmp_path / "ca.pem"
-    file.write_bytes(Authority().cert)
-    assert "no service answers" in await cli.refused("list", "--folder-id", "f1", "--token", "hunter2", "--ca-file", str(file))
-
-
-async def test_no_service(cli: _Cli) -> None:
-    """A server that is not there is one clear line."""
-    for arguments in (["list", "--folder-id", "f"], ["get", "x"], ["health"]):
-        message = await cli.refused(*arguments, "--address", "127.0.0.1:1")
-        assert message.startswith("no service answers at 127.0.0.1:1: is it running, and is --address right?")
-        assert "\n" not in message
 
 
 async def test_health(cli: _Cli, start_server: Any) -> None:

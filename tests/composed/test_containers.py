@@ -25,10 +25,10 @@ async def test_import_and_read(compose: Compose, deployment: Deployment) -> None
     assert "4 added" in await compose.run(*_IMPORT, stdin=_SAMPLE)
     assert "nothing changed" in await compose.run(*_IMPORT, stdin=_SAMPLE)
     client = ("run", "--rm", "-T", "--env", f"BACKUPS_TOKEN={deployment.token('f1')}", "cli")
-    listed = (await compose.run(*client, "list", "--folder-id", "f1")).splitlines()
+    listed = (await compose.run(*client, "list", "--folder-id", "f1", "--insecure")).splitlines()  # plaintext, between containers
     assert len(listed) == 5
     assert listed[1].startswith(_NEWEST)
-    assert json.loads(await compose.run(*client, "get", _NEWEST, "--json"))["size"] == "913800120559"
+    assert json.loads(await compose.run(*client, "get", _NEWEST, "--json", "--insecure"))["size"] == "913800120559"
 
 
 async def test_the_service_can_write_nothing(compose: Compose, database_url: str) -> None:

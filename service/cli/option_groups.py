@@ -1,0 +1,33 @@
+"""Groups of options that several commands share, each defined once.
+
+Typer reads the options of a command from its signature. `option_groups` replaces a parameter of the command by the parameters of a function
+that makes its value.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def option_groups(**makers: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that fills parameters of a command from groups of options.
+
+    Args:
+        makers: by the name of the command's parameter, the function whose parameters are the options and whose result is the value.
+    """
+    groups = {name: list(inspect.signature(make).parameters.values()) for name, make in makers.items()}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(**arguments: Any) -> None:
+            values = {name: make(**{option.name: arguments.pop(option.name) for option in groups[name]}) for name, make in makers.items()}
+            command(**arguments, **values)
+
+        own = [each for each in inspect.signature(command).parameters.values() if each.name not in makers]
+        options = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for group in groups.values() for option in group]
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + options
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate

@@ -1,0 +1,60 @@
+"""Finds out why a connection failed: the client uses TLS and the server does not, or the other way round.
+
+gRPC reports a TLS client at a plaintext port as a failed handshake, and a plaintext client at a TLS port as a closed socket.
+"""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+from service.cli.service_address import ServiceAddress
+
+_TIMEOUT_S = 2.0
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # with an empty SETTINGS frame (RFC 9113, 3.4)
+_FRAME_HEADER = 9
+_SETTINGS = 4
+
+
+class _Stream(NamedTuple):
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+async def speaks_tls(address: ServiceAddress) -> bool:
+    """Return whether the server completes a TLS handshake. No certificate is verified, and nothing is sent."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        async with asyncio.timeout(_TIMEOUT_S), _connected(address, context):
+            return True
+    except ssl.SSLError as exc:
+        return "ALERT" in (exc.reason or "")  # only TLS sends alerts, for example for a missing client certificate
+    except (OSError, TimeoutError, EOFError):
+        return False
+
+
+async def speaks_plaintext(address: ServiceAddress) -> bool:
+    """Return whether the server answers HTTP/2 without TLS."""
+    try:
+        async with asyncio.timeout(_TIMEOUT_S), _connected(address, None) as stream:
+            stream.writer.write(_PREFACE)
+            header = await stream.reader.readexactly(_FRAME_HEADER)
+    except (OSError, TimeoutError, EOFError):
+        return False
+    return header[3] == _SETTINGS
+
+
+@contextlib.asynccontextmanager
+async def _connected(address: ServiceAddress, context: ssl.SSLContext | None) -> AsyncIterator[_Stream]:
+    if address.path:
+        name = "localhost" if context else None
+        stream = _Stream(*await asyncio.open_unix_connection(address.path, ssl=context, server_hostname=name))
+    else:
+        stream = _Stream(*await asyncio.open_connection(address.host, address.port, ssl=context))
+    try:
+        yield stream
+    finally:
+        stream.writer.transport.abort()
