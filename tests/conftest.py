@@ -1,7 +1,6 @@
 """What tests share: a PostgreSQL for each process of pytest, in it a database for each test, and a server on a port of its own."""
 
 import os
-import subprocess
 
 # Before anything of ours is imported: no setting of the machine reaches a test.
 for _name in [name for name in os.environ if name.startswith(("BACKUPS_", "PG", "GRPC_", "OTEL_"))]:
@@ -169,20 +168,11 @@ def _add_backups(sql: Sql) -> AddBackups:
 
 @pytest.fixture(name="command")
 def _command() -> RunCommand:
-    """Runs `backup-service` in a process of its own, with settings as keyword arguments."""
+    """Return a function that runs `backup-service` in its own process, with settings as keyword arguments."""
 
     async def run(*arguments: str, stdin: bytes = b"", **settings: str) -> Done:
-        process = await processes.start(
-            *(sys.executable, "-m", "service", *arguments),
-            cwd=ROOT,
-            env=environment(**settings),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        stdout, stderr = await process.communicate(stdin)
-        assert process.returncode is not None
-        return Done(process.returncode, stdout.decode(), stderr.decode())
+        done = await processes.run(sys.executable, "-m", "service", *arguments, cwd=ROOT, env=environment(**settings), stdin=stdin)
+        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run
 

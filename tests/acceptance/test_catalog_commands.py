@@ -5,7 +5,6 @@ import os
 import pty
 import shutil
 import sqlite3
-import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -256,17 +255,17 @@ async def test_forget_asks(cli: _Cli, sql: Sql, import_url: str, answer: str, st
     """On a terminal it asks, and only a yes removes anything."""
     await cli("import", "walg", str(_LISTING), *_C1)
     leader, follower = pty.openpty()
-    process = await processes.start(
+    async with processes.running(
         *(sys.executable, "-m", "service", "forget", "--cluster-id", "c1"),
         cwd=ROOT,
         env=environment(BACKUPS_DATABASE_URL=import_url, TERM="xterm"),
         stdin=follower,
         stdout=follower,
         stderr=follower,
-    )
-    os.close(follower)
-    os.write(leader, answer.encode())
-    assert await process.wait() == status
+    ) as process:
+        os.close(follower)
+        os.write(leader, answer.encode())
+        assert await process.wait() == status
     shown = os.read(leader, 65536).decode()
     os.close(leader)
     assert "walg: 4 backups" in shown
@@ -315,12 +314,7 @@ async def test_completion(tmp_path: Path) -> None:
         "complete_words backup-service status --ma",
         "complete -p backup-service",
     ]
-    process = await processes.start(
-        *(shell, "-c", "\n".join(lines)),
-        env=environment() | {"PATH": f"{tmp_path}:/usr/bin:/bin"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    stdout, stderr = await process.communicate()
-    assert stdout.decode().splitlines()[:2] == ["gpbackup", "--max-age"], stderr.decode()
-    assert "_backup_service_completion" in stdout.decode().splitlines()[2]
+    done = await processes.run(shell, "-c", "\n".join(lines), env=environment() | {"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    printed = done.stdout.decode().splitlines()
+    assert printed[:2] == ["gpbackup", "--max-age"], done.stderr.decode()
+    assert "_backup_service_completion" in printed[2]

@@ -8,7 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -143,16 +143,10 @@ async def test_health(cli: _Cli, start_server: Any) -> None:
 async def test_output_that_nobody_reads_on(cli: _Cli, command: RunCommand, server: Server, add_backups: AddBackups) -> None:
     """A pipe that is closed early, as by head, ends the command without a traceback."""
     await add_backups(1000)
-    process = await processes.start(
-        *("/bin/sh", "-c", f"{sys.executable} -m service list --folder-id f1 --page-size 100 --all | head -n 1"),
-        cwd=ROOT,
-        env=environment(BACKUPS_ADDRESS=str(server.address)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    stdout, stderr = await process.communicate()
-    assert stdout.startswith(b"ID ")
-    assert b"Traceback" not in stderr
+    pipeline = f"{sys.executable} -m service list --folder-id f1 --page-size 100 --all | head -n 1"
+    done = await processes.run("/bin/sh", "-c", pipeline, cwd=ROOT, env=environment(BACKUPS_ADDRESS=str(server.address)))
+    assert done.stdout.startswith(b"ID ")
+    assert b"Traceback" not in done.stderr
 
 
 async def test_a_locale_without_the_characters(command: RunCommand, server: Server, add_backups: AddBackups) -> None:
@@ -235,17 +229,14 @@ async def test_a_long_listing_on_one_line(cli: _Cli, sql: Sql, import_url: str) 
         "print(*[line for line in open('/proc/self/status') if line.startswith('VmHWM')], file=sys.stderr)"
     )
     listing = b"[" + b",".join(_entries(count)) + b"]\n"
-    process = await processes.start(
+    done = await processes.run(
         *(sys.executable, "-c", script, "import", "walg", *_OF_C1),
         cwd=ROOT,
         env=environment(BACKUPS_DATABASE_URL=import_url),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdin=listing,
     )
-    stdout, stderr = await process.communicate(listing)
-    assert stdout.decode().startswith(f"Imported cluster c1 into folder f1: {count} added, "), stderr
-    peak = int(stderr.split()[-2]) * 1024
+    assert done.stdout.decode().startswith(f"Imported cluster c1 into folder f1: {count} added, "), done.stderr
+    peak = int(done.stderr.split()[-2]) * 1024
     print(f"peak memory {peak / 2**20:.0f} MiB for a listing of {len(listing) / 2**20:.0f} MiB")
     assert peak < 150_000_000
     assert await sql.fetchval("SELECT count(*) FROM backups") == count
@@ -262,16 +253,16 @@ async def test_progress_on_a_terminal(import_url: str, tmp_path: Path) -> None:
     file = tmp_path / "listing.json"
     file.write_bytes(_SAMPLE)
     leader, follower = pty.openpty()
-    process = await processes.start(
+    async with processes.running(
         *(sys.executable, "-m", "service", "import", "walg", str(file), *_OF_C1),
         cwd=ROOT,
         env=environment(BACKUPS_DATABASE_URL=import_url, TERM="xterm"),
         stdin=follower,
         stdout=follower,
         stderr=follower,
-    )
-    os.close(follower)
-    assert await process.wait() == 0
+    ) as process:
+        os.close(follower)
+        assert await process.wait() == 0
     shown = os.read(leader, 65536).decode()
     os.close(leader)
     assert "Importing" in shown
@@ -302,20 +293,13 @@ async def test_bad_settings(command: RunCommand) -> None:
     assert "hunter2" not in done.stderr
 
 
-@contextlib.asynccontextmanager
-async def _serve(database_url: str, port: int) -> AsyncIterator[processes.Process]:
-    process = await processes.start(
+def _serve(database_url: str, port: int) -> contextlib.AbstractAsyncContextManager[processes.Process]:
+    return processes.running(
         *(sys.executable, "-m", "service", "serve"),
         cwd=ROOT,
         env=environment(BACKUPS_DATABASE_URL=database_url, BACKUPS_LISTEN=f"127.0.0.1:{port}"),
         stderr=subprocess.PIPE,
     )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def test_serve_from_start_to_end(database_url: str, command: RunCommand) -> None:

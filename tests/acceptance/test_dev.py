@@ -25,6 +25,7 @@ from tests.support.commands import RunCommand, environment
 from tests.support.eventually import eventually
 from tests.support.repository import ROOT
 
+_DEV = (sys.executable, "-m", "service", "dev")
 _NEWEST_FIRST = [
     "c9q3vd0k8m1nt5rj2hfe",
     "demo-cluster:backup_20261122T031502Z_D",
@@ -62,26 +63,28 @@ def _dev(folder: Path) -> StartDev:
 
     @contextlib.asynccontextmanager
     async def start(**settings: str) -> AsyncIterator[Running]:
-        process = await _process(folder, **settings)
-        assert process.stdout
-        try:
-            lines: list[str] = []
-            async with asyncio.timeout(60):
-                while not lines or not lines[-1].startswith("Stop"):
-                    lines.append((await process.stdout.readline()).decode().rstrip())
-                    assert lines[-1], "dev exited: see its standard error"
-            yield Running(process, lines)
-        finally:
-            if process.returncode is None:
-                process.send_signal(signal.SIGINT)
-                await asyncio.wait_for(process.wait(), 30)
+        async with _process(folder, **settings) as process:
+            assert process.stdout
+            try:
+                lines: list[str] = []
+                async with asyncio.timeout(60):
+                    while not lines or not lines[-1].startswith("Stop"):
+                        lines.append((await process.stdout.readline()).decode().rstrip())
+                        assert lines[-1], "dev exited: see its standard error"
+                yield Running(process, lines)
+            finally:
+                if process.returncode is None:
+                    process.send_signal(signal.SIGINT)
+                    await asyncio.wait_for(process.wait(), 30)
 
     return start
 
 
-async def _process(folder: Path, stdout: int | IO[bytes] = subprocess.PIPE, /, **settings: str) -> processes.Process:
-    return await processes.start(
-        *(sys.executable, "-m", "service", "dev"),
+def _process(
+    folder: Path, stdout: int | IO[bytes] = subprocess.PIPE, /, **settings: str
+) -> contextlib.AbstractAsyncContextManager[processes.Process]:
+    return processes.running(
+        *_DEV,
         cwd=ROOT,
         env=environment(**{"BACKUPS_LISTEN": "127.0.0.1:0", "BACKUPS_DATA_FOLDER": str(folder)} | settings),
         stdout=stdout,
@@ -90,16 +93,9 @@ async def _process(folder: Path, stdout: int | IO[bytes] = subprocess.PIPE, /, *
 
 async def _failure(folder: Path, **settings: str) -> tuple[int, str]:
     """Run a `dev` that cannot start; return its exit status and standard error."""
-    process = await processes.start(
-        *(sys.executable, "-m", "service", "dev"),
-        cwd=ROOT,
-        env=environment(**{"BACKUPS_LISTEN": "127.0.0.1:0", "BACKUPS_DATA_FOLDER": str(folder), "BACKUPS_LOG_LEVEL": "error"} | settings),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    _, stderr = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode is not None
-    return process.returncode, stderr.decode()
+    env = environment(**{"BACKUPS_LISTEN": "127.0.0.1:0", "BACKUPS_DATA_FOLDER": str(folder), "BACKUPS_LOG_LEVEL": "error"} | settings)
+    done = await processes.run(*_DEV, cwd=ROOT, env=env)
+    return done.returncode, done.stderr.decode()
 
 
 async def _ids(command: RunCommand, running: Running) -> list[str]:
@@ -142,11 +138,8 @@ async def test_printed_commands_work(dev: StartDev) -> None:
         for line in running.lines[2:4]:
             program, _, arguments = line.split(maxsplit=1)[1].partition("./backup-service")
             line = f"{program}{sys.executable} -m service{arguments}"
-            done = await processes.start(
-                "/bin/sh", "-c", line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-            output, _ = await done.communicate()
-            assert done.returncode == 0, output.decode()
+            done = await processes.run("/bin/sh", "-c", line, cwd=ROOT, env=environment())
+            assert done.returncode == 0, (done.stdout + done.stderr).decode()
 
 
 @pytest.mark.parametrize(
@@ -170,10 +163,10 @@ async def test_leaves_nothing_when_interrupted(
         "serving": folder.parent / "output",
     }[moment]
     with (folder.parent / "output").open("wb") as output:
-        process = await _process(folder, output)
-    await eventually(lambda: reached.exists() and reached.stat().st_size > 0, expected=True, timeout_s=60)
-    process.send_signal(number)
-    await asyncio.wait_for(process.wait(), 30)
+        async with _process(folder, output) as process:
+            await eventually(lambda: reached.exists() and reached.stat().st_size > 0, expected=True, timeout_s=60)
+            process.send_signal(number)
+            await asyncio.wait_for(process.wait(), 30)
     await eventually(lambda: _processes_of(folder), [], timeout_s=30)
 
     async with dev() as running:

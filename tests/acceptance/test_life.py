@@ -60,22 +60,20 @@ class Process:
 @contextlib.asynccontextmanager
 async def serving(database_url: str, *, host: str = "127.0.0.1", **settings: str) -> AsyncIterator[Process]:
     address = Address(host, free_ports(1)[0])
-    process = await processes.start(
+    async with processes.running(
         *(sys.executable, "-m", "service", "serve"),
         cwd=ROOT,
         env=environment(**{"BACKUPS_DATABASE_URL": database_url, "BACKUPS_LISTEN": str(address)} | settings),
         stderr=subprocess.PIPE,
-    )
-    server = Process(process, address)
-    try:
-        await server.event("listening")
-        yield server
-    finally:
-        await server.channel.close()
-        if process.returncode is None:
+    ) as process:
+        server = Process(process, address)
+        try:
+            await server.event("listening")
+            yield server
+        finally:
+            await server.channel.close()
             process.kill()
-        await process.wait()
-        await server.reading
+            await server.reading
 
 
 async def test_every_line_of_the_log_is_json(database_url: str) -> None:
@@ -241,15 +239,11 @@ async def test_a_log_that_cannot_be_written(database_url: str) -> None:
     [port] = free_ports(1)
     settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_LISTEN": f"127.0.0.1:{port}", "BACKUPS_DRAIN_DELAY": "0"}
     with Path("/dev/full").open("wb") as full:
-        process = await processes.start(*(sys.executable, "-m", "service", "serve"), cwd=ROOT, env=environment(**settings), stderr=full)
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            request = pb.ListBackupsRequest(folder_id="f")
-            call: Any = pb.BackupServiceStub(channel).List(request, timeout=20, wait_for_ready=True)
-            assert await call.code() is StatusCode.OK
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 20) == 120  # Python's own: standard error could not be flushed
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        command = (sys.executable, "-m", "service", "serve")
+        async with processes.running(*command, cwd=ROOT, env=environment(**settings), stderr=full) as process:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                request = pb.ListBackupsRequest(folder_id="f")
+                call: Any = pb.BackupServiceStub(channel).List(request, timeout=20, wait_for_ready=True)
+                assert await call.code() is StatusCode.OK
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 20) == 120  # CPython's status if standard error could not be flushed

@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import stat
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +41,8 @@ def _program(path: Path, text: str) -> None:
 
 
 async def _run(*command: str, programs: Path, **settings: str) -> Done:
-    process = await processes.start(
-        *command,
-        env=environment(**settings) | {"PATH": f"{programs}:/usr/bin:/bin"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    stdout, stderr = await process.communicate()
-    assert process.returncode is not None
-    return Done(process.returncode, stdout.decode(), stderr.decode())
+    done = await processes.run(*command, env=environment(**settings) | {"PATH": f"{programs}:/usr/bin:/bin"})
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 async def _imported(sql: Sql) -> list[tuple[Any, ...]]:

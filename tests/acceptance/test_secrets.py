@@ -157,7 +157,7 @@ async def test_no_secret_on_the_wire_or_in_a_log(database_url: str, tmp_path: Pa
         (tmp_path / "broken").touch()
         replica.jwks.write_bytes(b"planted")
         async with asyncio.timeout(20):
-            while not _raised(replica, "tls.py"):  # with the next handshake
+            while not _raised(replica, "certificate.py"):  # with the next handshake
                 with contextlib.suppress(OSError):
                     await asyncio.to_thread(ssl.get_server_certificate, ("localhost", replica.port))
         await replica.until_logged("signing keys cannot be read")

@@ -32,13 +32,7 @@ def comparable(text: str) -> str:
 
 
 async def output(*command: str, **settings: str) -> str:
-    """What a command prints, errors too."""
-    process = await processes.start(
-        *command,
-        cwd=ROOT,
-        env=environment(PYTHONPATH=str(ROOT), **settings),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    stdout, _ = await process.communicate()
-    return stdout.decode()
+    """Return what a command prints to standard output and standard error."""
+    env = environment(PYTHONPATH=str(ROOT), **settings)
+    done = await processes.run(*command, cwd=ROOT, env=env, capture_output=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.stdout.decode()

@@ -1,9 +1,10 @@
-"""Processes that tests start, with asyncio's interface.
+"""Processes that tests start, without blocking the event loop.
 
-Not by asyncio itself: uvloop forks the interpreter to start one, and the child of a process with gRPC's threads may never get further.
+asyncio's own subprocesses are not used: uvloop forks the interpreter, and a child of a process with gRPC's threads may hang.
 """
 
 import asyncio
+import contextlib
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,8 @@ from typing import IO, Any, TypeVar
 
 _T = TypeVar("_T")
 
-_threads = ThreadPoolExecutor(64)  # of their own: each that reads from a process is taken until that says something
+# Not asyncio's default threads: a read occupies its thread until the process writes.
+_threads = ThreadPoolExecutor(64)
 
 
 async def _in_thread(function: Callable[..., _T], *arguments: object) -> _T:
@@ -19,13 +21,10 @@ async def _in_thread(function: Callable[..., _T], *arguments: object) -> _T:
 
 
 class Stream:
-    """What a process says."""
+    """Output of a process; see `asyncio.StreamReader`."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-
-    def __del__(self) -> None:
-        self._stream.close()
 
     async def readline(self) -> bytes:
         return await _in_thread(self._stream.readline)
@@ -39,7 +38,7 @@ class Stream:
 
 
 class Process:
-    """A process that has been started; see `asyncio.subprocess.Process`."""
+    """A running process; see `asyncio.subprocess.Process`."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self._process = process
@@ -54,10 +53,27 @@ class Process:
     async def wait(self) -> int:
         return await _in_thread(self._process.wait)
 
-    async def communicate(self, stdin: bytes | None = None) -> tuple[bytes, bytes]:
-        return await _in_thread(self._process.communicate, stdin)
+
+@contextlib.asynccontextmanager
+async def running(*command: object, **options: Any) -> AsyncIterator[Process]:
+    """Start a program with the options of `subprocess.Popen`.
+
+    When the block ends, a process that still runs is killed, and its pipes are closed. They are not left to the garbage collector:
+    it may finalize a pipe's file before the pipe, which warns of a file that was not closed.
+    """
+    process = await _in_thread(lambda: subprocess.Popen([str(each) for each in command], **options))
+    try:
+        yield Process(process)
+    finally:
+        await _in_thread(_stop, process)
 
 
-async def start(*command: object, **how: Any) -> Process:
-    """Starts a program; `how` is what `subprocess.Popen` takes."""
-    return Process(await _in_thread(lambda: subprocess.Popen([str(each) for each in command], **how)))
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    with process:  # closes its pipes and waits for it
+        process.kill()
+
+
+async def run(*command: object, stdin: bytes = b"", **options: Any) -> "subprocess.CompletedProcess[bytes]":
+    """Run a program until it exits, and return its status and output; options are those of `subprocess.run`."""
+    arguments = [str(each) for each in command]
+    return await _in_thread(lambda: subprocess.run(arguments, input=stdin, check=False, **{"capture_output": True} | options))
