@@ -9,7 +9,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
@@ -35,6 +35,23 @@ _HEADER = re.compile(r"[A-Za-z0-9_-]{1,1024}")
 _EXTENSIONS = {"crit", "b64"}  # none is supported (RFC 7515, section 4.1.11)
 _TYPES = {"jwt", "at+jwt"}  # at+jwt: RFC 9068
 _EVERYTHING = "*"
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_url(value: object) -> bool:
+    return isinstance(value, str) and value.startswith(("https://", "http://"))
+
+
+# RFC 7515, section 4.1. Only `alg`, `kid` and `typ` are used.
+_HEADER_FIELDS: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("alg", "cty", "kid", "typ", "x5t", "x5t#S256"), _is_text),
+    **dict.fromkeys(("jku", "x5u"), _is_url),
+    "jwk": lambda value: isinstance(value, dict),
+    "x5c": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+}
 
 # Not remembered: time makes tokens valid, and each token of an unknown key requests another read of the keys.
 _PASSING: set[Rejection] = {"early", "lifetime", "key"}
@@ -196,12 +213,13 @@ class JwtAuthenticator:
 def _header(token: str) -> dict[str, Any]:
     """Return the header of a token whose form is right. Its size is bounded before it is parsed."""
     segment, _, rest = token.partition(".")
-    if rest.count(".") != 1 or not _HEADER.fullmatch(segment):
+    # PyJWT accepts padding (`=`), RFC 7515 does not.
+    if rest.count(".") != 1 or "=" in rest or not _HEADER.fullmatch(segment):
         raise Unauthenticated("malformed")
     header = json.loads(_decode(segment))
     if not isinstance(header, dict) or not _EXTENSIONS.isdisjoint(header):
         raise Unauthenticated("malformed")
-    if not isinstance(header.get("kid", ""), str) or not isinstance(header.get("typ", ""), str):
+    if not all(is_valid(header[name]) for name, is_valid in _HEADER_FIELDS.items() if name in header):
         raise Unauthenticated("malformed")
     if header.get("typ", "JWT").lower().removeprefix("application/") not in _TYPES:
         raise Unauthenticated("type")

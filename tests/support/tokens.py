@@ -104,7 +104,7 @@ BAD_TOKENS: dict[str, BadToken] = {
     "no algorithm": BadToken(_none_algorithm, "algorithm"),
     "HS with the public key": BadToken(_signed_with_the_public_key, "algorithm"),
     "another algorithm": _changed("algorithm", algorithm="PS256"),
-    "algorithm of a wrong type": _changed("algorithm", headers={"alg": ["RS256"]}),
+    "algorithm of a wrong type": _changed("malformed", headers={"alg": ["RS256"]}),
     "another type": _changed("type", headers={"typ": "logout+jwt"}),
     "critical extension": _changed("malformed", headers={"crit": ["exp"]}),
     "unencoded payload": _changed("malformed", headers={"crit": ["b64"], "b64": False}),
