@@ -30,4 +30,4 @@ def _is_verified_by(token: str, entry: Any) -> bool:
         jwt.JWTClaimsRegistry(now=int(time.time()), leeway=_LEEWAY_S, **rules).validate(found.claims)
     except Exception:  # joserfc rejects bad values with errors of many types
         return False
-    return found.header.get("kid", entry.get("kid")) == entry.get("kid")
+    return bool(found.header.get("kid", entry.get("kid")) == entry.get("kid"))

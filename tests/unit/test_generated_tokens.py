@@ -221,7 +221,7 @@ def test_any_claims(pair: _Pair, changes: dict[str, Any]) -> None:
     if caller is not None and caller.folders is None:
         assert claims["folders"] == "*" or "*" in claims["folders"]
     elif caller is not None:
-        assert caller.folders == set(claims.get("folders", []))
+        assert caller.folders == frozenset(claims.get("folders", []))
 
 
 _HEADER = json.dumps({"alg": "RS256", "kid": "k"})

@@ -148,7 +148,7 @@ def test_tls_client_names(monkeypatch: pytest.MonkeyPatch) -> None:
         Settings.read()
     for name in ("CERT", "KEY", "CLIENT_CA"):
         monkeypatch.setenv(f"BACKUPS_TLS_{name}", "file.pem")
-    assert Settings.read().tls_client_names == {"envoy.example.org", "spiffe://Example.org/Envoy"}
+    assert Settings.read().tls_client_names == frozenset({"envoy.example.org", "spiffe://Example.org/Envoy"})
 
 
 def test_every_bad_value_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
