@@ -92,11 +92,12 @@ CREATE FUNCTION backup_wire_v1(
 
 # COLLATE "C": an order by a locale's rules differs between machines, and an upgrade of their library breaks its indexes.
 # A bound in the regular expression ({1,50}) would cost as much as the encoder.
+# A folder cannot be called "*": in a token that means all folders.
 # The last microsecond of 9999 is left out, since asyncpg binds it as infinity.
 BACKUPS = r"""
 CREATE TABLE backups (
   id text COLLATE "C" PRIMARY KEY CONSTRAINT backups_id CHECK (id ~ '^[!-~]+$' AND octet_length(id) <= 50),
-  folder_id text COLLATE "C" NOT NULL CONSTRAINT backups_folder_id CHECK (char_length(folder_id) BETWEEN 1 AND 50),
+  folder_id text COLLATE "C" NOT NULL CONSTRAINT backups_folder_id CHECK (char_length(folder_id) BETWEEN 1 AND 50 AND folder_id <> '*'),
   created_at timestamptz NOT NULL,
   source_cluster_id text COLLATE "C" NOT NULL
     CONSTRAINT backups_source_cluster_id CHECK (char_length(source_cluster_id) BETWEEN 1 AND 50),
@@ -119,7 +120,7 @@ CREATE TABLE imports (
   source_cluster_id text COLLATE "C" NOT NULL
     CONSTRAINT imports_source_cluster_id CHECK (char_length(source_cluster_id) BETWEEN 1 AND 50),
   tool text COLLATE "C" NOT NULL CONSTRAINT imports_tool CHECK (tool ~ '^[a-z]+$' AND octet_length(tool) <= 16),
-  folder_id text COLLATE "C" NOT NULL CONSTRAINT imports_folder_id CHECK (char_length(folder_id) BETWEEN 1 AND 50),
+  folder_id text COLLATE "C" NOT NULL CONSTRAINT imports_folder_id CHECK (char_length(folder_id) BETWEEN 1 AND 50 AND folder_id <> '*'),
   imported_at timestamptz NOT NULL,
   entries bigint NOT NULL CONSTRAINT imports_entries CHECK (entries >= 0),
   skipped bigint NOT NULL CONSTRAINT imports_skipped CHECK (skipped BETWEEN 0 AND entries),

@@ -17,6 +17,8 @@ from service.postgres.session import connected, lock_cluster, vacuum_after
 # Removing more than this share of a cluster's rows is rather a listing that is not whole: a storage that was down, a failover.
 _PRUNE_SHARE = 0.5
 
+ALL_FOLDERS = "*"  # in a token
+
 _ID_MAX_LENGTH = 50  # of folders and clusters, in any characters
 
 _LISTING = """
@@ -141,7 +143,9 @@ def check_target(target: Target) -> None:
     """
     for what, value in (("folder", target.folder_id), ("cluster", target.source_cluster_id)):
         if not (1 <= len(value) <= _ID_MAX_LENGTH and value.isprintable()):
-            raise ImportRefused(f"{value!a} is no id of a {what}: 1 to {_ID_MAX_LENGTH} printable characters")
+            raise ImportRefused(f"{value!a} is not an id of a {what}: 1 to {_ID_MAX_LENGTH} printable characters")
+    if target.folder_id == ALL_FOLDERS:
+        raise ImportRefused(f"{ALL_FOLDERS!a} is not an id of a folder: in a token, it means all folders")
 
 
 async def load(url: str, listing: Iterable[Entry | Skipped], target: Target, options: Options) -> Summary:

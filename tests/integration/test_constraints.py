@@ -30,6 +30,7 @@ _GOOD = {
         ("id", "E'\\x7f'", "backups_id"),
         ("folder_id", "''", "backups_folder_id"),
         ("folder_id", "repeat('ж', 51)", "backups_folder_id"),
+        ("folder_id", "'*'", "backups_folder_id"),
         ("source_cluster_id", "''", "backups_source_cluster_id"),
         ("source_cluster_id", "repeat('x', 51)", "backups_source_cluster_id"),
         ("created_at", "'infinity'", "backups_times"),

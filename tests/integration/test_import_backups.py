@@ -253,6 +253,8 @@ async def test_the_goodbye_is_lost(postgres: EmbeddedPostgres, database_name: st
 def test_names_that_cannot_be(name: str) -> None:
     """What can be no id of a folder or a cluster is refused before anything is read."""
     for target in (Target(name, "c1", "walg"), Target("f1", name, "walg")):
-        with pytest.raises(ImportRefused, match="is no id of a (folder|cluster): 1 to 50 printable characters"):
+        with pytest.raises(ImportRefused, match="is not an id of a (folder|cluster): 1 to 50 printable characters"):
             check_target(target)
+    with pytest.raises(ImportRefused, match="in a token, it means all folders"):
+        check_target(Target("*", "c1", "walg"))
     check_target(Target("папка 1", "\U0001f418" * 50, "walg"))
