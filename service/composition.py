@@ -4,9 +4,8 @@ import contextlib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from service.api.authentication import Anonymous, Authenticator, JwtAuthenticator, TokenRules
-from service.api.jwks_source import jwks_source
-from service.api.signing_keys import SigningKeys
+from service.api.authentication import Anonymous, Authenticator, JwtAuthenticator
+from service.api.jwks import Keys, jwks_reader
 from service.errors import TracingUnavailable
 from service.observability import logs
 from service.postgres.database import Database, Limits, open_database
@@ -42,6 +41,12 @@ LISTENER_OPTIONS = (
 )
 
 
+def log_warnings(settings: Settings) -> None:
+    """Log unknown variables, and settings that work but are not safe."""
+    for problem in settings.warnings:
+        logs.event("questionable setting", level="warning", problem=problem)
+
+
 def listener_options(settings: Settings) -> list[tuple[str, Any]]:
     """Of the listener for calls, whose connections may be ended so that balancers spread them anew."""
     age = settings.connection_max_age
@@ -55,19 +60,24 @@ def listener_options(settings: Settings) -> list[tuple[str, Any]]:
     ]
 
 
-def signing_keys(settings: Settings) -> SigningKeys | None:
-    """Return the keys that verify tokens, not read yet; None if calls need no token."""
+def keys(settings: Settings) -> Keys | None:
+    """What tokens are checked by; None where nobody needs one. Nothing is read yet."""
     if settings.auth == "none" or settings.jwks is None:
         return None
-    return SigningKeys(jwks_source(settings.jwks), refresh=settings.jwks_refresh, max_age=settings.jwks_max_age, retry=_JWKS_RETRY)
+    return Keys(
+        jwks_reader(settings.jwks),
+        family=settings.jwt_family,
+        refresh=settings.jwks_refresh,
+        max_age=settings.jwks_max_age,
+        retry=min(_JWKS_RETRY, settings.jwks_refresh),
+    )
 
 
-def authenticator(settings: Settings, keys: SigningKeys | None) -> Authenticator:
-    """Return what verifies tokens with these keys, or accepts every call if there are none."""
+def authenticator(settings: Settings, keys: Keys | None) -> Authenticator:
+    """By these keys, or of anybody, where there are none."""
     if keys is None or settings.jwt_issuer is None or settings.jwt_audience is None:
         return Anonymous()
-    rules = TokenRules(issuer=settings.jwt_issuer, audience=settings.jwt_audience, max_lifetime=settings.jwt_max_lifetime)
-    return JwtAuthenticator(keys, rules)
+    return JwtAuthenticator(keys, family=settings.jwt_family, issuer=settings.jwt_issuer, audience=settings.jwt_audience)
 
 
 def tracing(settings: Settings) -> "Tracing | None":

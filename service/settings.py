@@ -12,26 +12,18 @@ import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretBytes, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.database_url import parse_database_url
 from service.errors import InvalidSettings
 from service.page_token import DEFAULT_KEY, KEY_LENGTHS
-
-ENV_PREFIX = "BACKUPS_"
+from service.setting_names import ENV_PREFIX, check_names, known_names
 
 _LONGEST_S = 7 * 24 * 3600
 
 _ROLE = re.compile(r"[a-z_][a-z0-9_$-]{0,62}")
-
-_HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[\w.%/-]*)(:(?P<port>.*))?")
-_PORT = re.compile(r"\d{1,5}", re.ASCII)
-_SESSION_ATTRIBUTES = ("any", "primary", "standby", "read-write", "read-only", "prefer-standby")
-
-_JWKS_URL = r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[!-~]*)?"
-_TLS_NAME = r"[A-Za-z0-9*_.-]+|[A-Za-z][A-Za-z0-9+.-]*:[!-+\--~]+"
 
 _PUBLIC_HOST = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9a-fA-F:]*:[0-9a-fA-F:.]*"
 
@@ -44,20 +36,15 @@ class Address(NamedTuple):
 
     @property
     def is_loopback(self) -> bool:
-        return is_loopback(self.host)
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is `localhost`, in 127.0.0.0/8, or ::1."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _address(text: object) -> Address:
@@ -79,36 +66,9 @@ def _public_address(text: object) -> Address:
 
 
 def _database_url(text: object) -> object:
-    """Checks the parts that asyncpg would quote in its own complaint, pieces of a misspelt password among them."""
     if isinstance(text, str):
-        try:
-            usable = _is_understood(urlsplit(text))
-        except ValueError:  # whose text quotes them as well
-            usable = False
-        if not usable:
-            raise ValueError(
-                "must be postgresql://user:password@host:port/database, with special characters percent-encoded, "
-                "and target_session_attrs as libpq has them"
-            )
+        parse_database_url(text)
     return text
-
-
-def _is_understood(url: SplitResult) -> bool:
-    query = parse_qs(url.query, strict_parsing=True) if url.query else {}
-    before, at, after = url.netloc.partition("@")  # where asyncpg divides it
-    hosts = [re.fullmatch(_HOST, each) for each in (after if at else before).split(",")]
-    ports = [host["port"] for host in hosts if host and host["port"]] + ",".join(query.get("port", [])).split(",")
-    for name in [unquote(host["host"]) for host in hosts if host]:
-        if not name.startswith(("[", "/")):
-            name.encode("idna")
-    return (
-        url.scheme in ("postgresql", "postgres")
-        and (at or "@" not in url.path + url.fragment)
-        and all(hosts)
-        and (len(hosts) == 1 or all(host["host"] for host in hosts if host))
-        and all(re.fullmatch(_PORT, port) and int(port) < 2**16 for port in ports if port)
-        and query.get("target_session_attrs", ["any"])[-1] in _SESSION_ATTRIBUTES
-    )
 
 
 def _role(name: str) -> str:
@@ -152,32 +112,6 @@ def _positive(value: timedelta) -> timedelta:
     if not value:
         raise ValueError(f"must be a number of seconds, more than 0 and at most {_LONGEST_S}")
     return value
-
-
-def _jwks(source: str) -> str:
-    """Check that a URL of a JWKS cannot be answered by a network attacker."""
-    if "://" not in source:
-        return source  # a file
-    if not re.fullmatch(_JWKS_URL, source):
-        raise ValueError("must be a file's path or a URL such as https://identity.example.org/jwks.json, without user and password")
-    url = urlsplit(source)
-    if url.scheme == "http" and not is_loopback(url.hostname or ""):
-        raise ValueError(
-            "must begin with https://, because anybody on the network can change keys over http:// (allowed for loopback only)"
-        )
-    return source
-
-
-def _tls_names(text: object) -> object:
-    """Split accepted names. Host names are compared without regard to case, URIs as they are."""
-    if not isinstance(text, str):
-        return text
-    names = [name.strip() for name in text.split(",")]
-    if not all(re.fullmatch(_TLS_NAME, name) for name in names):
-        raise ValueError(
-            "must be DNS names or URIs of certificates, separated by commas, such as envoy.example.org,spiffe://example.org/envoy"
-        )
-    return frozenset(name if ":" in name else name.lower() for name in names)
 
 
 Role = Annotated[str, AfterValidator(_role)]
@@ -253,29 +187,17 @@ class Settings(BaseSettings):
         Literal["none", "jwt"], Field(description="`jwt`: callers need a bearer token; `none`: everybody reads everything.")
     ] = "none"
     allow_anonymous: Annotated[bool, Field(description="Let `none` listen on other addresses than loopback.")] = False
-    jwks: Annotated[
-        Annotated[str, AfterValidator(_jwks)] | None, Field(description="The keys that sign tokens: a JWKS, as a file or an https URL.")
-    ] = None
-    jwks_refresh: Annotated[
-        Seconds, Field(description="How often the JWKS is read, in seconds: a withdrawn key stops within this time.")
-    ] = timedelta(minutes=5)
-    jwks_max_age: Annotated[
-        Seconds, Field(description="How long keys are used if the JWKS cannot be read, in seconds; at least twice BACKUPS_JWKS_REFRESH.")
-    ] = timedelta(hours=1)
+    jwks: Annotated[str | None, Field(description="The keys that sign tokens: a JWKS, as a file or an https URL.")] = None
+    jwks_refresh: Annotated[Seconds, Field(description="How often the keys are read again, in seconds.")] = timedelta(minutes=5)
+    jwks_max_age: Annotated[Seconds, Field(description="How long the last keys are used where they cannot be read again, in seconds.")] = (
+        timedelta(days=1)
+    )
+    jwt_family: Annotated[Literal["RS", "PS", "ES", "EdDSA"], Field(description="The family of algorithms that sign tokens.")] = "RS"
     jwt_issuer: Annotated[str | None, Field(description="`iss` of tokens.")] = None
     jwt_audience: Annotated[str | None, Field(description="`aud` of tokens.")] = None
-    jwt_max_lifetime: Annotated[Seconds, Field(description="How far in the future `exp` of a token may be, in seconds.")] = timedelta(
-        days=1
-    )
     tls_cert: Annotated[Path | None, Field(description="Certificate chain, PEM; followed when it changes.")] = None
     tls_key: Annotated[Path | None, Field(description="Its private key, PEM, without a password.")] = None
     tls_client_ca: Annotated[Path | None, Field(description="With it, clients need a certificate of this authority.")] = None
-    tls_client_names: Annotated[
-        frozenset[str] | None,
-        NoDecode,
-        BeforeValidator(_tls_names),
-        Field(description="DNS names or URIs, separated by commas: with it, the client's certificate must have one of them."),
-    ] = None
     health_listen: Annotated[
         OptionalAddress, Field(description="host:port for health checks alone, in plaintext: for probes without TLS.")
     ] = None
@@ -306,6 +228,16 @@ class Settings(BaseSettings):
             lines = [_line(error["loc"], error["msg"]) for error in exc.errors(include_input=False)]
             raise InvalidSettings("\n".join(dict.fromkeys(lines))) from None
 
+    @property
+    def database_warnings(self) -> list[str]:
+        """Describe settings of the database that work, but are not safe."""
+        return parse_database_url(self.database_url.get_secret_value()).warnings if self.database_url else []
+
+    @property
+    def warnings(self) -> list[str]:
+        """Describe unknown variables, and settings that work but are not safe."""
+        return [*check_environment(), *self.database_warnings]
+
     @model_validator(mode="after")
     def _together(self) -> Self:
         """What belongs together."""
@@ -315,12 +247,6 @@ class Settings(BaseSettings):
                     raise ValueError(f"{ENV_PREFIX}AUTH=jwt needs {ENV_PREFIX}{name.upper()}")
         if (self.tls_cert is None) != (self.tls_key is None) or (self.tls_client_ca and not self.tls_cert):
             raise ValueError(f"{ENV_PREFIX}TLS_CERT and {ENV_PREFIX}TLS_KEY are needed together, {ENV_PREFIX}TLS_CLIENT_CA only with them")
-        if self.tls_client_names and not self.tls_client_ca:
-            raise ValueError(f"{ENV_PREFIX}TLS_CLIENT_NAMES needs {ENV_PREFIX}TLS_CLIENT_CA")
-        if self.jwks_max_age < 2 * self.jwks_refresh:
-            raise ValueError(
-                f"{ENV_PREFIX}JWKS_MAX_AGE must be at least twice {ENV_PREFIX}JWKS_REFRESH: otherwise one failed read stops all calls"
-            )
         if self.catalog_metrics and not self.metrics_listen:
             raise ValueError(f"{ENV_PREFIX}CATALOG_METRICS needs {ENV_PREFIX}METRICS_LISTEN")
         return self
@@ -353,6 +279,15 @@ class Settings(BaseSettings):
         if self.database_url is None:
             raise InvalidSettings(f"{ENV_PREFIX}DATABASE_URL is not set (postgresql://user:password@host:port/database)")
         return self.database_url.get_secret_value()
+
+
+def check_environment() -> list[str]:
+    """Return a warning for each unknown variable `BACKUPS_...`.
+
+    Raises:
+        InvalidSettings: a variable is probably misspelt.
+    """
+    return check_names(os.environ, known_names(Settings.model_fields))
 
 
 def _line(location: tuple[int | str, ...], message: str) -> str:

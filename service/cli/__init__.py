@@ -6,7 +6,9 @@ import sys
 import typer
 
 from service.cli import calls, catalog, imports, servers
+from service.cli.environment import print_warnings
 from service.errors import Error
+from service.settings import check_environment
 
 app = typer.Typer(
     name="backup-service",
@@ -18,6 +20,15 @@ Exit status: 0 done; 1 it failed, and says why on standard error;
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def _check_environment(context: typer.Context) -> None:
+    warnings = check_environment()
+    if context.invoked_subcommand not in ("dev", "serve"):  # these log them
+        print_warnings(warnings)
+
+
 app.add_typer(servers.commands)
 app.add_typer(imports.commands, name="import")
 app.add_typer(catalog.commands)

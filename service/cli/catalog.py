@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.cli.environment import read_settings
 from service.cli.help import example
 from service.errors import CommandError
 from service.settings import Settings
@@ -45,7 +46,7 @@ def status(
     """Show each cluster's last backup and last import, by tool, over the PostgreSQL of BACKUPS_DATABASE_URL."""
     from service.cli import output
 
-    clusters = asyncio.run(_imported(Settings.read(), folder_id, cluster_id))
+    clusters = asyncio.run(_imported(read_settings(), folder_id, cluster_id))
     now = datetime.now(UTC)
     if as_json:
         print(output.status_json(clusters, now, max_age))
@@ -82,7 +83,7 @@ def forget(
     from service.cli import output
     from service.postgres import remove_cluster
 
-    url, cluster = Settings.read().require_database_url(), remove_cluster.Cluster(cluster_id, folder_id)
+    url, cluster = read_settings().require_database_url(), remove_cluster.Cluster(cluster_id, folder_id)
     goes = asyncio.run(remove_cluster.what_goes(url, cluster))
     if dry_run:
         print(*output.forgotten_lines(cluster_id, goes, "This would go"), sep="\n")

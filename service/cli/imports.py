@@ -11,12 +11,12 @@ from typing import Annotated, BinaryIO, NamedTuple
 
 import typer
 
+from service.cli.environment import read_settings
 from service.cli.help import example
 from service.cli.option_groups import option_groups
 from service.entry import Entry, Skipped, completed_since
 from service.errors import CommandError
 from service.postgres.import_backups import Options, Target, check_target, load
-from service.settings import Settings
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Fill the catalog from a backup tool's own listing.")
 
@@ -134,7 +134,7 @@ def _load(listing: Iterable[Entry | Skipped], target: Target, options: Options, 
     check_target(target)
     if since:
         listing = completed_since(listing, since)
-    summary = asyncio.run(load(Settings.read().require_database_url(), listing, target, options))
+    summary = asyncio.run(load(read_settings().require_database_url(), listing, target, options))
     for line in output.summary_lines(summary, target):
         typer.echo(line)
 

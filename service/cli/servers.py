@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from service.cli.environment import read_settings
 from service.cli.help import example
 from service.errors import Error
 from service.settings import Settings
@@ -22,11 +23,12 @@ def dev() -> None:
 @commands.command(epilog=example("BACKUPS_DATABASE_URL=postgresql://backups_service@db/backups backup-service serve"))
 def serve() -> None:
     """Serve, over the PostgreSQL of BACKUPS_DATABASE_URL."""
-    from service import server
+    from service import composition, server
     from service.observability import logs
 
     settings = Settings.read()
     logs.configure_logging(log_format=settings.log_format, log_level=settings.log_level)
+    composition.log_warnings(settings)
     try:
         server.serve(settings)
     except Error:
@@ -46,7 +48,7 @@ def migrate(
     """Bring the schema of BACKUPS_DATABASE_URL to the newest revision; safe to run twice at once."""
     from service.postgres import migration
 
-    settings = Settings.read()
+    settings = read_settings()
     roles = migration.Roles(service=settings.service_role, imports=settings.import_role)
     if dry_run:
         typer.echo(migration.migration_sql(to=to, roles=roles))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from service.composition import log_warnings
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.importers import walg
 from service.observability import logs
@@ -33,6 +34,7 @@ def run(settings: Settings) -> None:
     """
     settings = settings.model_copy(update={name: value for name, value in _DEFAULTS.items() if name not in settings.model_fields_set})
     logs.configure_logging(log_format=settings.log_format, log_level=settings.log_level)
+    log_warnings(settings)
     if settings.database_url is not None:
         migrate(settings.database_url.get_secret_value(), roles=Roles(service=settings.service_role, imports=settings.import_role))
         serve(settings, started=lambda server: _announce(server, settings, "nothing: BACKUPS_DATABASE_URL names a database of yours"))

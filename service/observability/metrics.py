@@ -4,13 +4,11 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple, TextIO, get_args
+from typing import NamedTuple, TextIO
 from wsgiref.simple_server import WSGIRequestHandler
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
 from prometheus_client.registry import Collector
-
-from service.errors import Rejection
 
 _METHOD_LABELS = ("grpc_service", "grpc_method", "grpc_type")
 
@@ -25,8 +23,6 @@ class MethodMetrics(NamedTuple):
     handled: Callable[[str], Counter]
     """By the name of the status code."""
     seconds: Histogram
-    rejected: Callable[[Rejection], Counter]
-    """Rejected credentials of all methods, by reason."""
 
 
 class Metrics:
@@ -39,9 +35,6 @@ class Metrics:
         self._seconds = Histogram(
             "grpc_server_handling_seconds", "How long calls took.", _METHOD_LABELS, registry=self._registry, buckets=_SECONDS
         )
-
-        rejected = Counter("backups_rejected_credentials", "Calls whose credentials were rejected.", ("reason",), registry=self._registry)
-        self._rejected = {reason: rejected.labels(reason) for reason in get_args(Rejection)}
 
     def of_method(self, path: str, *, kind: str) -> MethodMetrics:
         """
@@ -58,7 +51,7 @@ class Metrics:
                 handled[code] = self._handled.labels(*labels, code)
             return handled[code]
 
-        return MethodMetrics(self._started.labels(*labels), of_code, self._seconds.labels(*labels), self._rejected.__getitem__)
+        return MethodMetrics(self._started.labels(*labels), of_code, self._seconds.labels(*labels))
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """A value that is read when it is asked for."""

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
-from urllib.parse import unquote, urlsplit
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from service.errors import CatalogUnavailable
-from service.postgres.hosts import connecting, wanted_attributes
+from service.database_url import parse_database_url
+from service.errors import CatalogUnavailable, ConnectFailed
+from service.postgres.hosts import connecting
 
 if TYPE_CHECKING:  # imported only where traces are asked for
     from service.observability.tracing import Tracing
@@ -32,6 +32,7 @@ _UNTRACED: AbstractContextManager[Callable[[], None]] = contextlib.nullcontext(_
 
 # PostgreSQL is gone, going or too slow. What is not listed is a bug of ours, and passes through.
 UNAVAILABLE = (
+    ConnectFailed,
     OSError,  # refused, reset; TimeoutError, which asyncpg's own timeouts raise, is one too
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shutdown, failover, statement_timeout
@@ -53,6 +54,11 @@ _ROLES = {"read-write": SessionAttribute.primary, "read-only": SessionAttribute.
 _STATEMENTS_HELD = 100  # for each connection; asyncpg's own default
 
 _PASSWORD_CHANGE_S = 1.0
+
+
+def unavailable(exc: BaseException) -> CatalogUnavailable:
+    """Return the error to raise from one of `UNAVAILABLE`; it contains the text of our own errors only, since it is logged."""
+    return CatalogUnavailable(str(exc)) if isinstance(exc, ConnectFailed) else CatalogUnavailable()
 
 
 class Limits(NamedTuple):
@@ -97,7 +103,7 @@ class Database:
                 finally:
                     self._permits.release()
         except UNAVAILABLE as exc:
-            raise CatalogUnavailable from exc
+            raise unavailable(exc) from exc
 
     async def look(self, query: str) -> list[asyncpg.Record]:
         """Runs a query of whoever looks after PostgreSQL, one at a time, on a connection beyond those of calls: it waits for none of them.
@@ -113,10 +119,10 @@ class Database:
         except (TimeoutError, asyncio.CancelledError) as exc:
             await self._drop_kept()
             if isinstance(exc, TimeoutError):
-                raise CatalogUnavailable from exc
+                raise unavailable(exc) from exc
             raise
         except UNAVAILABLE as exc:
-            raise CatalogUnavailable from exc
+            raise unavailable(exc) from exc
 
     async def _permit(self) -> float:
         """Gives the seconds that are left to connect in."""
@@ -226,12 +232,12 @@ async def open_database(
         "statement_timeout": str(int(limits.statement.total_seconds() * 1000)),
         "default_transaction_read_only": "on",
     }
-    wanted = wanted_attributes(url)
-    connect = _through_a_change_of_password(connecting(url, unavailable=UNAVAILABLE, patience=limits.acquire.total_seconds() / 2))
+    parsed = parse_database_url(url)
+    attributes = parsed.target_session_attrs
+    connect = _through_a_change_of_password(connecting(parsed, unavailable=UNAVAILABLE, patience=limits.acquire.total_seconds() / 2))
     pool = asyncpg.create_pool(
-        url,
-        connect=connect_preferring_standby(connect) if wanted == "prefer-standby" else connect,
-        target_session_attrs=_ROLES.get(wanted or ""),  # None: as the URL says
+        connect=connect_preferring_standby(connect) if attributes == "prefer-standby" else connect,
+        target_session_attrs=_ROLES.get(attributes),  # None: those of the URL
         min_size=0,  # nothing connects before the first query
         max_size=limits.pool_size + 1,  # for `look`
         reset=_keep_session,
@@ -241,7 +247,7 @@ async def open_database(
         statement_cache_size=0 if pooled else _STATEMENTS_HELD,
     )
     async with contextlib.AsyncExitStack() as stack:
-        traced = {"trace": tracing.queries_of(unquote(urlsplit(url).path[1:]))} if tracing else {}
+        traced = {"trace": tracing.queries_of(parsed.database or "")} if tracing else {}
         database = Database(await pool, limits, **traced)
         stack.push_async_callback(database.close)
         yield database

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+import asyncpg
 from alembic import command, op
 from alembic.config import Config
 from alembic.script import ScriptDirectory
@@ -50,6 +51,8 @@ def migrate(url: str, *, to: str = "head", roles: Roles = Roles(), patience: tim
             time.sleep(0.5)  # lets pass what has queued behind the step
         except UNAVAILABLE as exc:
             raise SchemaError(f"the database cannot be reached: {exc}") from exc
+        except asyncpg.PostgresError as exc:
+            raise SchemaError(f"the migration failed: {exc}") from exc
         except AlembicError as exc:
             raise SchemaError(str(exc)) from exc
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 
+from service.database_url import parse_database_url
 from service.errors import CatalogNotWritable, CatalogUnavailable, ImportRefused
 from service.postgres.database import UNAVAILABLE
 from service.postgres.hosts import connecting
@@ -30,9 +31,9 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
         ImportRefused: another cluster's import was faster.
     """
     try:
-        connect = connecting(url, unavailable=UNAVAILABLE)
+        connect = connecting(parse_database_url(url), unavailable=UNAVAILABLE)
         connection: asyncpg.Connection = await connect(
-            url, timeout=_CONNECT_TIMEOUT, server_settings={"application_name": "backup-service import", "work_mem": _WORK_MEM}
+            timeout=_CONNECT_TIMEOUT, server_settings={"application_name": "backup-service import", "work_mem": _WORK_MEM}
         )
         try:
             yield connection

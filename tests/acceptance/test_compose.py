@@ -33,7 +33,7 @@ async def test_patroni() -> None:
     for name in ("migrate", "service", "cli"):
         url = urlsplit(services[name]["environment"]["BACKUPS_DATABASE_URL"])
         assert url.netloc.rpartition("@")[2] == "postgres,postgres-2"
-        assert url.query == "target_session_attrs=read-write"
+        assert url.query == "target_session_attrs=read-write&sslmode=disable"
     assert {"postgres", "postgres-2"} <= set(services["migrate"]["depends_on"])
     alike: list[dict[str, str]] = []
     for name in ("postgres", "postgres-2"):

@@ -23,7 +23,8 @@ from grpc_health.v1 import health_pb2
 from service import VERSION, pb
 from service.api.health import LIVENESS, Health
 from service.server import _WATCHDOG_MARGIN, Server
-from service.settings import ENV_PREFIX, Settings
+from service.setting_names import ENV_PREFIX
+from service.settings import Settings
 from tests.support.certificates import Authority, Files
 from tests.support.deployment import configuration, envoy_binary, fetch
 from tests.support.ports import free_ports

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from service.settings import ENV_PREFIX, Settings
+from service.setting_names import ENV_PREFIX
+from service.settings import Settings
 from tests.acceptance.test_dev import StartDev, _dev, _folder  # noqa: F401  # fixtures
 from tests.support.examples import Example, comparable, examples, output
 from tests.support.repository import ROOT

@@ -11,7 +11,6 @@ import pytest
 
 from service.errors import CatalogUnavailable
 from service.postgres.database import Database, Limits, open_database
-from service.postgres.hosts import _named
 from tests.support.catalog import Sql
 from tests.support.proxy import proxied
 
@@ -233,20 +232,3 @@ async def test_a_host_that_went_silent(postgres: Any, database_name: str) -> Non
             async with asyncio.timeout(5):  # a query may take ten
                 assert await database.look(_PID)
                 assert await _pid(database)
-
-
-@pytest.mark.parametrize(
-    ("url", "hosts"),
-    [
-        ("postgresql://u:p@h/d", [("h", None)]),
-        ("postgresql://u:p%40@a:1,b:2,c/d", [("a", 1), ("b", 2), ("c", None)]),
-        ("postgresql://h1:,h2/d", [("h1", None), ("h2", None)]),
-        ("postgresql://[::1]:5433,[fe80::1]/d", [("::1", 5433), ("fe80::1", None)]),
-        ("postgresql://u@/d?host=/tmp,h&port=1,2", [("/tmp", 1), ("h", 2)]),
-        ("postgresql://u@/d?host=/tmp,h&port=1", [("/tmp", 1), ("h", 1)]),
-        ("postgresql://u@/d?host=%2Ftmp", [("/tmp", None)]),
-    ],
-)
-def test_hosts_of_a_url(url: str, hosts: list[tuple[str, int | None]]) -> None:
-    """Hosts are found where libpq finds them."""
-    assert _named(url) == hosts

@@ -61,7 +61,8 @@ async def test_twice_at_once(empty_database_url: str, command: RunCommand) -> No
 async def test_waits_for_another_migration(empty_database_url: str) -> None:
     """While another session holds the lock of migrations, nothing happens; then it does, or patience ends with a clear error."""
     holder = await asyncpg.connect(empty_database_url)
-    await holder.execute("SELECT pg_advisory_lock(x'6261636B757073'::bigint)")
+    await holder.execute("CREATE TABLE migration_lock ()")
+    await holder.execute("BEGIN; LOCK TABLE migration_lock IN EXCLUSIVE MODE")
 
     with pytest.raises(SchemaError, match="another migration of this database has not ended"):
         await asyncio.to_thread(migrate, empty_database_url, patience=timedelta(seconds=0.5))

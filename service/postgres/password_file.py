@@ -1,0 +1,53 @@
+"""Password files in libpq's format (https://www.postgresql.org/docs/current/libpq-pgpass.html), read for every connection.
+
+Unlike libpq and asyncpg, this accepts a file that its group may read: Kubernetes' `fsGroup` makes every mounted secret such a file.
+"""
+
+import re
+import stat
+from pathlib import Path
+
+from service.database_url import Host
+from service.errors import ConnectFailed
+
+_FIELD = re.compile(r"((?:\\.|[^:])*)(?::|$)")
+_ESCAPED = re.compile(r"\\(.)")
+
+
+def read_password(file: Path, host: Host, *, database: str, user: str) -> str | None:
+    """Return the password of the first line that matches, or None.
+
+    Raises:
+        ConnectFailed: the file cannot be read, or everybody may read it.
+    """
+    check_private(file)
+    try:
+        text = file.read_bytes().decode("utf-8", errors="surrogateescape")
+    except OSError as exc:
+        raise ConnectFailed(f"the password file {file} cannot be read: {exc.strerror}") from exc
+    names = (host.name, "localhost") if host.is_socket else (host.name,)
+    for line in text.splitlines():
+        fields = _FIELD.findall(line)
+        if line.startswith("#") or len(fields) < 5:
+            continue
+        wanted = (names, (str(host.port),), (database,), (user,))
+        if all(raw == "*" or _unescaped(raw) in values for raw, values in zip(fields[:4], wanted, strict=True)):
+            return _unescaped(fields[4])
+    return None
+
+
+def check_private(file: Path) -> None:
+    """
+    Raises:
+        ConnectFailed: the file cannot be found, or users outside its group have access.
+    """
+    try:
+        mode = file.stat().st_mode
+    except OSError as exc:
+        raise ConnectFailed(f"{file} cannot be read: {exc.strerror}") from exc
+    if mode & stat.S_IRWXO:
+        raise ConnectFailed(f"{file} is accessible to everybody: chmod o= {file}")
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPED.sub(r"\1", text)
