@@ -3,6 +3,7 @@
 import asyncio
 
 import asyncpg
+import pytest
 
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
@@ -83,6 +84,31 @@ async def test_roles_of_other_names(postgres: EmbeddedPostgres, empty_database_u
     assert (await command("migrate", **settings)).status == 0
     assert await _refused(url, _READS) == []
     assert await _refused(postgres.url(database, user=Roles().service), _READS) == _READS
+
+
+async def test_renamed_roles(postgres: EmbeddedPostgres, empty_database_url: str, sql: Sql) -> None:
+    """A role that the settings no longer name, or name for something else, has lost what it had after the next `migrate`."""
+    database = empty_database_url.split("/")[3].partition("?")[0]
+    old, new = f"old_{database}", f"new_{database}"
+    await sql.execute(f"CREATE ROLE {old} LOGIN; CREATE ROLE {new} LOGIN")
+    try:
+        await asyncio.to_thread(migrate, empty_database_url, roles=Roles(service=new, imports=old))
+        assert await _refused(postgres.url(database, user=old), _WRITES) == []
+        await asyncio.to_thread(migrate, empty_database_url, roles=Roles(service=old, imports=new))
+        assert await _refused(postgres.url(database, user=old), _READS + _WRITES) == _WRITES
+        assert await _refused(postgres.url(database, user=new), _WRITES) == []
+        await sql.execute(f"REVOKE ALL ON DATABASE {database} FROM PUBLIC")
+        await asyncio.to_thread(migrate, empty_database_url, roles=Roles(imports=new))
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await asyncpg.connect(postgres.url(database, user=old))
+        assert await _refused(postgres.url(database, user=new), ["CREATE TEMPORARY TABLE x (y int)", *_WRITES]) == []
+    finally:
+        for role in (old, new):
+            await sql.execute(f"REVOKE ALL ON DATABASE {database} FROM {role}")
+        owner = await asyncpg.connect(empty_database_url)
+        await owner.execute(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {old}, {new}")
+        await owner.close()
+        await sql.execute(f"DROP ROLE {old}; DROP ROLE {new}")
 
 
 async def test_migrate_needs_the_owner(postgres: EmbeddedPostgres, empty_database_url: str, command: RunCommand) -> None:

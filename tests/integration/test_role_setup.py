@@ -1,0 +1,174 @@
+"""deploy/postgres: the roles and passwords of a new PostgreSQL, over password authentication."""
+
+import asyncio
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+
+from service.dev.embedded_postgres import EmbeddedPostgres, server_user
+from service.postgres.migration import Roles, migrate
+from tests.support.catalog import OWNER
+from tests.support.repository import ROOT
+
+_FOLDER = ROOT / "deploy" / "postgres"
+_PASSWORDS = {OWNER: "owner hunter2 'x' \\ %", Roles().imports: "import-hunter2", Roles().service: "service-hunter2"}
+_HBA = "local all postgres trust\nlocal all all scram-sha-256\n"
+
+
+class Installed(NamedTuple):
+    """A PostgreSQL on which deploy/postgres was run, with every statement in its log."""
+
+    postgres: EmbeddedPostgres
+
+    async def connect(self, user: str, database: str = "backups", password: str | None = None) -> asyncpg.Connection:
+        password = _PASSWORDS.get(user) if password is None else password
+        return await asyncpg.connect(host=str(self.postgres.sockets), user=user, database=database, password=password)
+
+    async def refused(self, user: str, *statements: str) -> list[str]:
+        """Return the statements that the role may not run; none of them has an effect."""
+        connection = await self.connect(user)
+        await connection.execute("SET default_transaction_read_only = off")  # any role may
+        refused = []
+        for statement in statements:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                await connection.execute(statement)
+            except asyncpg.InsufficientPrivilegeError:
+                refused.append(statement)
+            await transaction.rollback()
+        await connection.close()
+        return refused
+
+
+@pytest.fixture(name="installed", scope="module")
+def _installed() -> Iterator[Installed]:
+    with tempfile.TemporaryDirectory(prefix="backups-roles-", dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        hba = folder / "pg_hba.conf"
+        hba.write_text(_HBA, encoding="utf-8")
+        os.chown(hba, server_user().pw_uid, -1)
+        settings = {"fsync": "off", "log_statement": "all", "log_min_duration_statement": "0", "hba_file": str(hba)}
+        postgres = EmbeddedPostgres(folder / "postgres", settings=settings)
+        with postgres.running():
+            _run_scripts(postgres, folder)
+            migrate(_url(postgres, OWNER))
+            yield Installed(postgres)
+        postgres.remove()
+
+
+def _run_scripts(postgres: EmbeddedPostgres, folder: Path) -> None:
+    environment = {"PATH": f"{postgres.program('psql').parent}:{os.environ['PATH']}"}
+    admin = ["--host", str(postgres.sockets), "--username", "postgres", "--dbname", "postgres"]
+    subprocess.run(["psql", *admin, "--file", _FOLDER / "roles.sql"], env=environment, check=True, capture_output=True)
+    (folder / "owner").write_text(_PASSWORDS[OWNER] + "\n", encoding="utf-8")
+    variables = {
+        "BACKUPS_OWNER_PASSWORD_FILE": str(folder / "owner"),
+        "BACKUPS_IMPORT_PASSWORD": _PASSWORDS[Roles().imports],
+        "BACKUPS_SERVICE_PASSWORD": _PASSWORDS[Roles().service],
+    }
+    subprocess.run([_FOLDER / "passwords.sh", *admin], env=environment | variables, check=True, capture_output=True)
+
+
+def _url(postgres: EmbeddedPostgres, user: str) -> str:
+    return postgres.url("backups", user=f"{user}:{quote(_PASSWORDS[user], safe='')}")
+
+
+async def test_each_role_has_its_own_password(installed: Installed) -> None:
+    """Each role connects with its own password, and with no other one."""
+    for user in _PASSWORDS:
+        await (await installed.connect(user)).close()
+        for other, password in _PASSWORDS.items():
+            if other != user:
+                with pytest.raises(asyncpg.InvalidPasswordError):
+                    await installed.connect(user, password=password)
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await installed.connect(user, password="")
+
+
+async def test_no_password_in_the_log(installed: Installed) -> None:
+    """The log of all statements contains the verifiers and none of the passwords."""
+    log = installed.postgres.log.read_text(encoding="utf-8", errors="replace")
+    assert log.count("SCRAM-SHA-256$") >= len(_PASSWORDS)
+    assert [password for password in _PASSWORDS.values() if password in log] == []
+    assert "hunter2" not in log
+
+
+def test_a_missing_password(installed: Installed) -> None:
+    """Without a password the script changes nothing, and names the variable."""
+    done = subprocess.run([_FOLDER / "passwords.sh"], env={"PATH": os.defpath}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "passwords.sh: set BACKUPS_OWNER_PASSWORD or BACKUPS_OWNER_PASSWORD_FILE\n")
+
+
+async def test_others_cannot_connect(installed: Installed) -> None:
+    """A role that nothing was granted to cannot connect to the database."""
+    admin = await installed.connect("postgres", "postgres")
+    await admin.execute("CREATE ROLE another LOGIN; ALTER ROLE another PASSWORD 'secret'")
+    await admin.close()
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match='permission denied for database "backups"'):
+        await installed.connect("another", password="secret")
+
+
+_FOR_NOBODY = (
+    "CREATE ROLE x",
+    "CREATE SCHEMA x",
+    "CREATE TABLE public.x (y int)",
+    "ALTER ROLE backups_owner PASSWORD 'x'",
+    "COPY backups TO PROGRAM 'true'",
+    "SELECT pg_read_file('PG_VERSION')",
+    "SET ROLE backups_owner",
+    "TRUNCATE backups",
+    "DROP TABLE backups",
+    "ALTER TABLE backups ADD COLUMN x int",
+    "CREATE INDEX ON backups (size)",
+    "UPDATE alembic_version SET version_num = '0'",
+    "LOCK TABLE migration_lock IN ACCESS SHARE MODE",
+    "LOCK TABLE migration_lock IN EXCLUSIVE MODE",
+    "SELECT * FROM migration_lock",
+)
+
+
+async def test_what_the_service_may_not_do(installed: Installed) -> None:
+    """The service's role changes nothing, has no temporary tables, and cannot take the lock of migrations."""
+    statements = (*_FOR_NOBODY, "CREATE TEMPORARY TABLE x (y int)", "INSERT INTO imports DEFAULT VALUES", "DELETE FROM backups")
+    assert await installed.refused(Roles().service, *statements) == list(statements)
+
+
+async def test_what_imports_may_not_do(installed: Installed) -> None:
+    """The role of imports writes rows and has temporary tables; it changes no schema and cannot take the lock of migrations."""
+    assert await installed.refused(Roles().imports, *_FOR_NOBODY) == list(_FOR_NOBODY)
+    assert await installed.refused(Roles().imports, "CREATE TEMPORARY TABLE x (y int)", "DELETE FROM backups") == []
+
+
+async def test_advisory_locks_do_not_stop_migrate(installed: Installed) -> None:
+    """No advisory lock that another role holds keeps `migrate` waiting."""
+    connection = await installed.connect(Roles().service)
+    await connection.execute("SELECT pg_advisory_lock(x'6261636B757073'::bigint)")
+    await asyncio.to_thread(migrate, _url(installed.postgres, OWNER), patience=timedelta(seconds=1))
+    await connection.close()
+
+
+async def test_connections_are_limited(installed: Installed) -> None:
+    """Roles have a limit of connections, so that none can use all of them."""
+    admin = await installed.connect("postgres", "postgres")
+    rows = await admin.fetch("SELECT rolname, rolconnlimit FROM pg_roles WHERE rolname LIKE 'backups_%'")
+    limits = {row["rolname"]: row["rolconnlimit"] for row in rows}
+    available = int(await admin.fetchval("SHOW max_connections")) - int(await admin.fetchval("SHOW superuser_reserved_connections"))
+    await admin.close()
+    assert set(limits) == set(_PASSWORDS)
+    assert min(limits.values()) > 0
+    assert sum(limits.values()) <= available
+    connections = [await installed.connect(OWNER) for _ in range(limits[OWNER])]
+    with pytest.raises(asyncpg.TooManyConnectionsError):
+        await installed.connect(OWNER)
+    for connection in connections:
+        await connection.close()
