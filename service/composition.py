@@ -4,8 +4,9 @@ import contextlib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from service.api.authentication import Anonymous, Authenticator, JwtAuthenticator
-from service.api.jwks import Keys, jwks_reader
+from service.api.authentication import Anonymous, Authenticator, JwtAuthenticator, TokenRules
+from service.api.jwks_source import jwks_source
+from service.api.signing_keys import SigningKeys
 from service.errors import TracingUnavailable
 from service.observability import logs
 from service.postgres.database import Database, Limits, open_database
@@ -60,24 +61,19 @@ def listener_options(settings: Settings) -> list[tuple[str, Any]]:
     ]
 
 
-def keys(settings: Settings) -> Keys | None:
-    """What tokens are checked by; None where nobody needs one. Nothing is read yet."""
+def signing_keys(settings: Settings) -> SigningKeys | None:
+    """Return the keys that verify tokens, not read yet; None if calls need no token."""
     if settings.auth == "none" or settings.jwks is None:
         return None
-    return Keys(
-        jwks_reader(settings.jwks),
-        family=settings.jwt_family,
-        refresh=settings.jwks_refresh,
-        max_age=settings.jwks_max_age,
-        retry=min(_JWKS_RETRY, settings.jwks_refresh),
-    )
+    return SigningKeys(jwks_source(settings.jwks), refresh=settings.jwks_refresh, max_age=settings.jwks_max_age, retry=_JWKS_RETRY)
 
 
-def authenticator(settings: Settings, keys: Keys | None) -> Authenticator:
-    """By these keys, or of anybody, where there are none."""
+def authenticator(settings: Settings, keys: SigningKeys | None) -> Authenticator:
+    """Return what verifies tokens with these keys, or accepts every call if there are none."""
     if keys is None or settings.jwt_issuer is None or settings.jwt_audience is None:
         return Anonymous()
-    return JwtAuthenticator(keys, family=settings.jwt_family, issuer=settings.jwt_issuer, audience=settings.jwt_audience)
+    rules = TokenRules(issuer=settings.jwt_issuer, audience=settings.jwt_audience, max_lifetime=settings.jwt_max_lifetime)
+    return JwtAuthenticator(keys, rules)
 
 
 def tracing(settings: Settings) -> "Tracing | None":

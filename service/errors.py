@@ -9,7 +9,7 @@ Error
 │   ├── ApiEndpointNotFound         api_endpoint_id
 │   ├── UnknownService              name
 │   ├── TooManyWatchers
-│   ├── Unauthenticated
+│   ├── Unauthenticated             reason
 │   ├── Forbidden
 │   ├── KeysUnavailable
 │   ├── Overloaded
@@ -19,6 +19,7 @@ Error
 │   └── CatalogUnavailable
 ├── ConnectFailed               PostgreSQL cannot be connected to securely
 ├── TracingUnavailable          a server starts without traces
+├── InvalidJwks                 a document is not a JWKS; the previous keys stay
 └── CommandError                a command ends with it, as one line
     ├── InvalidSettings
     ├── PortTaken
@@ -34,7 +35,7 @@ Error
     └── CallFailed                  what a service answered to this command
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 
 class Error(Exception):
@@ -102,8 +103,31 @@ class TooManyWatchers(RequestError):
     """Too many clients watch the health of this server."""
 
 
+Rejection: TypeAlias = Literal[
+    "missing",  # no authorization header
+    "malformed",  # more than one header, not a bearer token, too long, not a JWT
+    "type",  # `typ` names another kind of JWT
+    "key",  # no key has this `kid`
+    "algorithm",  # `alg` is not the key's
+    "signature",
+    "expired",
+    "early",  # `nbf` or `iat` is in the future
+    "lifetime",  # `exp` is too far in the future
+    "issuer",
+    "audience",
+    "claims",  # a claim is missing or has a wrong type
+    "certificate",  # the client certificate has none of the accepted names
+    "unexpected",  # verification failed with an error that has no row here
+]
+"""Why credentials are rejected: for logs and metrics, never for clients."""
+
+
 class Unauthenticated(RequestError):
     """The call has no credentials, or bad ones."""
+
+    def __init__(self, reason: Rejection) -> None:
+        super().__init__()
+        self.reason: Rejection = reason
 
 
 class Forbidden(RequestError):
@@ -140,6 +164,13 @@ class ConnectFailed(Error):
 
 class TracingUnavailable(Error):
     """There can be no traces."""
+
+
+class InvalidJwks(Error):
+    """The document is not a JWKS."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"The JWKS cannot be used: {problem}.")
 
 
 class CommandError(Error):

@@ -25,6 +25,7 @@ from service.api.admission import Admission
 from service.api.api_endpoint_service import ApiEndpointService
 from service.api.backup_service import BackupService
 from service.api.certificate import FollowedCertificate, TlsFiles
+from service.api.client_names import ClientNames
 from service.api.health import Health, keep_ready
 from service.api.interceptor import Interceptor
 from service.catalog_metrics import CatalogMetrics
@@ -62,7 +63,7 @@ class Server:
         self._hurried = asyncio.Event()
         self.health = Health()
         self.admission = Admission(settings.admission_limit)
-        self._keys = composition.keys(settings)
+        self._keys = composition.signing_keys(settings)
         self._metrics = Metrics()
         self._database_seen_at = self._up_to_date_at = -math.inf
         self._tracing = composition.tracing(settings)
@@ -83,6 +84,7 @@ class Server:
             authenticator=self._authenticator,
             metrics=self._metrics,
             request_timeout=self._settings.request_timeout,
+            client_names=ClientNames(self._settings.tls_client_names),
             tracing=self._tracing,
         )
 
@@ -223,7 +225,7 @@ class Server:
                 return "the standby is too far behind"
             if not is_migrated:
                 return "the schema is older than this release needs"
-            return None if self._keys is None or self._keys.fresh else "the keys that sign tokens are too old, or were never read"
+            return self._keys.problem if self._keys else None
 
         tasks = [
             asyncio.create_task(keep_ready(self.health, why_not_ready, period=_READY_PERIOD, within=self._settings.acquire_timeout)),

@@ -25,6 +25,9 @@ _LONGEST_S = 7 * 24 * 3600
 
 _ROLE = re.compile(r"[a-z_][a-z0-9_$-]{0,62}")
 
+_JWKS_URL = r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[!-~]*)?"
+_TLS_NAME = r"[A-Za-z0-9*_.-]+|[A-Za-z][A-Za-z0-9+.-]*:[!-+\--~]+"
+
 _PUBLIC_HOST = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9a-fA-F:]*:[0-9a-fA-F:.]*"
 
 
@@ -36,15 +39,20 @@ class Address(NamedTuple):
 
     @property
     def is_loopback(self) -> bool:
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is `localhost`, in 127.0.0.0/8, or ::1."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _address(text: object) -> Address:
@@ -112,6 +120,32 @@ def _positive(value: timedelta) -> timedelta:
     if not value:
         raise ValueError(f"must be a number of seconds, more than 0 and at most {_LONGEST_S}")
     return value
+
+
+def _jwks(source: str) -> str:
+    """Check that a URL of a JWKS cannot be answered by a network attacker."""
+    if "://" not in source:
+        return source  # a file
+    if not re.fullmatch(_JWKS_URL, source):
+        raise ValueError("must be a file's path or a URL such as https://identity.example.org/jwks.json, without user and password")
+    url = urlsplit(source)
+    if url.scheme == "http" and not is_loopback(url.hostname or ""):
+        raise ValueError(
+            "must begin with https://, because anybody on the network can change keys over http:// (allowed for loopback only)"
+        )
+    return source
+
+
+def _tls_names(text: object) -> object:
+    """Split accepted names. Host names are compared without regard to case, URIs as they are."""
+    if not isinstance(text, str):
+        return text
+    names = [name.strip() for name in text.split(",")]
+    if not all(re.fullmatch(_TLS_NAME, name) for name in names):
+        raise ValueError(
+            "must be DNS names or URIs of certificates, separated by commas, such as envoy.example.org,spiffe://example.org/envoy"
+        )
+    return frozenset(name if ":" in name else name.lower() for name in names)
 
 
 Role = Annotated[str, AfterValidator(_role)]
@@ -187,17 +221,29 @@ class Settings(BaseSettings):
         Literal["none", "jwt"], Field(description="`jwt`: callers need a bearer token; `none`: everybody reads everything.")
     ] = "none"
     allow_anonymous: Annotated[bool, Field(description="Let `none` listen on other addresses than loopback.")] = False
-    jwks: Annotated[str | None, Field(description="The keys that sign tokens: a JWKS, as a file or an https URL.")] = None
-    jwks_refresh: Annotated[Seconds, Field(description="How often the keys are read again, in seconds.")] = timedelta(minutes=5)
-    jwks_max_age: Annotated[Seconds, Field(description="How long the last keys are used where they cannot be read again, in seconds.")] = (
-        timedelta(days=1)
-    )
-    jwt_family: Annotated[Literal["RS", "PS", "ES", "EdDSA"], Field(description="The family of algorithms that sign tokens.")] = "RS"
+    jwks: Annotated[
+        Annotated[str, AfterValidator(_jwks)] | None, Field(description="The keys that sign tokens: a JWKS, as a file or an https URL.")
+    ] = None
+    jwks_refresh: Annotated[
+        Seconds, Field(description="How often the JWKS is read, in seconds: a withdrawn key stops within this time.")
+    ] = timedelta(minutes=5)
+    jwks_max_age: Annotated[
+        Seconds, Field(description="How long keys are used if the JWKS cannot be read, in seconds; at least twice BACKUPS_JWKS_REFRESH.")
+    ] = timedelta(hours=1)
     jwt_issuer: Annotated[str | None, Field(description="`iss` of tokens.")] = None
     jwt_audience: Annotated[str | None, Field(description="`aud` of tokens.")] = None
+    jwt_max_lifetime: Annotated[Seconds, Field(description="How far in the future `exp` of a token may be, in seconds.")] = timedelta(
+        days=1
+    )
     tls_cert: Annotated[Path | None, Field(description="Certificate chain, PEM; followed when it changes.")] = None
     tls_key: Annotated[Path | None, Field(description="Its private key, PEM, without a password.")] = None
     tls_client_ca: Annotated[Path | None, Field(description="With it, clients need a certificate of this authority.")] = None
+    tls_client_names: Annotated[
+        frozenset[str] | None,
+        NoDecode,
+        BeforeValidator(_tls_names),
+        Field(description="DNS names or URIs, separated by commas: with it, the client's certificate must have one of them."),
+    ] = None
     health_listen: Annotated[
         OptionalAddress, Field(description="host:port for health checks alone, in plaintext: for probes without TLS.")
     ] = None
@@ -247,6 +293,12 @@ class Settings(BaseSettings):
                     raise ValueError(f"{ENV_PREFIX}AUTH=jwt needs {ENV_PREFIX}{name.upper()}")
         if (self.tls_cert is None) != (self.tls_key is None) or (self.tls_client_ca and not self.tls_cert):
             raise ValueError(f"{ENV_PREFIX}TLS_CERT and {ENV_PREFIX}TLS_KEY are needed together, {ENV_PREFIX}TLS_CLIENT_CA only with them")
+        if self.tls_client_names and not self.tls_client_ca:
+            raise ValueError(f"{ENV_PREFIX}TLS_CLIENT_NAMES needs {ENV_PREFIX}TLS_CLIENT_CA")
+        if self.jwks_max_age < 2 * self.jwks_refresh:
+            raise ValueError(
+                f"{ENV_PREFIX}JWKS_MAX_AGE must be at least twice {ENV_PREFIX}JWKS_REFRESH: otherwise one failed read stops all calls"
+            )
         if self.catalog_metrics and not self.metrics_listen:
             raise ValueError(f"{ENV_PREFIX}CATALOG_METRICS needs {ENV_PREFIX}METRICS_LISTEN")
         return self

@@ -20,9 +20,10 @@ from grpc.aio import ServicerContext
 
 from service import pb
 from service.api.admission import Admission
-from service.api.authentication import Authenticator, set_current_caller
+from service.api.authentication import ANYBODY, NOBODY, Authenticator, current_caller, set_current_caller
+from service.api.client_names import ANY_NAME, ClientNames
 from service.api.error_status import INTERNAL, REQUEST_ID_KEY, status_of, trailers
-from service.errors import CallInterrupted, DeadlineExceeded, ShuttingDown, UndecodableRequest
+from service.errors import CallInterrupted, DeadlineExceeded, ShuttingDown, Unauthenticated, UndecodableRequest
 from service.observability.logs import Call, describe, event
 from service.observability.metrics import MethodMetrics, Metrics
 
@@ -73,10 +74,11 @@ class Interceptor(grpc.aio.ServerInterceptor):
         authenticator: Authenticator,
         metrics: Metrics,
         request_timeout: timedelta,
+        client_names: ClientNames = ANY_NAME,
         tracing: "Tracing | None" = None,
     ) -> None:
         self._admission = admission
-        self._authenticator = authenticator
+        self._authenticator, self._client_names = authenticator, client_names
         self._metrics = metrics
         self._tracing = tracing
         self._request_timeout = request_timeout.total_seconds()
@@ -135,10 +137,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 if method.is_admitted:
                     weight = self._admission.admit()
                 if method.is_authenticated:
+                    self._client_names.require(context)
                     caller = self._authenticator.authenticate(metadata)  # before the request is looked at
                     set_current_caller(caller)
                     call.caller = caller.subject
                 message = method.decode(request)
+                call.folder = _folder(message)
                 weight += self._admission.weigh(message)
                 response = await method.handle(message, context)
                 deadline.leave()
@@ -245,6 +249,11 @@ def _written(handle: Callable[..., Any]) -> Callable[[Any, Any], Coroutine[Any, 
     return handled
 
 
+def _folder(message: Any) -> str:
+    """Return the folder that a client with a valid token requests; nothing for other clients, who could fill the log with texts."""
+    return "" if current_caller() in (ANYBODY, NOBODY) else getattr(message, "folder_id", "")
+
+
 def _allowed(context: _Context, longest: float | None) -> float | None:
     """Seconds that the call may take: until the client's deadline, by the wall clock, but no longer than is allowed."""
     remaining = context.time_remaining()
@@ -255,6 +264,8 @@ async def _answer(call: Call, error: Exception, cause: BaseException, context: _
     """An error without initial metadata: clients do not retry a call whose initial metadata they have seen."""
     status = status_of(error)
     level = _LEVELS.get(status.code, "info")
+    if isinstance(error, Unauthenticated):
+        call.rejection = error.reason
     call.ended(status.code.name, level=level, error=None if level == "info" else cause)
     try:
         await context.abort(status.code, status.text, trailers(status, error, call.request_id))

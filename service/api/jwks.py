@@ -1,184 +1,131 @@
-"""The keys that tokens are signed with: a JWKS, of a file or a URL, that is kept fresh in the background."""
+"""Signing keys from a JWKS document (RFC 7517). Reading the document is in jwks_source.py, keeping keys fresh in signing_keys.py.
 
-import asyncio
+A key verifies tokens of its own algorithm only:
+
+key             with `alg`                         without `alg`
+RSA             RS256 to RS512, PS256 to PS512     RS256
+EC              the algorithm of its curve         ES256, ES384 or ES512, by its curve
+OKP, Ed25519    EdDSA or Ed25519 (RFC 9864)        both names, which mean the same algorithm
+"""
+
 import contextlib
-import http.client
 import json
-import math
-import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from collections import Counter, defaultdict
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jwt
+from jwt.algorithms import OKPAlgorithm
 
-from service.errors import KeysUnavailable, Unauthenticated
-from service.observability import logs
+from service.errors import Error, InvalidJwks
 
-FAMILIES = {
-    "RS": ("RS256", "RS384", "RS512"),
-    "PS": ("PS256", "PS384", "PS512"),
-    "ES": ("ES256", "ES384", "ES512"),
-    "EdDSA": ("EdDSA",),
+Ignored: TypeAlias = Literal["algorithm", "duplicate kid", "malformed", "private", "size", "symmetric", "use"]
+"""Why an entry is not used."""
+
+RSA_BITS = range(2048, 8192 + 1)
+
+_PRIVATE_FIELDS = {"d", "p", "q", "dp", "dq", "qi", "oth"}
+_EDDSA = ("EdDSA", "Ed25519")
+
+# By key type or curve. The first tuple is for keys without `alg`.
+_ALGORITHMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "RSA": (("RS256",), ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")),
+    "P-256": (("ES256",), ("ES256",)),
+    "P-384": (("ES384",), ("ES384",)),
+    "P-521": (("ES512",), ("ES512",)),
+    "Ed25519": (_EDDSA, _EDDSA),
 }
-_KEY_TYPES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "EdDSA": "OKP"}
 
-_BROKEN = (ValueError, TypeError, KeyError, AttributeError, RecursionError, jwt.PyJWTError)
-
-_FETCH_TIMEOUT = 10.0  # seconds, for each answer of a socket
-_READ_TIMEOUT = 30.0  # seconds, for all of it
-_JWKS_MAX_SIZE = 1 << 20  # bytes
+with contextlib.suppress(ValueError):  # a later PyJWT may know the name
+    jwt.register_algorithm("Ed25519", OKPAlgorithm())
 
 
-class Keys:
-    """The keys of a JWKS: the last good set, for as long as it may be used."""
+class SigningKey(NamedTuple):
+    """A public key and the algorithms that it is used with."""
 
-    def __init__(self, read: Callable[[], bytes], *, family: str, refresh: timedelta, max_age: timedelta, retry: timedelta) -> None:
-        """
-        Args:
-            read: gets the JWKS; blocks, and raises where it cannot.
-            family: a key of FAMILIES.
-            refresh: how old keys are when they are read again.
-            max_age: how old keys may become where they cannot be read again.
-            retry: the least between two attempts, whatever unknown keys are named.
-        """
-        self._read, self._family = read, family
-        self._refresh, self._max_age, self._retry = refresh.total_seconds(), max_age.total_seconds(), retry.total_seconds()
-        self._keys: dict[str | None, Any] = {}
-        self._read_at: float | None = None
-        self._wanted = asyncio.Event()
-        self._reading: threading.Thread | None = None
+    kid: str | None
+    jwk: jwt.PyJWK
+    algorithms: tuple[str, ...]
+    """Values of a token's `alg`."""
+    entry: dict[str, Any]
+    """The JWKS entry."""
 
-    @property
-    def age(self) -> float:
-        """Seconds since the keys were read; infinite where they never were."""
-        return math.inf if self._read_at is None else time.monotonic() - self._read_at
 
-    @property
-    def fresh(self) -> bool:
-        return self.age < self._max_age
+class Jwks(NamedTuple):
+    """The usable keys of a document, by `kid`, and how many entries are ignored for which reason."""
 
-    def get(self, kid: str | None) -> Any:
-        """The key of this id; without an id, the only key there is.
+    keys: dict[str | None, SigningKey]
+    ignored: Counter[Ignored]
 
-        Raises:
-            Unauthenticated: there is none; it will be looked for.
-            KeysUnavailable: the keys are too old, or have never been read.
-        """
-        if not self.fresh:
-            raise KeysUnavailable
-        if kid is None and len(self._keys) == 1:
-            return next(iter(self._keys.values()))
-        if kid is None or kid not in self._keys:
-            self._wanted.set()
-            raise Unauthenticated
-        return self._keys[kid]
 
-    def holds(self, key: Any) -> bool:
-        return self.fresh and any(held is key for held in self._keys.values())
+class _Unusable(Error):
+    """The entry is not a key that can be used."""
 
-    async def keep_fresh(self) -> None:
-        """Reads the keys now and again and again, for as long as the server runs."""
-        while True:
-            self._wanted.clear()
-            succeeded = await self.update()
-            await asyncio.sleep(self._retry)
-            if succeeded:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wanted.wait(), max(self._refresh - self._retry, 0))
+    def __init__(self, reason: Ignored) -> None:
+        super().__init__()
+        self.reason = reason
 
-    async def update(self) -> bool:
-        """Reads the keys; whether that gave any. Keys that are the same as before stay the same objects."""
+
+def parse_jwks(data: bytes) -> Jwks:
+    """Return the keys of a JWKS. An unusable entry does not affect the others.
+
+    Raises:
+        InvalidJwks: the document is not a JSON object with a list `keys`.
+    """
+    ignored: Counter[Ignored] = Counter()
+    keys: dict[str | None, list[SigningKey]] = defaultdict(list)
+    for entry in _entries(data):
         try:
-            found = self._parse(await self._read_in_time())
-        except Exception as exc:  # whatever an issuer provokes: without another try, no token would be good any more
-            logs.event("signing keys cannot be read", level="warning", error=logs.describe(exc))
-            return False
-        if found.keys() != self._keys.keys():
-            logs.event("signing keys", count=len(found))
-        self._keys = {kid: self._keys[kid] if _same(self._keys.get(kid), key) else key for kid, key in found.items()}
-        self._read_at = time.monotonic()
-        return True
-
-    async def _read_in_time(self) -> bytes:
-        """In a thread that no exit waits for, and no other read beside it: an issuer may answer a byte at a time, for ever."""
-        if self._reading and self._reading.is_alive():
-            raise TimeoutError("the read before has not ended")
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[bytes] = loop.create_future()
-
-        def settle(give: Callable[[Any], None], outcome: object) -> None:
-            if not answer.done():  # it may have been given up
-                give(outcome)
-
-        def read() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                try:
-                    loop.call_soon_threadsafe(settle, answer.set_result, self._read())
-                except Exception as exc:
-                    loop.call_soon_threadsafe(settle, answer.set_exception, exc)
-
-        self._reading = threading.Thread(target=read, daemon=True)
-        self._reading.start()
-        return await asyncio.wait_for(answer, _READ_TIMEOUT)
-
-    def _parse(self, data: bytes) -> dict[str | None, Any]:
-        try:
-            listed = [entry for entry in json.loads(data)["keys"] if self._suits(entry)]
-        except _BROKEN as exc:
-            raise ValueError("not a JWKS") from exc
-        keys: dict[str | None, Any] = {}
-        for entry in listed:
-            with contextlib.suppress(*_BROKEN):  # what is not understood is ignored (RFC 7517, 5)
-                keys[entry.get("kid")] = jwt.PyJWK(entry, self._algorithm(entry))
-        if not keys:
-            raise ValueError("a JWKS without a key of the right kind")
-        return keys
-
-    def _suits(self, entry: dict[str, Any]) -> bool:
-        return (
-            entry.get("kty") == _KEY_TYPES[self._family]
-            and entry.get("use", "sig") == "sig"
-            and entry.get("alg", FAMILIES[self._family][0]) in FAMILIES[self._family]
-        )
-
-    def _algorithm(self, entry: dict[str, Any]) -> str:
-        curve = {"P-384": "ES384", "P-521": "ES512"}.get(entry.get("crv", ""))
-        return str(entry.get("alg") or curve or FAMILIES[self._family][0])
+            key = _signing_key(entry)
+        except _Unusable as exc:
+            ignored[exc.reason] += 1
+        except Exception:  # PyJWT and cryptography raise errors of many types for bad values
+            ignored["malformed"] += 1
+        else:
+            if all(key.entry != other.entry for other in keys[key.kid]):
+                keys[key.kid].append(key)
+    # Which of several keys an issuer means is unknown, so none of them is used.
+    ignored["duplicate kid"] = sum(len(found) for found in keys.values() if len(found) > 1)
+    return Jwks({kid: found[0] for kid, found in keys.items() if len(found) == 1}, +ignored)
 
 
-def _same(one: Any, other: Any) -> bool:
-    return one is not None and one._jwk_data == other._jwk_data  # noqa: SLF001  # PyJWK has no equality
+def _entries(data: bytes) -> list[Any]:
+    try:
+        entries = json.loads(data)["keys"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        entries = None
+    if not isinstance(entries, list):
+        raise InvalidJwks("not a JSON object with a list `keys`")
+    return entries
 
 
-def jwks_reader(source: str) -> Callable[[], bytes]:
-    """Reads a JWKS from a file, or from an https (or, for a sidecar, http) URL."""
-    if not source.startswith(("https://", "http://")):
-        return Path(source).read_bytes
-
-    def fetch() -> bytes:
-        try:
-            with urllib.request.urlopen(source, timeout=_FETCH_TIMEOUT) as response:  # noqa: S310  # the scheme was checked
-                data = b"".join(_parts(response))
-        except urllib.error.HTTPError as exc:
-            exc.close()  # it is the answer too, with its socket
-            raise
-        if len(data) > _JWKS_MAX_SIZE:
-            raise ValueError("a JWKS of more than a mebibyte")
-        return data
-
-    return fetch
+def _signing_key(entry: Any) -> SigningKey:
+    if not isinstance(entry, dict) or not isinstance(entry.get("kid", ""), str):
+        raise _Unusable("malformed")
+    if entry.get("kty") == "oct" or "k" in entry:
+        raise _Unusable("symmetric")
+    if not _PRIVATE_FIELDS.isdisjoint(entry):
+        raise _Unusable("private")
+    if not _is_for_signatures(entry):
+        raise _Unusable("use")
+    algorithms = _algorithms(entry)
+    jwk = jwt.PyJWK(entry, "EdDSA" if algorithms[0] in _EDDSA else algorithms[0])
+    if entry["kty"] == "RSA" and jwk.key.key_size not in RSA_BITS:
+        raise _Unusable("size")
+    return SigningKey(entry.get("kid"), jwk, algorithms, entry)
 
 
-def _parts(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """A little more than may be read, at most; each as it comes, so that the time which all of it takes is bounded."""
-    deadline, room = time.monotonic() + _READ_TIMEOUT, _JWKS_MAX_SIZE + 1
-    while room and (part := response.read1(room)):
-        yield part
-        room -= len(part)
-        if time.monotonic() > deadline:
-            raise TimeoutError
+def _is_for_signatures(entry: dict[str, Any]) -> bool:
+    operations = entry.get("key_ops", ["verify"])
+    return entry.get("use", "sig") == "sig" and isinstance(operations, list) and "verify" in operations
+
+
+def _algorithms(entry: dict[str, Any]) -> tuple[str, ...]:
+    kind = "RSA" if entry.get("kty") == "RSA" else entry.get("crv")
+    if kind not in _ALGORITHMS:
+        raise _Unusable("algorithm")
+    default, allowed = _ALGORITHMS[kind]
+    if "alg" not in entry:
+        return default
+    if entry["alg"] not in allowed:
+        raise _Unusable("algorithm")
+    return (entry["alg"],)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
-from service.errors import Error
+from service.errors import Error, Rejection
 from service.observability.metrics import MethodMetrics
 
 if TYPE_CHECKING:  # imported only where traces are asked for
@@ -32,6 +32,10 @@ _encode = json.JSONEncoder(default=repr).encode  # json.dumps makes an encoder f
 # A write costs more than its line, and keeps an answer waiting: the lines of calls go out a little later, together.
 _PATIENCE_S = 0.01
 _MOST_LINES = 64
+
+# Characters that are logged of values that a client's token or request contains.
+_CALLER_MAX = 200
+_FOLDER_MAX = 50
 
 
 class _Log(NamedTuple):
@@ -125,12 +129,15 @@ def flush() -> None:
 class Call:
     """One call: what is known of it, from its beginning to its end."""
 
-    __slots__ = ("_began", "_metrics", "_span", "caller", "method", "peer", "request_id")
+    __slots__ = ("_began", "_metrics", "_span", "caller", "folder", "method", "peer", "rejection", "request_id")
 
     def __init__(self, method: str, metrics: MethodMetrics, *, request_id: str, peer: str, span: "CallSpan | None" = None) -> None:
         self.method, self.request_id, self.peer = method, request_id, peer
         self.caller = ""
-        """Who calls, by the token, once that is known."""
+        """The token's `sub`, once the token is verified."""
+        self.folder = ""
+        """The requested folder, which only a client with a valid token can choose."""
+        self.rejection: Rejection | None = None
         self._metrics, self._span = metrics, span
         self._began = time.perf_counter()
         metrics.started.inc()
@@ -140,7 +147,12 @@ class Call:
         seconds = time.perf_counter() - self._began
         self._metrics.handled(code).inc()
         self._metrics.seconds.observe(seconds)
-        facts: dict[str, Any] = {"caller": self.caller} if self.caller else {}
+        facts: dict[str, Any] = {"caller": self.caller[:_CALLER_MAX]} if self.caller else {}
+        if self.folder:
+            facts["folder"] = self.folder[:_FOLDER_MAX]
+        if self.rejection:
+            facts["rejection"] = self.rejection
+            self._metrics.rejected(self.rejection).inc()
         if self._span is not None:
             facts["trace_id"] = self._span.trace_id
             self._span.ended(code)

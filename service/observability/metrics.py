@@ -4,11 +4,13 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple, TextIO
+from typing import NamedTuple, TextIO, get_args
 from wsgiref.simple_server import WSGIRequestHandler
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
 from prometheus_client.registry import Collector
+
+from service.errors import Rejection
 
 _METHOD_LABELS = ("grpc_service", "grpc_method", "grpc_type")
 
@@ -23,6 +25,8 @@ class MethodMetrics(NamedTuple):
     handled: Callable[[str], Counter]
     """By the name of the status code."""
     seconds: Histogram
+    rejected: Callable[[Rejection], Counter]
+    """Rejected credentials of all methods, by reason."""
 
 
 class Metrics:
@@ -35,6 +39,9 @@ class Metrics:
         self._seconds = Histogram(
             "grpc_server_handling_seconds", "How long calls took.", _METHOD_LABELS, registry=self._registry, buckets=_SECONDS
         )
+
+        rejected = Counter("backups_rejected_credentials", "Calls whose credentials were rejected.", ("reason",), registry=self._registry)
+        self._rejected = {reason: rejected.labels(reason) for reason in get_args(Rejection)}
 
     def of_method(self, path: str, *, kind: str) -> MethodMetrics:
         """
@@ -51,7 +58,7 @@ class Metrics:
                 handled[code] = self._handled.labels(*labels, code)
             return handled[code]
 
-        return MethodMetrics(self._started.labels(*labels), of_code, self._seconds.labels(*labels))
+        return MethodMetrics(self._started.labels(*labels), of_code, self._seconds.labels(*labels), self._rejected.__getitem__)
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """A value that is read when it is asked for."""

@@ -45,7 +45,7 @@ class Unserializable:
 '''
 
 _BACKUP_SERVICE, _INTERCEPTOR = "service/api/backup_service.py", "service/api/interceptor.py"
-_AUTHENTICATION, _SIGNING_KEYS = "service/api/authentication.py", "service/api/jwks.py"
+_AUTHENTICATION, _JWKS = "service/api/authentication.py", "service/api/jwks.py"
 _TLS, _HEALTH = "service/api/certificate.py", "service/api/health.py"
 
 
@@ -77,7 +77,7 @@ _BACKGROUND = {
         '__import__("asyncio").ensure_future(__import__("service.planted").planted.fail_alone())',
     ),
     "TLS": _before(_TLS, "        versions = self._versions()\n        if", 'self._files.key.with_name("broken").exists()'),
-    "JWKS": _before(_SIGNING_KEYS, "        try:\n            listed", 'b"planted" in data'),
+    "JWKS": _before(_JWKS, "    for entry in _entries(data):", 'b"planted" in data'),
 }
 
 

@@ -44,7 +44,7 @@ async def test_bad_tokens_and_no_issuer(database_url: str, source: Source, *, lo
     rounds = 10 if long else 1
     async with deployed(database_url, issuer=issuer, BACKUPS_JWKS=source.url, BACKUPS_JWKS_REFRESH="600") as deployment:
         assert await _code(deployment, good) is StatusCode.OK
-        wrong = {what: await _code(deployment, bad(issuer)) for what, bad in BAD_TOKENS.items() if bad(issuer)}
+        wrong = {what: await _code(deployment, bad.make(issuer)) for what, bad in BAD_TOKENS.items() if bad.make(issuer)}
         assert set(wrong.values()) == {StatusCode.UNAUTHENTICATED}, wrong
         asked, began = source.asked, time.monotonic()
         codes: Counter[tuple[bool, str]] = Counter()

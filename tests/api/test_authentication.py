@@ -1,63 +1,31 @@
-"""Who may read what: tokens over a real socket, keys from a real file or a real HTTP server."""
+"""Callers and what they may read: tokens over a real socket, keys from a real file."""
 
 import asyncio
-import contextlib
 import json
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
-import jwt
+import httpx
 import pytest
 from grpc import StatusCode
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import pb
-from service.api.authentication import TOKEN_MAX_LENGTH, JwtAuthenticator
-from service.api.jwks import Keys, jwks_reader
+from service.api import authentication
+from service.api.authentication import TOKEN_MAX_LENGTH, JwtAuthenticator, TokenRules
+from service.api.signing_keys import SigningKeys
+from service.errors import Unauthenticated
+from service.settings import Address
 from tests.support.answers import failure
 from tests.support.catalog import AddBackups
-from tests.support.server import StartServer
+from tests.support.eventually import eventually
+from tests.support.server import StartGuarded, StartServer
 from tests.support.tokens import AUDIENCE, BAD_TOKENS, ISSUER, Issuer, Source
 
 _LIST = pb.ListBackupsRequest(folder_id="f1")
-
-
-@pytest.fixture(name="issuer", scope="module")
-def _issuer() -> Issuer:
-    return Issuer("k1", "k2")
-
-
-@pytest.fixture(name="jwks")
-def _jwks(issuer: Issuer, tmp_path: Path) -> Path:
-    file = tmp_path / "jwks.json"
-    file.write_bytes(issuer.jwks("k1"))
-    return file
-
-
-StartGuarded = Callable[..., contextlib.AbstractAsyncContextManager[pb.BackupServiceStub]]
-
-
-@pytest.fixture(name="guarded")
-def _guarded(start_server: StartServer) -> StartGuarded:
-    """A server that wants tokens, once it has its keys."""
-
-    @contextlib.asynccontextmanager
-    async def start(jwks: Any, *, wait: bool = True, **settings: Any) -> AsyncIterator[pb.BackupServiceStub]:
-        settings = {"auth": "jwt", "jwks": str(jwks), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE} | settings
-        async with start_server(**settings) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
-            if wait:
-                async with asyncio.timeout(10):
-                    async for answer in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()):  # type: ignore[attr-defined]
-                        if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                            break
-            yield pb.BackupServiceStub(channel)
-
-    return start
 
 
 def _bearer(token: str) -> list[tuple[str, str]]:
@@ -106,7 +74,7 @@ async def test_what_a_bearer_may_not_read(guarded: StartGuarded, issuer: Issuer,
 @pytest.mark.parametrize("what", list(BAD_TOKENS))
 async def test_bad_tokens(guarded: StartGuarded, issuer: Issuer, jwks: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
     """UNAUTHENTICATED with a fixed text, nothing else told, and the token in no log; a good token still passes."""
-    token = BAD_TOKENS[what](issuer)
+    token = BAD_TOKENS[what].make(issuer)
     async with guarded(jwks) as stub:
         for call in (
             stub.List(pb.ListBackupsRequest(page_size=-1), metadata=_bearer(token)),
@@ -183,152 +151,169 @@ class _Clock:
         return self._now
 
 
-# Keys
+# Rejection reasons
 
 
-@pytest.fixture(name="source")
-def _source() -> Iterator[Source]:
-    source = Source()
-    yield source
-    source.close()
+async def test_rejected_tokens_are_logged_and_counted(
+    start_server: StartServer, issuer: Issuer, jwks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rejected call is logged and counted with a fixed reason, which the client does not learn."""
+    settings = {"auth": "jwt", "jwks": str(jwks), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, "metrics_listen": "127.0.0.1:0"}
+    async with start_server(**settings) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+        stub = pb.BackupServiceStub(channel)
+        await eventually(lambda: stub.List(_LIST, metadata=_bearer(issuer.token("k1"))).code(), StatusCode.OK)
+        capsys.readouterr()
+        for what, bad in BAD_TOKENS.items():
+            answer = await failure(stub.List(_LIST, metadata=[*_bearer(bad.make(issuer)), ("x-request-id", what.replace(" ", "-"))]))
+            assert (answer.message, answer.reason) == ("A valid bearer token is required.", "UNAUTHENTICATED")
+        await failure(stub.List(_LIST))
+        assert server.metrics_address
+        metrics = await _metrics(server.metrics_address)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    rejections = [line["rejection"] for line in lines if line.get("code") == "UNAUTHENTICATED"]
+    assert rejections == [*(bad.reason for bad in BAD_TOKENS.values()), "missing"]
+    for reason, count in Counter(rejections).items():
+        assert f'backups_rejected_credentials_total{{reason="{reason}"}} {count}.0' in metrics
+    assert 'backups_rejected_credentials_total{reason="certificate"} 0.0' in metrics
 
 
-async def _asked_more(source: Source, times: int = 2) -> None:
-    before = source.asked
-    async with asyncio.timeout(20):
-        while source.asked < before + times:
-            await asyncio.sleep(0.02)
+async def _metrics(address: Address) -> str:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return (await client.get(f"http://{address}/metrics")).text
 
 
-async def test_the_last_good_keys_stay(guarded: StartGuarded, issuer: Issuer, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An issuer that fails, talks nonsense, gives no keys, or hangs takes nothing away; a key that it drops stops working."""
-    monkeypatch.setattr("service.composition._JWKS_RETRY", timedelta(seconds=0.05))
-    source.answer = (200, issuer.jwks("k1", "k2"))
-    async with guarded(source.url, jwks_refresh="0.1") as stub:
-        first, second = issuer.token("k1"), issuer.token("k2")
-        await stub.List(_LIST, metadata=_bearer(first))
-        await stub.List(_LIST, metadata=_bearer(second))
-        for answer in [(500, b""), (200, b"<html>"), (200, b'{"keys":[]}'), (200, b"[]"), (200, b"[" * 100_000), (200, b"x" * (1 << 21))]:
-            source.answer = answer
-            await _asked_more(source)
-            await stub.List(_LIST, metadata=_bearer(first))
-        source.answer = (200, issuer.jwks("k2"))
-        await _asked_more(source)
-        async with asyncio.timeout(10):
-            while (await stub.List(_LIST, metadata=_bearer(first)).code()) is not StatusCode.UNAUTHENTICATED:
-                await asyncio.sleep(0.02)
-        await stub.List(_LIST, metadata=_bearer(second))
-        source.answer = None
-        await _asked_more(source, 1)
-        await stub.List(_LIST, metadata=_bearer(second))
-
-
-async def test_keys_grow_too_old(guarded: StartGuarded, issuer: Issuer, source: Source) -> None:
-    """Where keys cannot be read again, they are used for the stated age; then calls are UNAVAILABLE, and so is the server."""
-    source.answer = (200, issuer.jwks())
-    async with guarded(source.url, jwks_refresh="600", jwks_max_age="1.5") as stub:
-        await stub.List(_LIST, metadata=_bearer(issuer.token("k1")))
-        async with asyncio.timeout(10):
-            while (await stub.List(_LIST, metadata=_bearer(issuer.token("k1"))).code()) is StatusCode.OK:
-                await asyncio.sleep(0.05)
-        answer = await failure(stub.List(_LIST, metadata=_bearer(issuer.token("k1"))))
-        assert (answer.code, answer.reason) == (StatusCode.UNAVAILABLE, "KEYS_UNAVAILABLE")
-
-
-async def test_unknown_keys_are_no_storm(guarded: StartGuarded, issuer: Issuer, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand tokens of unknown keys cause at most one more look, and no call waits for it."""
-    source.answer = (200, issuer.jwks("k1"))
-    async with guarded(source.url, jwks_refresh="600") as stub:
-        asked = source.asked
-        for number in range(1000):
-            call = stub.List(_LIST, metadata=_bearer(issuer.token("k2", named=f"unknown-{number}") if number < 20 else issuer.token("k2")))
-            assert await call.code() is StatusCode.UNAUTHENTICATED
-        assert source.asked <= asked + 1
-        await stub.List(_LIST, metadata=_bearer(issuer.token("k1")))
-
-
-async def test_a_new_key_is_looked_for(guarded: StartGuarded, issuer: Issuer, jwks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token of a key that was added since makes the keys be read again soon, in the background."""
-    monkeypatch.setattr("service.composition._JWKS_RETRY", timedelta(seconds=0.05))
-    async with guarded(jwks, jwks_refresh="600") as stub:
-        token = issuer.token("k2")
-        assert await stub.List(_LIST, metadata=_bearer(token)).code() is StatusCode.UNAUTHENTICATED
-        jwks.write_bytes(issuer.jwks("k1", "k2"))
-        async with asyncio.timeout(10):
-            while (await stub.List(_LIST, metadata=_bearer(token)).code()) is not StatusCode.OK:
-                await asyncio.sleep(0.02)
-
-
-async def test_no_keys_at_the_start(guarded: StartGuarded, issuer: Issuer, tmp_path: Path) -> None:
-    """Without keys yet, the server starts, is not serving, and answers UNAVAILABLE."""
-    async with guarded(tmp_path / "none.json", wait=False) as stub:
-        answer = await failure(stub.List(_LIST, metadata=_bearer(issuer.token("k1"))))
-        assert (answer.code, answer.reason) == (StatusCode.UNAVAILABLE, "KEYS_UNAVAILABLE")
-
-
-async def test_keys_that_are_not_understood(guarded: StartGuarded, issuer: Issuer, jwks: Path) -> None:
-    """A key that cannot be used, or is of a kind that nobody here knows, takes nothing from those beside it."""
-    keys = json.loads(issuer.jwks("k1"))["keys"]
-    without_modulus = {name: value for name, value in keys[0].items() if name != "n"} | {"kid": "broken"}
-    jwks.write_text(json.dumps({"keys": [without_modulus, {"kty": "new"}, *keys, without_modulus | {"n": "!"}]}), encoding="utf-8")
+async def test_folders_are_logged(guarded: StartGuarded, issuer: Issuer, jwks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder of an allowed or denied List call is logged, cut to 50 characters and quoted; without a valid token it is not."""
+    long = "\n\u202e" + "f" * 100
     async with guarded(jwks) as stub:
         await stub.List(_LIST, metadata=_bearer(issuer.token("k1")))
+        for folder in ("f2", long):
+            await failure(stub.List(pb.ListBackupsRequest(folder_id=folder), metadata=_bearer(issuer.token("k1"))))
+        await failure(stub.List(_LIST, metadata=_bearer("nonsense")))
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["code"], line.get("folder")) for line in lines if line.get("method", "").endswith("/List")] == [
+        ("OK", "f1"),
+        ("PERMISSION_DENIED", "f2"),
+        ("PERMISSION_DENIED", long[:50]),
+        ("UNAUTHENTICATED", None),
+    ]
 
 
-async def test_an_issuer_without_end(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that does not end is given up, is not asked for a second time beside it, and once it has ended keys are read again."""
-    monkeypatch.setattr("service.api.jwks._READ_TIMEOUT", 0.05)
-    ended, asked = threading.Event(), 0
+async def test_long_subjects(guarded: StartGuarded, issuer: Issuer, jwks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At most 200 characters of a token's `sub` are logged."""
+    async with guarded(jwks) as stub:
+        await stub.List(_LIST, metadata=_bearer(issuer.token("k1", sub="s" * 5000)))
+    assert f'"caller": "{"s" * 200}"' in capsys.readouterr().err
 
-    def read() -> bytes:
-        nonlocal asked
-        asked += 1
-        ended.wait(20)
+
+# What is accepted
+
+
+@pytest.mark.parametrize("typ", [None, "JWT", "jwt", "at+jwt", "application/at+jwt"])
+async def test_accepted_types(guarded: StartGuarded, issuer: Issuer, jwks: Path, typ: str | None) -> None:
+    """`typ` may be missing, JWT or at+jwt (RFC 9068)."""
+    async with guarded(jwks) as stub:
+        await stub.List(_LIST, metadata=_bearer(issuer.token("k1", headers={"typ": typ})))
+
+
+async def test_ignored_header_fields(guarded: StartGuarded, issuer: Issuer, jwks: Path, source: Source) -> None:
+    """Keys in the header (`jwk`, `jku`, `x5u`) and other unknown fields are ignored, and no URL is requested."""
+    own = json.loads(issuer.jwks("k2"))["keys"][0]
+    headers = {"jwk": own, "jku": source.url, "x5u": source.url, "zip": "DEF", "x": [1, {}]}
+    async with guarded(jwks) as stub:
+        forged = issuer.token("k2", named="k1", headers={"jwk": own, "jku": source.url, "x5u": source.url})
+        assert (await failure(stub.List(_LIST, metadata=_bearer(forged)))).code is StatusCode.UNAUTHENTICATED
+        headers["jwk"] = {}
+        await stub.List(_LIST, metadata=_bearer(issuer.token("k1", headers=headers)))
+    assert source.asked == 0
+
+
+async def test_tokens_without_key_id(guarded: StartGuarded, issuer: Issuer, jwks: Path) -> None:
+    """A token without `kid` is accepted only if the JWKS has exactly one usable key."""
+    token = issuer.token("k1", headers={"kid": None})
+    async with guarded(jwks) as stub:
+        assert (await failure(stub.List(_LIST, metadata=_bearer(token)))).code is StatusCode.UNAUTHENTICATED
+    jwks.write_bytes(issuer.jwks("k1", elliptic=False))
+    async with guarded(jwks) as stub:
+        await stub.List(_LIST, metadata=_bearer(token))
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "code"), [(3500, StatusCode.OK), (3700, StatusCode.UNAUTHENTICATED), (10**30, StatusCode.UNAUTHENTICATED)]
+)
+async def test_lifetime(guarded: StartGuarded, issuer: Issuer, jwks: Path, lifetime: int, code: StatusCode) -> None:
+    """`exp` may be at most BACKUPS_JWT_MAX_LIFETIME in the future."""
+    async with guarded(jwks, jwt_max_lifetime="3600") as stub:
+        assert await stub.List(_LIST, metadata=_bearer(issuer.token("k1", exp=int(time.time()) + lifetime))).code() is code
+
+
+# Caches
+
+
+def _authenticator(issuer: Issuer) -> tuple[JwtAuthenticator, SigningKeys]:
+    async def read() -> bytes:
         return issuer.jwks("k1")
 
     minute = timedelta(minutes=1)
-    keys = Keys(read, family="RS", refresh=minute, max_age=minute, retry=minute)
-    assert not await keys.update()
-    assert not await keys.update()
-    assert asked == 1
-    ended.set()
-    async with asyncio.timeout(10):
-        while not await keys.update():
-            await asyncio.sleep(0.01)
-    assert keys.fresh
+    keys = SigningKeys(read, refresh=minute, max_age=minute, retry=minute)
+    return JwtAuthenticator(keys, TokenRules(issuer=ISSUER, audience=AUDIENCE, max_lifetime=timedelta(days=1))), keys
 
 
-async def test_an_issuer_a_byte_at_a_time(issuer: Issuer, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that comes a byte at a time is given up, and does not stand in the way of the next one."""
-    monkeypatch.setattr("service.api.jwks._READ_TIMEOUT", 0.3)
-    source.answer, source.pause = (200, issuer.jwks("k1")), 0.05
-    minute = timedelta(minutes=1)
-    keys = Keys(jwks_reader(source.url), family="RS", refresh=minute, max_age=minute, retry=minute)
-    assert not await keys.update()
-    source.pause = 0
-    async with asyncio.timeout(5):
-        while not await keys.update():
-            await asyncio.sleep(0.01)
-
-
-def test_remembered_tokens_are_bounded(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is remembered of tokens is bounded by their size, however many are sent, and how often."""
-    monkeypatch.setattr("service.api.authentication._REMEMBERED", 20_000)
-    authenticator = JwtAuthenticator(_Held(issuer), family="RS", issuer=ISSUER, audience=AUDIENCE)  # type: ignore[arg-type]
+async def test_remembered_tokens_are_bounded(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens that are remembered, verified or rejected, have a bounded size together, however many are sent."""
+    monkeypatch.setattr("service.api.authentication._VERIFIED_MAX", 20_000)
+    monkeypatch.setattr("service.api.authentication._REJECTED_MAX", 20_000)
+    authenticator, keys = _authenticator(issuer)
+    await keys.update()
     tokens = [issuer.token("k1", sub=f"caller {number}", folders=["f" * 3000]) for number in range(10)]
     for token in tokens * 3:
         assert authenticator.authenticate(_bearer(token)).may_read("f" * 3000)
-    assert 0 < sum(map(len, authenticator._remembered)) == authenticator._size <= 20_000
+        with pytest.raises(Unauthenticated):
+            authenticator.authenticate(_bearer(token[:-3] + "AAA"))
+    for cache in (authenticator._verified, authenticator._rejected):
+        assert 0 < sum(map(len, cache._facts)) == cache.size <= 20_000
 
 
-class _Held:
-    """A key that stays."""
+async def test_rejected_tokens_are_remembered(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rejected token is not verified again until the keys change."""
+    authenticator, keys = _authenticator(issuer)
+    await keys.update()
+    token = issuer.token("k2", named="k1")
+    checked = 0
 
-    def __init__(self, issuer: Issuer) -> None:
-        self._key = jwt.PyJWK(json.loads(issuer.jwks("k1"))["keys"][0], "RS256")
+    def check(*arguments: Any) -> None:
+        nonlocal checked
+        checked += 1
+        check_signature(*arguments)
 
-    def get(self, _: str) -> Any:
-        return self._key
+    check_signature = authentication._check_signature
+    monkeypatch.setattr("service.api.authentication._check_signature", check)
+    for _ in range(3):
+        with pytest.raises(Unauthenticated) as caught:
+            authenticator.authenticate(_bearer(token))
+        assert caught.value.reason == "signature"
+    assert checked == 1
+    keys.version += 1
+    with pytest.raises(Unauthenticated):
+        authenticator.authenticate(_bearer(token))
+    assert checked == 2
 
-    def holds(self, _: Any) -> bool:
-        return True
+
+async def test_long_headers_are_not_parsed(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header segment over 1 KiB is rejected before anything is decoded."""
+    authenticator, keys = _authenticator(issuer)
+    await keys.update()
+    monkeypatch.setattr("service.api.authentication._decode", None)
+    with pytest.raises(Unauthenticated) as caught:
+        authenticator.authenticate(_bearer(issuer.token("k1", headers={"x": "x" * 1024})))
+    assert caught.value.reason == "malformed"
+
+
+async def test_claims_are_parsed_after_the_signature(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claims of a token with a wrong signature are not parsed."""
+    authenticator, keys = _authenticator(issuer)
+    await keys.update()
+    monkeypatch.setattr("service.api.authentication.jwt.decode", None)
+    with pytest.raises(Unauthenticated) as caught:
+        authenticator.authenticate(_bearer(issuer.token("k2", named="k1")))
+    assert caught.value.reason == "signature"

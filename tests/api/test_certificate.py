@@ -11,9 +11,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service import pb
 from service.errors import InvalidSettings
 from service.settings import Address
+from tests.support.answers import failure
 from tests.support.certificates import Authority, Files, Pair, name_shown
 from tests.support.commands import RunCommand
+from tests.support.eventually import eventually
 from tests.support.server import StartServer
+from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 
 @pytest.fixture(name="authority", scope="module")
@@ -102,6 +105,62 @@ async def test_client_certificates(start_server: StartServer, authority: Authori
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await _list(channel)
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("names", "accepted"),
+    [
+        (["envoy.example.org"], True),
+        (["ENVOY.example.org"], True),
+        (["spiffe://example.org/envoy"], True),
+        (["other.example.org", "spiffe://example.org/envoy"], True),
+        (["other.example.org", "spiffe://example.org/ENVOY"], False),
+        (["sub.envoy.example.org", "*.example.org"], False),
+        (["127.0.0.1"], False),
+    ],
+)
+async def test_names_of_client_certificates(
+    start_server: StartServer, authority: Authority, files: Files, tmp_path: Path, names: list[str], *, accepted: bool
+) -> None:
+    """With accepted names, a certificate of the right authority without any of them is UNAUTHENTICATED; its health checks are answered."""
+    (tmp_path / "clients.crt").write_bytes(authority.cert)
+    settings = {"tls_client_ca": str(tmp_path / "clients.crt"), "tls_client_names": "envoy.example.org,spiffe://example.org/envoy"}
+    # The common name of the certificate does not count.
+    client = authority.pair("envoy.example.org", alternative_names=names)
+    async with start_server(**files.settings, **settings) as server, _channel(server.address, authority, client) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=10)).status
+        if accepted:
+            await _list(channel)
+            return
+        answer = await failure(pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(), timeout=10))
+        assert (answer.code, answer.reason, answer.violations) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", [])
+
+
+async def test_names_and_tokens(
+    start_server: StartServer, authority: Authority, files: Files, issuer: Issuer, jwks: Path, tmp_path: Path
+) -> None:
+    """A valid token does not replace the name of the certificate, nor the other way round."""
+    (tmp_path / "clients.crt").write_bytes(authority.cert)
+    settings = {
+        **files.settings,
+        "tls_client_ca": str(tmp_path / "clients.crt"),
+        "tls_client_names": "envoy.example.org",
+        "auth": "jwt",
+        "jwks": str(jwks),
+        "jwt_issuer": ISSUER,
+        "jwt_audience": AUDIENCE,
+    }
+    named, other = (authority.pair("c", alternative_names=[name]) for name in ("envoy.example.org", "other.example.org"))
+    metadata = [("authorization", f"Bearer {issuer.token('k1')}")]
+    request = pb.ListBackupsRequest(folder_id="f1")
+    async with start_server(**settings) as server:
+        async with _channel(server.address, authority, named) as channel:
+            stub = pb.BackupServiceStub(channel)
+            await eventually(lambda: stub.List(request, metadata=metadata).code(), grpc.StatusCode.OK)
+            assert await stub.List(request).code() is grpc.StatusCode.UNAUTHENTICATED
+        async with _channel(server.address, authority, other) as channel:
+            assert await pb.BackupServiceStub(channel).List(request, metadata=metadata).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_health_in_plaintext(start_server: StartServer, authority: Authority, files: Files) -> None:

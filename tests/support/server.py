@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
+from service import pb
 from service.server import Server
 
 StartServer = Callable[..., AbstractAsyncContextManager[Server]]
 """Starts a server over the database of the test; takes settings as keyword arguments."""
+
+StartGuarded = Callable[..., AbstractAsyncContextManager[pb.BackupServiceStub]]
+"""Starts a server that requires tokens; takes the JWKS, and settings as keyword arguments."""

@@ -8,13 +8,15 @@ import http.server
 import json
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+
+from service.errors import Rejection
 
 ISSUER, AUDIENCE = "https://issuer.test", "backups"
 
@@ -26,22 +28,43 @@ class Issuer:
         self.keys = {kid: rsa.generate_private_key(public_exponent=65537, key_size=2048) for kid in kids}
         self.elliptic = ec.generate_private_key(ec.SECP256R1())
 
-    def jwks(self, *kids: str, **changes: Any) -> bytes:
-        """The set of these keys, of all without names."""
+    def jwks(self, *kids: str, elliptic: bool = True, **changes: Any) -> bytes:
+        """Return a JWKS with the RSA keys of these ids, or all of them, and by default an elliptic key."""
         entries = [
             json.loads(RSAAlgorithm.to_jwk(key.public_key())) | {"kid": kid, "use": "sig"} | changes
             for kid, key in self.keys.items()
             if kid in (kids or self.keys)
         ]
-        entries.append(json.loads(ECAlgorithm.to_jwk(self.elliptic.public_key())) | {"kid": "elliptic"})  # not of the family
+        if elliptic:
+            entries.append(json.loads(ECAlgorithm.to_jwk(self.elliptic.public_key())) | {"kid": "elliptic"})
         return json.dumps({"keys": entries}).encode()
 
-    def token(self, kid: str, *, algorithm: str = "RS256", named: str | None = None, **claims: Any) -> str:
-        """A token that is good but for what is given; a claim of None is left out."""
+    def token(
+        self, kid: str, *, algorithm: str = "RS256", named: str | None = None, headers: Mapping[str, Any] | None = None, **claims: Any
+    ) -> str:
+        """Return a token that is valid except for the given values. A claim or header field of None is left out."""
         now = int(time.time())
         everything = {"iss": ISSUER, "aud": AUDIENCE, "exp": now + 600, "sub": "somebody", "folders": ["f1"]} | claims
-        present = {name: value for name, value in everything.items() if value is not None}
-        return jwt.encode(present, self.keys[kid], algorithm=algorithm, headers={"kid": kid if named is None else named})
+        header = {"alg": algorithm, "kid": kid if named is None else named, "typ": "JWT"} | dict(headers or {})
+        return self.signed(kid, _json(_present(header)), _json(_present(everything)), algorithm=algorithm)
+
+    def signed(self, kid: str, header: str, claims: str, *, algorithm: str = "RS256") -> str:
+        """Return a token of any two texts, signed with the key `kid`."""
+        signing_input = f"{_segment(header.encode())}.{_segment(claims.encode())}"
+        signature = jwt.get_algorithm_by_name(algorithm).sign(signing_input.encode(), self.keys[kid])
+        return f"{signing_input}.{_segment(signature)}"
+
+
+def _present(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _json(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, separators=(",", ":"))
+
+
+def _segment(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _none_algorithm(issuer: Issuer) -> str:
@@ -60,27 +83,51 @@ def _signed_with_the_public_key(issuer: Issuer) -> str:
     return f"{header}.{claims}.{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
 
 
-BAD_TOKENS: dict[str, Callable[[Issuer], str]] = {
-    "empty": lambda _: "",
-    "opaque, as IAM's": lambda _: "t1.9euelZq",
-    "nonsense": lambda _: "a.b.c",
-    "no algorithm": _none_algorithm,
-    "HS with the public key": _signed_with_the_public_key,
-    "another family": lambda issuer: issuer.token("k1", algorithm="PS256"),
-    "another key": lambda issuer: issuer.token("k2", named="k1"),
-    "unknown key": lambda issuer: issuer.token("k2"),
-    "key of another type": lambda issuer: issuer.token("k1", named="elliptic"),
-    "another issuer": lambda issuer: issuer.token("k1", iss="https://other.test"),
-    "no issuer": lambda issuer: issuer.token("k1", iss=None),
-    "another audience": lambda issuer: issuer.token("k1", aud="others"),
-    "no audience": lambda issuer: issuer.token("k1", aud=None),
-    "expired": lambda issuer: issuer.token("k1", exp=int(time.time()) - 60),
-    "without end": lambda issuer: issuer.token("k1", exp=None),
-    "not valid yet": lambda issuer: issuer.token("k1", nbf=int(time.time()) + 60),
-    "folders of a wrong type": lambda issuer: issuer.token("k1", folders={"f1": 1}),
-    "folders that are no texts": lambda issuer: issuer.token("k1", folders=[1]),
-    "tampered with": lambda issuer: issuer.token("k1")[:-2] + "AA",
-    "too long": lambda issuer: issuer.token("k1", folders=["f" * 9_300]),
+class BadToken(NamedTuple):
+    """A token that must be rejected, and the reason that is logged."""
+
+    make: Callable[[Issuer], str]
+    reason: Rejection
+
+
+def _changed(reason: Rejection, **changes: Any) -> BadToken:
+    return BadToken(lambda issuer: issuer.token("k1", **changes), reason)
+
+
+BAD_TOKENS: dict[str, BadToken] = {
+    "empty": BadToken(lambda _: "", "malformed"),
+    "opaque, as IAM's": BadToken(lambda _: "t1.9euelZq", "malformed"),
+    "nonsense": BadToken(lambda _: "a.b.c", "malformed"),
+    "header that is not an object": BadToken(lambda issuer: issuer.signed("k1", "[]", "{}"), "malformed"),
+    "header without end": BadToken(lambda issuer: issuer.signed("k1", "[" * 700, "{}"), "malformed"),
+    "claims that are not an object": BadToken(lambda issuer: issuer.signed("k1", '{"alg": "RS256", "kid": "k1"}', "[]"), "malformed"),
+    "no algorithm": BadToken(_none_algorithm, "algorithm"),
+    "HS with the public key": BadToken(_signed_with_the_public_key, "algorithm"),
+    "another algorithm": _changed("algorithm", algorithm="PS256"),
+    "algorithm of a wrong type": _changed("malformed", headers={"alg": ["RS256"]}),
+    "another type": _changed("type", headers={"typ": "logout+jwt"}),
+    "critical extension": _changed("malformed", headers={"crit": ["exp"]}),
+    "unencoded payload": _changed("malformed", headers={"crit": ["b64"], "b64": False}),
+    "key id of a wrong type": _changed("malformed", headers={"kid": ["k1"]}),
+    "another key": BadToken(lambda issuer: issuer.token("k2", named="k1"), "signature"),
+    "unknown key": BadToken(lambda issuer: issuer.token("k2"), "key"),
+    "key of another type": _changed("algorithm", named="elliptic"),
+    "another issuer": _changed("issuer", iss="https://other.test"),
+    "no issuer": _changed("issuer", iss=None),
+    "another audience": _changed("audience", aud="others"),
+    "no audience": _changed("audience", aud=None),
+    "expired": BadToken(lambda issuer: issuer.token("k1", exp=int(time.time()) - 60), "expired"),
+    "without end": _changed("claims", exp=None),
+    "end that is a text": BadToken(lambda issuer: issuer.token("k1", exp=str(int(time.time()) + 60)), "claims"),
+    "end that is infinite": _changed("malformed", exp=float("inf")),
+    "end that is no number": _changed("malformed", exp=float("nan")),
+    "end that is far": _changed("lifetime", exp=10**400),
+    "not valid yet": BadToken(lambda issuer: issuer.token("k1", nbf=int(time.time()) + 60), "early"),
+    "subject of a wrong type": _changed("claims", sub=1),
+    "folders of a wrong type": _changed("claims", folders={"f1": 1}),
+    "folders that are no texts": _changed("claims", folders=[1]),
+    "tampered with": BadToken(lambda issuer: issuer.token("k1")[:-2] + "AA", "signature"),
+    "too long": _changed("malformed", folders=["f" * 9_300]),
 }
 
 
@@ -89,6 +136,9 @@ class Source:
 
     def __init__(self) -> None:
         self.answer: tuple[int, bytes] | None = (500, b"")
+        self.headers: dict[str, str] = {}
+        self.received: dict[str, str] = {}
+        """Headers of the last request, with names in lower case."""
         self.asked = 0
         self.pause = 0.0
         """Seconds after each byte."""
@@ -104,7 +154,10 @@ class Source:
                     source.released.wait(20)  # hangs
                     return
                 status, body = source.answer
+                source.received = {name.lower(): value for name, value in self.headers.items()}
                 self.send_response(status)
+                for name, value in source.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 if pause := source.pause:
                     with contextlib.suppress(OSError):  # it was given up
@@ -120,7 +173,7 @@ class Source:
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/jwks"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
         self.released.set()

@@ -62,6 +62,30 @@ def test_all_set(monkeypatch: pytest.MonkeyPatch) -> None:
             "PUBLIC_ADDRESS",
             ["h", "h:0", "0.0.0.0:443", "[::]:443", "https://h:443", "u:hunter2@h:443", "h x:443", "h/x:443", "-h:443", "é:443"],
         ),
+        (
+            "JWKS",
+            [
+                "http://identity.example.org/jwks.json",
+                "http://192.0.2.1/",
+                "http://localhost.example.org/",
+                "http://127.0.0.1@h/",
+                "https://",
+            ],
+        ),
+        (
+            "JWKS",
+            [
+                "https://u:hunter2@h/jwks",
+                "ftp://h/jwks",
+                "file:///etc/jwks",
+                "https://h/a b",
+                "HTTP://h/",
+                "http://0.0.0.0/",
+                "https://h\\@x/",
+            ],
+        ),
+        ("JWT_MAX_LIFETIME", ["0", "-1", "inf", "604801"]),
+        ("TLS_CLIENT_NAMES", ["", ",", "a,,b", "a b", "spiffe://x y", "é"]),
         ("PAGE_TOKEN_KEY", ["", "hunter2", _KEY[:-4], _KEY + "hunter2", "Default"]),
         ("PAGE_TOKEN_KEYS_ACCEPTED", ["hunter2", f"{_KEY},hunter2"]),
         ("POOL_SIZE", ["0", "-1", "1001", "many", "1.5"]),
@@ -89,6 +113,42 @@ def test_public_addresses(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """What clients can connect to is told to them as it was given."""
     monkeypatch.setenv("BACKUPS_PUBLIC_ADDRESS", text)
     assert str(Settings.read().public_address) == text
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["/etc/jwks.json", "jwks.json", "https://h/jwks", "https://h:8443", "http://127.0.0.1:1/x?y", "http://localhost/", "http://[::1]:1/"],
+)
+def test_jwks_sources(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """Keys come from a file, over https, or over http from a loopback address."""
+    monkeypatch.setenv("BACKUPS_JWKS", source)
+    assert Settings.read().jwks == source
+
+
+def test_http_jwks_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error for an http URL says why and what to set."""
+    monkeypatch.setenv("BACKUPS_JWKS", "http://identity.example.org/jwks.json")
+    with pytest.raises(InvalidSettings, match="^BACKUPS_JWKS: must begin with https://, because anybody on the network"):
+        Settings.read()
+
+
+def test_jwks_ages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys must be usable for at least two refresh periods."""
+    monkeypatch.setenv("BACKUPS_JWKS_REFRESH", "1801")
+    with pytest.raises(InvalidSettings, match="^BACKUPS_JWKS_MAX_AGE must be at least twice BACKUPS_JWKS_REFRESH"):
+        Settings.read()
+    monkeypatch.setenv("BACKUPS_JWKS_MAX_AGE", "3602")
+    Settings.read()
+
+
+def test_tls_client_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of client certificates are DNS names and URIs, and need an authority."""
+    monkeypatch.setenv("BACKUPS_TLS_CLIENT_NAMES", "Envoy.example.org, spiffe://Example.org/Envoy")
+    with pytest.raises(InvalidSettings, match="^BACKUPS_TLS_CLIENT_NAMES needs BACKUPS_TLS_CLIENT_CA$"):
+        Settings.read()
+    for name in ("CERT", "KEY", "CLIENT_CA"):
+        monkeypatch.setenv(f"BACKUPS_TLS_{name}", "file.pem")
+    assert Settings.read().tls_client_names == frozenset({"envoy.example.org", "spiffe://Example.org/Envoy"})
 
 
 def test_every_bad_value_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
