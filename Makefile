@@ -19,7 +19,7 @@ run: $(VENV)/local ## serve on 127.0.0.1:50051 with an embedded PostgreSQL and a
 setup: $(VENV)/local ## create the virtual environment that ./backup-service runs in
 
 test: $(VENV)/development ## run the tests (ARGS=... of pytest); the official clients' tests need `make clients`
-	$(BIN)/pytest -n $(JOBS) $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 soak: $(VENV)/development $(VENV)/fuzzing ## run the long forms of the fault tests and write the measurements to docs/faults.md
 	$(BIN)/pytest --long --report docs/faults.md -m bar --timeout 7200 $(ARGS)

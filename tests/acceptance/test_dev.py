@@ -1,19 +1,16 @@
 """The command `dev` in a process of its own: started, interrupted, killed and started again."""
 
 import asyncio
-import contextlib
+import functools
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import IO
 
 import psutil
 import pytest
@@ -22,10 +19,10 @@ from service.dev import embedded_postgres
 from service.dev.embedded_postgres import EmbeddedPostgres, server_user
 from tests.support import processes
 from tests.support.commands import RunCommand, environment
+from tests.support.dev import DEV, Running, data_folder, dev_process, running_dev
 from tests.support.eventually import eventually
 from tests.support.repository import ROOT
 
-_DEV = (sys.executable, "-m", "service", "dev")
 _NEWEST_FIRST = [
     "c9q3vd0k8m1nt5rj2hfe",
     "demo-cluster:backup_20261122T031502Z_D",
@@ -34,67 +31,25 @@ _NEWEST_FIRST = [
 ]
 
 
-class Running:
-    """A `dev` that serves."""
-
-    def __init__(self, process: processes.Process, lines: list[str]) -> None:
-        self.process, self.lines = process, lines
-        self.address = re.split(r"\s+", lines[0])[1]
-
-    async def stop(self, number: int = signal.SIGINT) -> int:
-        self.process.send_signal(number)
-        return await asyncio.wait_for(self.process.wait(), 30)
-
-
 StartDev = Callable[..., AbstractAsyncContextManager[Running]]
 
 
 @pytest.fixture(name="folder")
 def _folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="backups-dev-", dir="/tmp")) / "data"
-    yield folder
-    EmbeddedPostgres(folder).remove()
-    shutil.rmtree(folder.parent, ignore_errors=True)
+    with data_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(name="dev")
 def _dev(folder: Path) -> StartDev:
     """Start `dev` over a data folder of the test, on a free port."""
-
-    @contextlib.asynccontextmanager
-    async def start(**settings: str) -> AsyncIterator[Running]:
-        async with _process(folder, **settings) as process:
-            assert process.stdout
-            try:
-                lines: list[str] = []
-                async with asyncio.timeout(60):
-                    while not lines or not lines[-1].startswith("Stop"):
-                        lines.append((await process.stdout.readline()).decode().rstrip())
-                        assert lines[-1], "dev exited: see its standard error"
-                yield Running(process, lines)
-            finally:
-                if process.returncode is None:
-                    process.send_signal(signal.SIGINT)
-                    await asyncio.wait_for(process.wait(), 30)
-
-    return start
-
-
-def _process(
-    folder: Path, stdout: int | IO[bytes] = subprocess.PIPE, /, **settings: str
-) -> contextlib.AbstractAsyncContextManager[processes.Process]:
-    return processes.running(
-        *_DEV,
-        cwd=ROOT,
-        env=environment(**{"BACKUPS_LISTEN": "127.0.0.1:0", "BACKUPS_DATA_FOLDER": str(folder)} | settings),
-        stdout=stdout,
-    )
+    return functools.partial(running_dev, folder)
 
 
 async def _failure(folder: Path, **settings: str) -> tuple[int, str]:
     """Run a `dev` that cannot start; return its exit status and standard error."""
     env = environment(**{"BACKUPS_LISTEN": "127.0.0.1:0", "BACKUPS_DATA_FOLDER": str(folder), "BACKUPS_LOG_LEVEL": "error"} | settings)
-    done = await processes.run(*_DEV, cwd=ROOT, env=env)
+    done = await processes.run(*DEV, cwd=ROOT, env=env)
     return done.returncode, done.stderr.decode()
 
 
@@ -163,7 +118,7 @@ async def test_leaves_nothing_when_interrupted(
         "serving": folder.parent / "output",
     }[moment]
     with (folder.parent / "output").open("wb") as output:
-        async with _process(folder, output) as process:
+        async with dev_process(folder, output) as process:
             await eventually(lambda: reached.exists() and reached.stat().st_size > 0, expected=True, timeout_s=60)
             process.send_signal(number)
             await asyncio.wait_for(process.wait(), 30)

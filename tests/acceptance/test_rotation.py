@@ -23,6 +23,7 @@ from service.server import Server
 from service.settings import Settings
 from tests.support.bars import Figure
 from tests.support.certificates import Authority, Files, name_shown
+from tests.support.eventually import eventually
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _ROLE = Roles().service
@@ -84,11 +85,9 @@ class Caller:
                     await asyncio.sleep(0.01)
 
     async def more(self, count: int = 30) -> None:
-        """Waits for so many further calls."""
+        """Wait for `count` further calls."""
         until = len(self.codes) + count
-        async with asyncio.timeout(30):
-            while len(self.codes) < until:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: len(self.codes), lambda done: done >= until, timeout_s=30)
 
 
 @contextlib.asynccontextmanager
@@ -122,16 +121,16 @@ async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_pat
     began = time.monotonic()
     server = await Server(Settings.read(listen="127.0.0.1:0", drain_delay="0", **settings)).start()
     try:
-        await asyncio.sleep(0.5)
         assert not server.health.serving
         with guarded_postgres.running():
             await _execute(guarded_postgres, f"CREATE ROLE {_ROLE} LOGIN PASSWORD 'first'")
             await asyncio.to_thread(migrate, guarded_postgres.url("postgres"), roles=Roles())
-            await _until(lambda: server.health.serving)
+            await eventually(lambda: server.health.serving, expected=True, timeout_s=20)
             async with _calling(server, authority, issuer.token("old")) as caller:
                 await caller.more()
                 await _execute(guarded_postgres, f"ALTER ROLE {_ROLE} PASSWORD 'second'")
-                await asyncio.sleep(0.2)  # some connections are made in between
+                # The service has tried the old password in the meantime.
+                await eventually(guarded_postgres.log.read_text, lambda log: "password authentication failed" in log)
                 _write(passfile, "second")
                 since = await _now(guarded_postgres)
                 await _until_connections_are_newer(guarded_postgres, since)
@@ -163,16 +162,14 @@ async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_pat
 
 async def _until_good(server: Server, authority: Authority, token: str) -> None:
     credentials = grpc.ssl_channel_credentials(authority.cert)
-    async with asyncio.timeout(20), grpc.aio.secure_channel(f"localhost:{server.address.port}", credentials) as channel:
+    async with grpc.aio.secure_channel(f"localhost:{server.address.port}", credentials) as channel:
         request, metadata = pb.ListBackupsRequest(folder_id="f1"), [("authorization", f"Bearer {token}")]
-        while await pb.BackupServiceStub(channel).List(request, metadata=metadata).code() is not grpc.StatusCode.OK:
-            await asyncio.sleep(0.02)
 
+        async def code() -> grpc.StatusCode:
+            answered: grpc.StatusCode = await pb.BackupServiceStub(channel).List(request, metadata=metadata).code()
+            return answered
 
-async def _until(condition: Any) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.02)
+        await eventually(code, grpc.StatusCode.OK, timeout_s=20)
 
 
 async def _now(postgres: EmbeddedPostgres) -> Any:
@@ -185,7 +182,5 @@ async def _now(postgres: EmbeddedPostgres) -> Any:
 async def _until_connections_are_newer(postgres: EmbeddedPostgres, moment: Any) -> None:
     connection = await asyncpg.connect(postgres.url("postgres"))
     older = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND backend_start < $2"
-    async with asyncio.timeout(20):
-        while await connection.fetchval(older, _ROLE, moment):
-            await asyncio.sleep(0.05)
+    await eventually(lambda: connection.fetchval(older, _ROLE, moment), 0, timeout_s=20)
     await connection.close()
