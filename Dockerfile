@@ -5,12 +5,16 @@ ARG BASE=python:3.13-slim
 FROM ${BASE} AS build
 WORKDIR /app
 COPY requirements/production.txt requirements/
-# The virtual environment is made where it will live: its scripts name their folder.
-RUN python -m venv .venv && .venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/production.txt
+# The virtual environment is created at its final path, which its scripts contain. It has no pip of its own.
+RUN python -m venv --without-pip .venv \
+ && python -m pip --python .venv/bin/python install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/production.txt
 
 FROM ${BASE}
-# Nothing here belongs to the user that runs it, and nothing needs to be written.
-RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin backups
+# The user that runs the service owns no file and writes none. Package installers are removed, so that a captured service has none at hand.
+RUN groupadd --system --gid 10001 backups \
+ && useradd --system --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin backups \
+ && python -c 'import importlib.util as u, shutil; [shutil.rmtree(f) for n in ("pip", "ensurepip", "setuptools", "wheel") if (s := u.find_spec(n)) for f in s.submodule_search_locations]' \
+ && rm -f /usr/bin/pip* /usr/local/bin/pip*
 WORKDIR /app
 COPY --from=build /app/.venv .venv
 COPY backup-service ./
@@ -18,7 +22,14 @@ COPY migrations migrations
 COPY service service
 RUN ln -s /app/backup-service /usr/local/bin/backup-service
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 BACKUPS_LISTEN=0.0.0.0:50051
-USER 10001
+LABEL org.opencontainers.image.title="greenplum-backup-service" \
+      org.opencontainers.image.description="The Managed Greenplum BackupService gRPC API over the backups that WAL-G and gpbackup make" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# The commit that the image was built from: --build-arg REVISION="$(git rev-parse HEAD)"
+ARG REVISION=unknown
+LABEL org.opencontainers.image.revision="${REVISION}"
+USER 10001:10001
 EXPOSE 50051
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=15s --start-period=20s --retries=5 CMD ["backup-service", "health"]

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,44 @@ async def test_systemd(import_url: str, sql: Sql, programs: Path) -> None:
     assert "the input is empty" in done.stderr
 
 
-async def test_systemd_units(programs: Path, tmp_path: Path) -> None:
-    """systemd itself finds nothing wrong with the units, where it is installed; the timer has a time."""
-    assert _unit("backup-import-walg@.timer")["Timer"]["OnCalendar"] == "*:0/15"
-    if not (analyze := shutil.which("systemd-analyze")):
-        pytest.skip("systemd is not installed")
+_systemd = pytest.mark.debian("systemd", program="systemd-analyze")
+
+
+def _copy_units(folder: Path) -> None:
     for name in ("service", "timer"):
-        shutil.copy(_DEPLOY / f"systemd/backup-import-walg@.{name}", tmp_path / f"backup-import-walg@c1.{name}")
-    done = await _run(analyze, "verify", str(tmp_path / "backup-import-walg@c1.timer"), programs=programs)
+        shutil.copy(_DEPLOY / f"systemd/backup-import-walg@.{name}", folder / f"backup-import-walg@c1.{name}")
+
+
+@_systemd
+async def test_systemd_units(programs: Path, tmp_path: Path) -> None:
+    """systemd itself reports no error in the units; the timer runs every quarter of an hour."""
+    assert _unit("backup-import-walg@.timer")["Timer"]["OnCalendar"] == "*:0/15"
+    _copy_units(tmp_path)
+    done = await _run("systemd-analyze", "verify", str(tmp_path / "backup-import-walg@c1.timer"), programs=programs)
     assert [line for line in done.stderr.splitlines() if "backup-import-walg" in line] == []
+
+
+@_systemd
+async def test_systemd_sandbox(programs: Path, tmp_path: Path) -> None:
+    """The exposure of the unit is below 3 of 10, as systemd computes it."""
+    _copy_units(tmp_path)
+    unit = str(tmp_path / "backup-import-walg@c1.service")
+    done = await _run("systemd-analyze", "--offline=yes", "security", "--threshold=29", unit, programs=programs)
+    assert done.status == 0, done.stdout
+
+
+async def test_import_without_writable_executable_memory(import_url: str, sql: Sql, programs: Path) -> None:
+    """The import runs under MemoryDenyWriteExecute=, which the kernel applies to the process and its children."""
+    assert _unit("backup-import-walg@.service")["Service"]["MemoryDenyWriteExecute"] == "yes"
+    deny = (
+        "import ctypes, os, sys; libc = ctypes.CDLL(None); "
+        "libc.prctl(65, 1, 0, 0, 0); "  # PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN: without effect before Linux 6.3
+        "os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    command = ("backup-service", "import", "walg", str(_LISTING), "--folder-id", "f1", "--cluster-id", "c1")
+    done = await _run(sys.executable, "-c", deny, *command, programs=programs, BACKUPS_DATABASE_URL=import_url)
+    assert (done.status, done.stderr) == (0, "")
+    assert await _imported(sql) == [("f1", "c1", "walg", 4)]
 
 
 async def test_cron(import_url: str, sql: Sql, programs: Path, tmp_path: Path) -> None:
@@ -108,7 +138,7 @@ async def test_cron(import_url: str, sql: Sql, programs: Path, tmp_path: Path) -
 
 async def test_kubernetes(import_url: str, sql: Sql, programs: Path, tmp_path: Path) -> None:
     """The CronJob's containers, one after the other, import what WAL-G prints; where WAL-G fails, so does the job."""
-    job, _policy = yaml.safe_load_all((_DEPLOY / "kubernetes/import-walg.yaml").read_text())
+    _account, job, _policy = yaml.safe_load_all((_DEPLOY / "kubernetes/import-walg.yaml").read_text())
     assert job["spec"]["concurrencyPolicy"] == "Forbid"
     pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     [lists], [imports] = pod["initContainers"], pod["containers"]
