@@ -96,7 +96,7 @@ class Server:
             InvalidSettings: it must not listen there, or the certificate cannot be used.
         """
         settings = self._settings
-        settings.require_safe_address()
+        settings.require_safe_addresses()
         async with contextlib.AsyncExitStack() as opened:
             if self._tracing:
                 opened.push_async_callback(self._tracing.close)

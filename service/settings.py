@@ -251,6 +251,10 @@ class Settings(BaseSettings):
     ] = None
     metrics_listen: Annotated[OptionalAddress, Field(description="host:port for Prometheus' metrics, over HTTP.")] = None
     catalog_metrics: Annotated[bool, Field(description="Tell Prometheus each cluster's last backup and last import.")] = False
+    allow_anonymous_metrics: Annotated[
+        bool,
+        Field(description="Let the metrics of the catalog, which contain folder and cluster ids, listen on other addresses than loopback."),
+    ] = False
     catalog_metrics_refresh: Annotated[Seconds, Field(description="How often these are read from the catalog, in seconds.")] = timedelta(
         minutes=1
     )
@@ -314,15 +318,21 @@ class Settings(BaseSettings):
             return exporter != "none"
         return any(os.environ.get(f"OTEL_EXPORTER_OTLP_{name}", "").strip() for name in ("ENDPOINT", "TRACES_ENDPOINT"))
 
-    def require_safe_address(self) -> None:
-        """
+    def require_safe_addresses(self) -> None:
+        """Reject listen addresses that would publish the catalog by mistake.
+
         Raises:
-            InvalidSettings: everybody who can reach the address could read everything.
+            InvalidSettings: without authentication, an address other than loopback serves the API or the metrics of the catalog.
         """
         if self.auth == "none" and not self.allow_anonymous and not self.listen.is_loopback:
             raise InvalidSettings(
                 f"{ENV_PREFIX}LISTEN is {self.listen}, where everybody could read everything: "
                 f"set {ENV_PREFIX}AUTH=jwt, or {ENV_PREFIX}ALLOW_ANONYMOUS=true if that is meant"
+            )
+        if self.catalog_metrics and self.metrics_listen and not self.metrics_listen.is_loopback and not self.allow_anonymous_metrics:
+            raise InvalidSettings(
+                f"{ENV_PREFIX}METRICS_LISTEN is {self.metrics_listen}, and {ENV_PREFIX}CATALOG_METRICS serves folder and cluster ids there "
+                f"without authentication: listen on loopback, or set {ENV_PREFIX}ALLOW_ANONYMOUS_METRICS=true if only Prometheus reaches the port"
             )
 
     def require_database_url(self) -> str:

@@ -170,6 +170,21 @@ def test_no_secret_in_a_repr(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "\\x00\\x01" not in text
 
 
+@pytest.mark.parametrize("listen", ["0.0.0.0:9464", "[::]:9464", "example.org:9464"])
+def test_catalog_metrics_need_a_private_address(monkeypatch: pytest.MonkeyPatch, listen: str) -> None:
+    """Metrics of the catalog listen on loopback only, unless the operator allows other addresses; other metrics are not restricted."""
+    monkeypatch.setenv("BACKUPS_METRICS_LISTEN", listen)
+    Settings.read().require_safe_addresses()
+    monkeypatch.setenv("BACKUPS_CATALOG_METRICS", "true")
+    with pytest.raises(InvalidSettings, match="BACKUPS_ALLOW_ANONYMOUS_METRICS=true"):
+        Settings.read().require_safe_addresses()
+    monkeypatch.setenv("BACKUPS_ALLOW_ANONYMOUS_METRICS", "true")
+    Settings.read().require_safe_addresses()
+    monkeypatch.setenv("BACKUPS_ALLOW_ANONYMOUS_METRICS", "false")
+    monkeypatch.setenv("BACKUPS_METRICS_LISTEN", "127.0.0.1:9464")
+    Settings.read().require_safe_addresses()
+
+
 def test_catalog_metrics_need_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics of the catalog that nobody could scrape are a mistake."""
     monkeypatch.setenv("BACKUPS_CATALOG_METRICS", "true")
