@@ -1,12 +1,17 @@
-"""The files of compose that no other test starts, as `docker compose` itself reads them."""
+"""The Compose files as `docker compose config` reads them, and the secrets that their containers share."""
 
 import asyncio
+import contextlib
 import json
 import os
+import re
 import shutil
+import ssl
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -16,9 +21,11 @@ from tests.support.repository import ROOT
 
 def _composed(*files: str) -> dict[str, Any]:
     command = ["docker", "compose", *(part for file in files for part in ("--file", file)), "--profile", "*", "config", "--format", "json"]
-    done = subprocess.run(command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False)
+    needed = ("CREDENTIALS", "PUBLIC_ADDRESS", "JWT_ISSUER", "JWT_AUDIENCE")
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {f"BACKUPS_{name}": "/x" for name in needed}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout)["services"])
+    return dict(json.loads(done.stdout))
 
 
 def _has_compose() -> bool:
@@ -26,19 +33,145 @@ def _has_compose() -> bool:
     return found is not None and subprocess.run([found, "compose", "version"], capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.skipif(not _has_compose(), reason="docker compose is not installed")
+_with_compose = pytest.mark.skipif(not _has_compose(), reason="docker compose is not installed")
+_BASE = ("docker-compose.yml",)
+_PATRONI = ("docker-compose.yml", "deploy/compose-patroni.yaml")
+_SECURED = ("docker-compose.yml", "deploy/compose-secured.yaml")
+_OVERLAYS = [_BASE, _PATRONI, _SECURED]
+_overlays = pytest.mark.parametrize("files", _OVERLAYS, ids=["development", "patroni", "secured"])
+
+
+@_with_compose
+@_overlays
+async def test_containers_are_confined(files: tuple[str, ...]) -> None:
+    """Every container has a read-only file system, no capability, no way to gain one, limits, and an image with a fixed version."""
+    for name, service in (await asyncio.to_thread(_composed, *files))["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert not service.get("cap_add"), name
+        assert not service.get("privileged"), name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["deploy"]["resources"]["limits"].keys() == {"cpus", "memory", "pids"}, name
+        assert re.search(r":v?\d+[\d.]*(-[a-z]+)?$", service["image"]) or "build" in service, name
+
+
+@_with_compose
+@_overlays
+async def test_networks(files: tuple[str, ...]) -> None:
+    """PostgreSQL and etcd are on internal networks alone, which only containers that use them share; neither is published."""
+    composed = await asyncio.to_thread(_composed, *files)
+    internal = {name for name, network in composed["networks"].items() if network.get("internal")}
+    members: dict[str, set[str]] = {}
+    for name, service in composed["services"].items():
+        for network in service.get("networks") or {}:
+            members.setdefault(network, set()).add(name)
+    nodes = {"postgres", "postgres-2"} & set(composed["services"])
+    for name in nodes | ({"etcd"} & set(composed["services"])):
+        assert set(composed["services"][name]["networks"]) <= internal
+        assert "ports" not in composed["services"][name]
+    assert members["database"] == nodes | {"migrate", "service", "cli"}
+    assert members["edge"] == {"service", "envoy", "cli", "prometheus"}
+    assert members.get("etcd", {"etcd"}) == (nodes | {"etcd"} if "etcd" in composed["services"] else {"etcd"})
+    assert composed["services"]["secrets"]["network_mode"] == "none"
+
+
+@_with_compose
+@_overlays
+async def test_each_container_has_only_its_own_password(files: tuple[str, ...]) -> None:
+    """No password is in a file or in an environment variable, and each client mounts the secrets of its own role alone."""
+    composed = await asyncio.to_thread(_composed, *files)
+    mounted = {"migrate": {"owner"}, "service": {"service"}, "cli": {"import"}, "envoy": set(), "prometheus": set(), "grafana": set()}
+    for name, service in composed["services"].items():
+        sources = {mount["source"] for mount in service.get("volumes", [])}
+        secrets = {source.removeprefix("secrets-") for source in sources if source.startswith("secrets-")}
+        assert secrets == mounted.get(name, {"postgres", "owner", "import", "service"} if name != "etcd" else set()), name
+        for variable, value in service.get("environment", {}).items():
+            assert not variable.endswith("_PASSWORD"), name
+            assert urlsplit(value).password is None, name
+
+
+@_with_compose
+@pytest.mark.parametrize(("files", "sslmode"), [(_BASE, "disable"), (_PATRONI, "disable"), (_SECURED, "verify-full")])
+async def test_sslmode(files: tuple[str, ...], sslmode: str) -> None:
+    """Every URL names its sslmode: plaintext on the internal network of one machine, verified TLS in the secured variant."""
+    services = (await asyncio.to_thread(_composed, *files))["services"]
+    for name, role in (("migrate", "owner"), ("service", "service"), ("cli", "import")):
+        url = urlsplit(services[name]["environment"]["BACKUPS_DATABASE_URL"])
+        query = parse_qs(url.query, strict_parsing=True)
+        assert url.username == f"backups_{role}"
+        assert query["passfile"] == [f"/run/secrets/{role}/pgpass"]
+        assert query["sslmode"] == [sslmode]
+        assert query.get("sslrootcert", []) == ([f"/run/secrets/{role}/ca.crt"] if sslmode == "verify-full" else [])
+
+
+@_with_compose
+async def test_grafana_has_no_administrator() -> None:
+    """Nobody can log in to Grafana: there is no form, no basic authentication and no account."""
+    environment = (await asyncio.to_thread(_composed, *_BASE))["services"]["grafana"]["environment"]
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+
+
+def test_generated_secrets(tmp_path: Path) -> None:
+    """Secrets are random, readable by owner and group alone, kept at a second start, and completed after an interrupted one."""
+
+    def generate() -> dict[str, bytes]:
+        script = (ROOT / "deploy" / "compose" / "generate-secrets.py").read_text(encoding="utf-8")
+        subprocess.run([sys.executable, "-c", script.replace("/run/secrets", str(tmp_path))], check=True)
+        return {str(file.relative_to(tmp_path)): file.read_bytes() for file in tmp_path.glob("*/*")}
+
+    for folder in ("postgres", "owner", "import", "service"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "owner" / "pgpass.new").write_text("interrupted")
+    first = generate()
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.glob("*/*")} == {0o440}
+    passwords = [first[f"{role}/pgpass"].split(b":")[-1].strip() for role in ("owner", "import", "service")]
+    passwords += [first[f"postgres/{name}"] for name in ("superuser", "replication", "patroni")]
+    assert len({*passwords}) == 6
+    assert {len(password) for password in passwords} == {64}
+    (tmp_path / "service" / "ca.crt").unlink()
+    assert generate() == first
+
+
+def test_generated_certificate(tmp_path: Path) -> None:
+    """A strict verifier that trusts the generated certificate accepts it for both nodes and for no other name."""
+    for folder in ("postgres", "owner", "import", "service"):
+        (tmp_path / folder).mkdir()
+    script = (ROOT / "deploy" / "compose" / "generate-secrets.py").read_text(encoding="utf-8")
+    subprocess.run([sys.executable, "-c", script.replace("/run/secrets", str(tmp_path))], check=True)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "postgres" / "tls.crt", tmp_path / "postgres" / "tls.key")
+    client = ssl.create_default_context(cafile=tmp_path / "service" / "ca.crt")
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    for name in ("postgres", "postgres-2"):
+        shake_hands(client, server, name)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake_hands(client, server, "elsewhere")
+
+
+def shake_hands(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> None:
+    """Complete a TLS handshake in memory."""
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [client.wrap_bio(to_client, to_server, server_hostname=name), server.wrap_bio(to_server, to_client, server_side=True)]
+    for end in ends * 3:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+
+
+@_with_compose
 async def test_patroni() -> None:
-    """Every command of ours knows both nodes, which differ by their names alone, and waits for both."""
-    services = await asyncio.to_thread(_composed, "docker-compose.yml", "deploy/compose-patroni.yaml")
+    """Every client knows both nodes and waits for both; the nodes differ by their names alone."""
+    services = (await asyncio.to_thread(_composed, *_PATRONI))["services"]
     for name in ("migrate", "service", "cli"):
         url = urlsplit(services[name]["environment"]["BACKUPS_DATABASE_URL"])
         assert url.netloc.rpartition("@")[2] == "postgres,postgres-2"
-        assert url.query == "target_session_attrs=read-write&sslmode=disable"
+        assert parse_qs(url.query)["target_session_attrs"] == ["read-write"]
     assert {"postgres", "postgres-2"} <= set(services["migrate"]["depends_on"])
     alike: list[dict[str, str]] = []
     for name in ("postgres", "postgres-2"):
         settings = services[name]["environment"]
-        settings.pop("POSTGRES_PASSWORD", None)  # of the image's own start, whose place Patroni takes
+        settings.pop("POSTGRES_PASSWORD_FILE", None)  # only the image's own entrypoint reads it, which Patroni replaces
         own = {key: settings.pop(f"PATRONI_{key}") for key in ("NAME", "RESTAPI_CONNECT_ADDRESS", "POSTGRESQL_CONNECT_ADDRESS")}
         assert own == {"NAME": name, "RESTAPI_CONNECT_ADDRESS": f"{name}:8008", "POSTGRESQL_CONNECT_ADDRESS": f"{name}:5432"}
         alike.append(settings)

@@ -8,18 +8,18 @@ import pytest
 
 from service.postgres.migration import Roles
 from tests.acceptance.conftest import _figure, _long, _public  # noqa: F401  # fixtures
-from tests.composed.containers import DATABASE_PASSWORD, Compose, composed
+from tests.composed.containers import Compose, composed
 from tests.support.deployment import Deployment
 
 
 class ContainerPostgres:
-    """Where the composed PostgreSQL is."""
+    """Address and passwords of the composed PostgreSQL."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, port: int, passwords: dict[str, str]) -> None:
+        self._port, self._passwords = port, passwords
 
-    def url(self, database: str, *, user: str = "postgres") -> str:
-        return f"postgresql://{user}:{DATABASE_PASSWORD}@127.0.0.1:{self._port}/{database}"
+    def url(self, database: str, *, user: str = "backups_owner") -> str:
+        return f"postgresql://{user}:{self._passwords[user]}@127.0.0.1:{self._port}/{database}?sslmode=require"
 
 
 @pytest.fixture(name="containers", scope="session")
@@ -35,9 +35,10 @@ def _compose(containers: tuple[Compose, Deployment]) -> Compose:
     return containers[0]
 
 
-@pytest.fixture(name="postgres")
-def _postgres(compose: Compose) -> ContainerPostgres:
-    return ContainerPostgres(compose.postgres_port)
+@pytest.fixture(name="postgres", scope="session")
+async def _postgres(containers: tuple[Compose, Deployment]) -> ContainerPostgres:
+    compose, _ = containers
+    return ContainerPostgres(compose.postgres_port, await compose.passwords())
 
 
 @pytest.fixture(name="database_name")

@@ -22,7 +22,8 @@ from tests.support.repository import ROOT
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _FILES = ["docker-compose.yml", "deploy/compose-secured.yaml", "tests/composed/compose.yaml"]
-DATABASE_PASSWORD = "composed"
+_BASE_IMAGE, _POSTGRES_IMAGE = "python:3.13-slim", "postgres:18"
+_LINKS_OPENSSL = 'ldd "$(readlink -f "$(command -v postgres)")" | grep -q libssl'
 _ADMIN = (
     "exec 3<>/dev/tcp/127.0.0.1/9901 && "
     "printf 'GET %s HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' \"$0\" >&3 && cat <&3"
@@ -50,7 +51,6 @@ class Compose:
             "COMPOSE_PROJECT_NAME": f"backups-test-{os.getpid()}",
             "COMPOSE_FILE": ":".join(_FILES),
             "BACKUPS_PORT": str(self.port),
-            "BACKUPS_DB_PASSWORD": DATABASE_PASSWORD,
             "BACKUPS_TLS_ADDRESS": f"127.0.0.1:{self.tls_port}",
             "BACKUPS_POSTGRES_PORT": str(self.postgres_port),
             "BACKUPS_CREDENTIALS": str(folder),
@@ -59,15 +59,30 @@ class Compose:
             "BACKUPS_JWT_AUDIENCE": AUDIENCE,
         }
 
+    async def choose_postgres(self) -> None:
+        """Replace PostgreSQL's image by one with Debian's PostgreSQL if it was built without TLS."""
+        image = self._environment.setdefault("POSTGRES_IMAGE", _POSTGRES_IMAGE)
+        if (await self.docker("run", "--rm", "--entrypoint", "sh", image, "-c", _LINKS_OPENSSL)).status:
+            base = f"BASE={self._environment.get('BASE_IMAGE', _BASE_IMAGE)}"
+            built = await self.docker("build", "--tag", "backups-test-postgres", "--build-arg", base, "tests/composed/postgres")
+            assert built.status == 0, built.stderr[-3000:]
+            self._environment["POSTGRES_IMAGE"] = "backups-test-postgres"
+
+    async def passwords(self) -> dict[str, str]:
+        """Return the generated password of each role, and of the superuser."""
+        script = "cut -d: -f4,5 /run/secrets/*/pgpass; printf 'postgres:%s' \"$(cat /run/secrets/postgres/superuser)\""
+        words = (await self.run("exec", "-T", "postgres", "sh", "-c", script)).replace(":", " ").split()
+        return dict(zip(words[::2], words[1::2], strict=True))
+
     async def docker(self, *arguments: str, stdin: bytes = b"") -> Done:
-        """Runs `docker` with these arguments, to its end."""
+        """Run `docker` with these arguments and wait for it."""
         done = await asyncio.to_thread(
             subprocess.run, ["docker", *arguments], cwd=ROOT, env=self._environment, input=stdin, capture_output=True, check=False
         )
         return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     async def run(self, *arguments: str, stdin: bytes = b"") -> str:
-        """What `docker compose` prints for these arguments; it has to succeed."""
+        """Return what `docker compose` prints for these arguments; it has to succeed."""
         done = await self.docker("compose", *arguments, stdin=stdin)
         assert done.status == 0, f"docker compose {' '.join(arguments)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done.stdout
@@ -109,7 +124,7 @@ class Container(Replica):
 
 @contextlib.asynccontextmanager
 async def composed() -> AsyncIterator[tuple[Compose, Deployment]]:
-    """Starts all of it, and removes all of it."""
+    """Start the deployment, and remove it with its volumes."""
     with tempfile.TemporaryDirectory(prefix="backups-composed-") as name:
         folder = Path(name)
         folder.chmod(0o755)  # other users of the containers read it
@@ -120,6 +135,7 @@ async def composed() -> AsyncIterator[tuple[Compose, Deployment]]:
         (folder / "jwks" / "jwks.json").write_bytes(issuer.jwks())
         compose = Compose(folder)
         try:
+            await compose.choose_postgres()
             await compose.run("up", "--build", "--wait", "--wait-timeout", "300", "--quiet-pull")
             names = (await compose.run("ps", "--format", "{{.Name}}", "service")).split()
             replicas: list[Replica] = [Container(compose, each) for each in names]

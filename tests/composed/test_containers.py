@@ -10,6 +10,7 @@ from service import pb
 from tests.acceptance.test_envoy import *  # noqa: F403  # the same checks as with processes
 from tests.acceptance.test_hostile_clients import test_floods, test_half_done_calls_are_ended  # noqa: F401
 from tests.acceptance.test_restarts import restarted_in_turn
+from tests.composed.conftest import ContainerPostgres
 from tests.composed.containers import Compose
 from tests.support.deployment import Deployment
 from tests.support.load import under_load
@@ -32,7 +33,7 @@ async def test_import_and_read(compose: Compose, deployment: Deployment) -> None
 
 
 async def test_the_service_can_write_nothing(compose: Compose, database_url: str) -> None:
-    """The container's user owns nothing that it can write, on a file system that is read-only; its role can only read."""
+    """The container's user writes no file, the file system is read-only, and the database role only reads."""
     assert (await compose.run("exec", "-T", "service", "id", "-u")).strip() == "10001"
     for file in ("/app/x", "/tmp/x"):
         touched = await compose.docker("compose", "exec", "-T", "service", "touch", file)
@@ -45,6 +46,92 @@ async def test_the_service_can_write_nothing(compose: Compose, database_url: str
                 await connection.execute(statement)
     finally:
         await connection.close()
+
+
+@pytest.mark.parametrize("service", ["postgres", "service", "envoy"])
+async def test_containers_are_confined(compose: Compose, service: str) -> None:
+    """Every process runs without capabilities, without a way to gain any, and not as root, on a read-only file system."""
+    status = await compose.run("exec", "-T", service, "cat", "/proc/1/status")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert {fields[name] for name in ("CapPrm", "CapEff", "CapBnd")} == {"0" * 16}
+    assert fields["NoNewPrivs"] == "1"
+    assert "0" not in fields["Uid"].split()
+    touched = await compose.docker("compose", "exec", "-T", service, "touch", "/x")
+    assert "Read-only file system" in touched.stderr
+
+
+@pytest.mark.parametrize("service", ["postgres", "service", "envoy"])
+async def test_containers_are_limited(compose: Compose, service: str) -> None:
+    """Memory, processes and CPU of every container have a limit that the kernel applies."""
+    files = " ".join(f"/sys/fs/cgroup/{name}" for name in ("memory.max", "pids.max", "cpu.max"))
+    memory, pids, cpu = (await compose.run("exec", "-T", service, "sh", "-c", f"cat {files}")).splitlines()
+    assert 0 < int(memory) <= 1 << 30
+    assert 0 < int(pids) <= 200
+    assert cpu == "100000 100000"
+
+
+@pytest.mark.parametrize("python", ["python", "/app/.venv/bin/python"])
+@pytest.mark.parametrize("module", ["pip", "ensurepip", "setuptools", "wheel"])
+async def test_image_has_no_installer(compose: Compose, python: str, module: str) -> None:
+    """The image contains no package installer."""
+    imported = await compose.docker("compose", "exec", "-T", "service", python, "-c", f"import {module}")
+    assert f"No module named '{module}'" in imported.stderr
+
+
+async def test_image_has_no_compiler(compose: Compose) -> None:
+    """The image contains no compiler, linker or build tool."""
+    tools = ("cc", "gcc", "g++", "c++", "clang", "tcc", "ld", "as", "make", "cmake", "cargo", "rustc", "go", "pip", "pip3")
+    found = await compose.docker("compose", "exec", "-T", "service", "sh", "-c", f"command -v {' '.join(tools)}")
+    assert found.stdout == ""
+
+
+async def test_each_container_has_its_own_password(compose: Compose) -> None:
+    """Every role and the superuser have different passwords, and a client container can read only its own."""
+    passwords = await compose.passwords()
+    assert sorted(passwords) == ["backups_import", "backups_owner", "backups_service", "postgres"]
+    assert len(set(passwords.values())) == 4
+    assert all(len(password) == 64 for password in passwords.values())
+    readable = await compose.run("exec", "-T", "service", "sh", "-c", "cat /run/secrets/*/pgpass")
+    assert readable.strip().split(":")[3:] == ["backups_service", passwords["backups_service"]]
+    environment = await compose.run("exec", "-T", "service", "env")
+    assert not [password for password in passwords.values() if password in environment]
+
+
+async def test_only_the_roles_connect_and_only_over_tls(compose: Compose, postgres: ContainerPostgres) -> None:
+    """PostgreSQL rejects plaintext, the superuser, and one role's password for another role."""
+    passwords = await compose.passwords()
+    url = postgres.url("backups", user="backups_service")
+    await (await asyncpg.connect(url)).close()
+    with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError, match="no encryption"):
+        await asyncpg.connect(url.replace("sslmode=require", "sslmode=disable"))
+    with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError, match="no pg_hba.conf entry"):
+        await asyncpg.connect(postgres.url("backups", user="postgres"))
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await asyncpg.connect(url, password=passwords["backups_import"])
+
+
+async def test_the_service_verifies_postgresql(compose: Compose) -> None:
+    """The service's session is encrypted, and a certificate of another authority is rejected."""
+    query = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'backups_service'"
+    assert (await compose.run("exec", "-T", "postgres", "psql", "-At", "-c", query)).strip() == "t"
+    url = "postgresql://backups_service@postgres/backups?sslmode=verify-full&passfile=/run/secrets/service/pgpass"
+    status = await compose.docker("compose", "exec", "-T", "--env", f"BACKUPS_DATABASE_URL={url}", "service", "backup-service", "status")
+    assert status.status == 1
+    assert "certificate verify failed" in status.stderr
+
+
+async def test_envoy_is_unhealthy_without_tls(compose: Compose, deployment: Deployment) -> None:
+    """Envoy is unhealthy if it cannot read its key, although it runs and serves plaintext."""
+    key = deployment.certificate.key
+    mode = key.stat().st_mode
+    key.chmod(0o600)  # as OpenSSL creates it; if the tests run as Envoy's own user it stays readable
+    try:
+        started = await compose.docker("compose", "up", "--wait", "--no-deps", "--force-recreate", "--wait-timeout", "90", "envoy")
+        assert started.status == 1
+        assert "unhealthy" in started.stderr
+    finally:
+        key.chmod(mode)
+        await compose.run("up", "--wait", "--no-deps", "--force-recreate", "envoy")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
