@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import grpc
 import kubernetes_validate
@@ -47,7 +48,20 @@ def _documents(file: Path) -> list[dict[str, Any]]:
 _KUSTOMIZATION = _documents(_DEPLOY / "kustomization.yaml")[0]
 _MANIFESTS = [document for file in _FILES for document in _documents(file)]
 _ENVOY = _documents(_DEPLOY / "envoy.yaml")[0]
-_SETTINGS = dict(line.split("=", 1) for line in (_DEPLOY / "kubernetes" / "settings.env").read_text().splitlines() if line[0] != "#")
+_RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}  # fmt: skip
+
+
+def _literals(name: str) -> dict[str, str]:
+    """The variables of a generated ConfigMap."""
+    [file] = [generator["envs"] for generator in _KUSTOMIZATION["configMapGenerator"] if generator["name"] == name]
+    return dict(line.split("=", 1) for line in (_DEPLOY / file[0]).read_text(encoding="utf-8").splitlines() if line[0] != "#")
+
+
+_SETTINGS = _literals("settings")
 
 
 def _of(kind: str, documents: list[dict[str, Any]] = _MANIFESTS) -> dict[str, dict[str, Any]]:
@@ -74,9 +88,11 @@ def _container(name: str) -> dict[str, Any]:
 
 
 def _environment(container: dict[str, Any]) -> dict[str, str]:
-    """What a container's variables say in the manifests, the secret ones as the example has them."""
+    """The variables of a container, with the values of the example's Secrets."""
     secrets = {name: secret["stringData"] for name, secret in _of("Secret", _documents(_EXAMPLE)).items()}
-    found = dict(_SETTINGS) if container.get("envFrom") else {}
+    found: dict[str, str] = {}
+    for source in container.get("envFrom", []):
+        found |= _literals(source["configMapRef"]["name"])
     for variable in container.get("env", []):
         reference = variable.get("valueFrom", {}).get("secretKeyRef")
         found[variable["name"]] = secrets[reference["name"]][reference["key"]] if reference else variable["value"]
@@ -127,8 +143,8 @@ def test_manifests_are_valid(file: Path) -> None:
 
 
 def test_every_manifest_is_deployed() -> None:
-    """The kustomization names every manifest but examples, and imports, of which each cluster has its own."""
-    others = {file for file in _FILES if ".example." in file.name or file.name.startswith("import-")}
+    """The kustomization names every manifest but examples, imports (each cluster has its own) and the namespace."""
+    others = {file for file in _FILES if ".example." in file.name or file.name.startswith(("import-", "namespace"))}
     assert sorted(_KUSTOMIZATION["resources"]) == [str(file.relative_to(_DEPLOY)) for file in _FILES if file not in others]
 
 
@@ -142,7 +158,7 @@ def test_built(built: list[dict[str, Any]]) -> None:
     assert config["data"] == {name: (_DEPLOY / name).read_text(encoding="utf-8") for name in ("envoy.yaml", "envoy-certificate.yaml")}
     descriptor = base64.b64decode(config["binaryData"]["api_descriptor.binpb"])
     assert descriptor == (_DEPLOY / "api_descriptor.binpb").read_bytes()
-    pods = [deployment["spec"]["template"]["spec"] for deployment in _of("Deployment", built).values()]
+    pods = [workload["spec"]["template"]["spec"] for workload in (_of("Deployment", built) | _of("Job", built)).values()]
     used = {volume["configMap"]["name"] for pod in pods for volume in pod.get("volumes", []) if "configMap" in volume}
     used |= {source["configMapRef"]["name"] for pod in pods for container in pod["containers"] for source in container.get("envFrom", [])}
     assert used == set(maps)
@@ -162,8 +178,13 @@ def test_the_overlay_that_is_documented(tmp_path: Path) -> None:
     images = {container["image"] for each in _found(built, "containers") for container in each}
     assert images == {"registry.example.org/greenplum-backup-service@sha256:…", "envoyproxy/envoy@sha256:…"}
     assert _of("Service", built)["greenplum-backup-service"]["spec"]["type"] == "LoadBalancer"
-    [settings] = [each["data"] for name, each in _of("ConfigMap", built).items() if name.startswith("settings-")]
-    assert settings.keys() == _SETTINGS.keys()
+    for generated in ("settings", "migrate"):
+        [data] = [each["data"] for name, each in _of("ConfigMap", built).items() if name.startswith(f"{generated}-")]
+        assert data.keys() == _literals(generated).keys()
+        assert "db.example.org" in data["BACKUPS_DATABASE_URL"]
+        assert [data["BACKUPS_DATABASE_URL"].replace("db.example.org", "postgres.example.org")] == [
+            _literals(generated)["BACKUPS_DATABASE_URL"]
+        ]
 
 
 def test_variables_are_settings() -> None:
@@ -177,20 +198,50 @@ def test_variables_are_settings() -> None:
 def test_settings_are_accepted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process starts with what the manifests set, and lets nobody in without a token."""
     settings = _settings(name, monkeypatch)
-    settings.require_safe_address()
+    settings.require_safe_addresses()
     settings.require_database_url()
 
 
-def test_migrate_alone_is_the_owner() -> None:
-    """The owner's address of the database is in a Secret of its own, which no server has."""
-    urls = {name: _environment(_container(name)).get("BACKUPS_DATABASE_URL", "") for name in ("service", "envoy", "migrate")}
-    assert urls["migrate"].startswith("postgresql://backups_owner:")
-    assert urls["service"].startswith(f"postgresql://{Settings.read().service_role}:")
-    assert not urls["envoy"]
+def test_each_role_has_its_own_password() -> None:
+    """Each workload connects as its own role, by TLS that verifies, with a password file of a Secret that no other workload mounts."""
+    used: dict[str, tuple[str, str]] = {}
+    for name, template in _templates().items():
+        for container in template["spec"]["containers"]:
+            if not (text := _environment(container).get("BACKUPS_DATABASE_URL")):
+                continue
+            url = urlsplit(text)
+            query = {key: values[-1] for key, values in parse_qs(url.query, strict_parsing=True).items()}
+            assert url.password is None
+            assert query["sslmode"] == "verify-full"
+            files = {query["passfile"], query["sslrootcert"]}
+            [mount] = [mount for mount in container["volumeMounts"] if all(Path(file).parent == Path(mount["mountPath"]) for file in files)]
+            [volume] = [volume for volume in template["spec"]["volumes"] if volume["name"] == mount["name"]]
+            secret = _of("Secret", _documents(_EXAMPLE))[volume["secret"]["secretName"]]["stringData"]
+            assert secret.keys() == {Path(file).name for file in files}
+            assert secret["pgpass"].split(":")[3] == url.username
+            used[name] = (str(url.username), volume["secret"]["secretName"])
+    assert used == {
+        "service": ("backups_service", "database"),
+        "migrate": ("backups_owner", "database-owner"),
+        "backup-import-walg-c1": ("backups_import", "database-import"),
+    }
+    assert "postgres:" not in _EXAMPLE.read_text(encoding="utf-8").replace("*:*:*:", "")
+
+
+def test_secrets_are_files() -> None:
+    """Every secret is a file that only its owner and the pod's group can read, except page token keys, which grant nothing."""
+    for template in _templates().values():
+        for volume in template["spec"].get("volumes", []):
+            if "secret" in volume:
+                assert volume["secret"]["defaultMode"] == 0o440
+                assert template["spec"]["securityContext"]["fsGroup"] == template["spec"]["securityContext"]["runAsGroup"]
+    names = {reference["name"] for _, container in _containers() for reference in _found(container, "secretKeyRef")}
+    assert names == {"page-token"}
+    assert not [source for _, container in _containers() for source in _found(container, "secretRef")]
 
 
 def test_references() -> None:
-    """Each Secret that is named is in the example, with each key; each ConfigMap is generated."""
+    """Every Secret that a deployed manifest names is in the example, with each key; every ConfigMap is generated."""
     secrets = {name: set(secret["stringData"]) for name, secret in _of("Secret", _documents(_EXAMPLE)).items()}
     generated = {generator["name"] for generator in _KUSTOMIZATION["configMapGenerator"]}
     for name in _KUSTOMIZATION["resources"]:
@@ -330,25 +381,41 @@ def test_a_deploy_takes_none_away() -> None:
     assert "replicas" not in _of("Deployment")["service"]["spec"]
 
 
-def test_nothing_is_allowed_that_need_not_be() -> None:
-    """Every pod: no root, no capability, no writing, no token of Kubernetes; bounded memory, and an image of a version."""
+@pytest.mark.parametrize("name", sorted(_templates()))
+def test_pods_are_restricted(name: str) -> None:
+    """Every pod passes Kubernetes' restricted profile, has an account of its own without a token, and no variables of other Services."""
+    pod = _templates()[name]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    assert {key for volume in pod.get("volumes", []) for key in volume} <= {"name", "secret", "configMap", "emptyDir"}
+    assert all("sizeLimit" in volume["emptyDir"] for volume in pod.get("volumes", []) if "emptyDir" in volume)
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    account = _of("ServiceAccount")[pod["serviceAccountName"]]
+    assert account["automountServiceAccountToken"] is False
+    assert [other for other, each in _templates().items() if each["spec"]["serviceAccountName"] == pod["serviceAccountName"]] == [name]
+
+
+@pytest.mark.parametrize(("pod", "container"), list(_containers()), ids=[container["name"] for _, container in _containers()])
+def test_containers_are_restricted(pod: dict[str, Any], container: dict[str, Any]) -> None:
+    """Every container: no capability, no writing, bounded memory and storage, and an image with a version."""
     [user] = [line.split()[1] for line in (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines() if line.startswith("USER ")]
-    for pod, container in _containers():
-        assert pod["automountServiceAccountToken"] is False
-        assert pod["securityContext"]["runAsNonRoot"] is True
-        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
-        }  # fmt: skip
-        assert container["resources"]["requests"].keys() == {"cpu", "memory"}
-        assert "memory" in container["resources"]["limits"]
-        name, _, version = container["image"].rpartition(":")
-        assert name
-        assert "latest" not in version
-        if name == "greenplum-backup-service":
-            assert version == VERSION
-            assert str(pod["securityContext"]["runAsUser"]) == user
-    assert all(account["automountServiceAccountToken"] is False for account in _of("ServiceAccount").values())
+    assert container["securityContext"] == _RESTRICTED
+    assert container["resources"]["requests"].keys() == {"cpu", "memory", "ephemeral-storage"}
+    assert {"memory", "ephemeral-storage"} <= container["resources"]["limits"].keys()
+    name, _, version = container["image"].rpartition(":")
+    assert name
+    assert "latest" not in version
+    if name == "greenplum-backup-service":
+        assert version == VERSION
+        assert f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}" == user
+
+
+def test_namespace_enforces_the_restricted_profile() -> None:
+    """The namespace makes Kubernetes reject a pod that is not restricted."""
+    [namespace] = _of("Namespace").values()
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
 def test_envoys_files() -> None:
