@@ -332,7 +332,7 @@ class Settings(BaseSettings):
         if self.catalog_metrics and self.metrics_listen and not self.metrics_listen.is_loopback and not self.allow_anonymous_metrics:
             raise InvalidSettings(
                 f"{ENV_PREFIX}METRICS_LISTEN is {self.metrics_listen}, and {ENV_PREFIX}CATALOG_METRICS serves folder and cluster ids there "
-                f"without authentication: listen on loopback, or set {ENV_PREFIX}ALLOW_ANONYMOUS_METRICS=true if only Prometheus reaches the port"
+                f"without authentication: listen on loopback, or set {ENV_PREFIX}ALLOW_ANONYMOUS_METRICS=true if only Prometheus reaches it"
             )
 
     def require_database_url(self) -> str:
