@@ -73,10 +73,10 @@ async def test_fields_are_documented(capsys: pytest.CaptureFixture[str]) -> None
     logs.configure_logging(log_format="json", log_level="info")
     metrics = Metrics().of_method("/s/Get", kind="unary")
     call = logs.Call("/s/Get", metrics, request_id="r1", peer="ipv4:127.0.0.1:1", span=CallSpan(INVALID_SPAN))
-    call.caller = "somebody"
+    call.caller, call.folder, call.rejection = "somebody", "f1", "expired"
     call.ended("UNAVAILABLE", level="warning", error=CatalogUnavailable())
 
-    section = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8").split("\n## Logs\n")[1].split("\n## ")[0]
+    section = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8").split("\n## Logs\n")[1].split("\n##")[0]
     documented = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
     assert sorted([*documented, "event", "level", "time"]) == sorted(json.loads(await _written(capsys)))
 
