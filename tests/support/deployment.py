@@ -123,6 +123,11 @@ class ReplicaProcess(Replica):
         assert self._process
         return await asyncio.to_thread(self._process.wait, 30)
 
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self._process
+        self._process.send_signal(number)
+
     @property
     def pid(self) -> int:
         assert self._process
@@ -211,9 +216,11 @@ class Deployment:
                 healthy = exc
 
 
-def fetch(url: str, method: str = "GET", headers: dict[str, str] | None = None, tls: ssl.SSLContext | None = None) -> Reply:
-    """Asks over HTTP."""
-    request = urllib.request.Request(url, method=method, headers=headers or {})
+def fetch(
+    url: str, method: str = "GET", headers: dict[str, str] | None = None, tls: ssl.SSLContext | None = None, body: bytes | None = None
+) -> Reply:
+    """Make one HTTP request."""
+    request = urllib.request.Request(url, body, headers or {}, method=method)
     try:
         with urllib.request.urlopen(request, timeout=20, context=tls) as response:
             return _reply(response)
@@ -281,9 +288,14 @@ async def deployed(
         yield deployment
 
 
-def configuration(ports: list[int], folder: Path, *, port: int, tls_port: int, admin_port: int, metrics_port: int) -> dict[str, Any]:
-    """deploy/envoy.yaml with other addresses, and nothing else changed; the files of its certificate are in the folder."""
-    config: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "envoy.yaml").read_text(encoding="utf-8"))
+def configuration(
+    ports: list[int], folder: Path, *edits: Callable[[str], str], port: int, tls_port: int, admin_port: int, metrics_port: int
+) -> dict[str, Any]:
+    """Return deploy/envoy.yaml with other addresses and the given edits of its text; the certificate's files are in `folder`."""
+    text = (ROOT / "deploy" / "envoy.yaml").read_text(encoding="utf-8")
+    for edit in edits:
+        text = edit(text)
+    config: dict[str, Any] = yaml.safe_load(text)
     config["admin"]["address"]["socket_address"]["port_value"] = admin_port
     for listener, number in zip(config["static_resources"]["listeners"], (port, tls_port, metrics_port), strict=True):
         listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": number}

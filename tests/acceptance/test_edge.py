@@ -1,0 +1,157 @@
+"""The edge as docs/deploying.md describes it: limits per client address, load balancers in front, and memory."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc import StatusCode
+
+from service import pb
+from service.settings import Address
+from tests.support.catalog import AddBackups
+from tests.support.deployment import Deployment, fetch
+from tests.support.edge import Edge, edge, replaced
+from tests.support.eventually import eventually
+from tests.support.http2 import Connection, message
+
+_LIST = "/yandex.cloud.mdb.greenplum.v1.BackupService/List"
+_BACKUPS = "/managed-greenplum/v1/backups?folderId=f1"
+_BURST = 5
+_LOW_RATE = replaced("max_tokens: 2000, tokens_per_fill: 1000, fill_interval: 1s", f"max_tokens: {_BURST}, fill_interval: 3600s")
+_NO_RATE_LIMIT = replaced("filter_enabled: {default_value: {numerator: 100}}", "filter_enabled: {default_value: {numerator: 0}}")
+_TRUSTED_HOP = replaced("xff_num_trusted_hops: 0", "xff_num_trusted_hops: 1")
+_PROXY_PROTOCOL = replaced("# listener_filters:", "listener_filters:")
+
+
+async def _statuses(deployment: Deployment, envoy: Edge, count: int, **headers: str) -> list[int]:
+    """Return the HTTP statuses of so many requests, one after the other."""
+    headers = {"authorization": f"Bearer {deployment.token()}"} | headers
+    url = f"http://127.0.0.1:{envoy.port}{_BACKUPS}"
+    return [(await asyncio.to_thread(fetch, url, "GET", headers)).status for _ in range(count)]
+
+
+async def test_rate_limit_is_per_address(deployment: Deployment) -> None:
+    """A client that has used up its rate is rejected, and a client with another address is served."""
+    async with edge(deployment, _LOW_RATE) as envoy:
+        assert await _statuses(deployment, envoy, _BURST + 2) == [200] * _BURST + [429] * 2
+        async with _channel(envoy, "127.0.0.3") as channel:
+            assert await _list(channel, deployment) is StatusCode.OK
+
+
+async def test_rate_limit_is_disabled_by_one_line(deployment: Deployment) -> None:
+    """With `numerator: 0` no call is rejected for its rate."""
+    async with edge(deployment, _LOW_RATE, _NO_RATE_LIMIT) as envoy:
+        assert await _statuses(deployment, envoy, 4 * _BURST) == [200] * 4 * _BURST
+
+
+async def test_all_clients_behind_one_address(deployment: Deployment) -> None:
+    """Clients behind one address are all served by the shipped configuration, each many times as often as it needs."""
+    clients, calls = 50, 20
+    async with edge(deployment) as envoy, contextlib.AsyncExitStack() as stack:
+        channels = [await stack.enter_async_context(_channel(envoy, "127.0.0.2")) for _ in range(clients)]
+
+        async def client(channel: grpc.aio.Channel) -> list[StatusCode]:
+            return [await _list(channel, deployment) for _ in range(calls)]
+
+        codes = Counter(code for each in await asyncio.gather(*map(client, channels)) for code in each)
+    assert codes == {StatusCode.OK: clients * calls}
+
+
+async def test_forwarded_address_is_not_trusted(deployment: Deployment) -> None:
+    """Without `xff_num_trusted_hops` a client cannot choose the address that it is limited by."""
+    async with edge(deployment, _LOW_RATE) as envoy:
+        statuses = [*await _statuses(deployment, envoy, _BURST), *await _statuses(deployment, envoy, 1, **{"x-forwarded-for": "192.0.2.1"})]
+        assert statuses == [200] * _BURST + [429]
+        assert set(await eventually(envoy.peers, lambda peers: len(peers) == len(statuses))) == {"127.0.0.1"}
+
+
+async def test_behind_http_load_balancer(deployment: Deployment) -> None:
+    """With `xff_num_trusted_hops: 1` the rate limit and the log use the address that the load balancer has appended."""
+    async with edge(deployment, _LOW_RATE, _TRUSTED_HOP) as envoy:
+        first = await _statuses(deployment, envoy, _BURST + 1, **{"x-forwarded-for": "203.0.113.9, 192.0.2.1"})
+        second = await _statuses(deployment, envoy, 1, **{"x-forwarded-for": "203.0.113.9, 192.0.2.2"})
+        assert (first, second) == ([200] * _BURST + [429], [200])
+        peers = await eventually(envoy.peers, lambda peers: len(peers) == len(first + second))
+        assert Counter(peers) == {"192.0.2.1": len(first), "192.0.2.2": 1}
+
+
+async def test_behind_tcp_load_balancer(deployment: Deployment) -> None:
+    """With the PROXY protocol the rate limit and the log use the client's address, and connections without it are closed."""
+    async with edge(deployment, _LOW_RATE, _PROXY_PROTOCOL) as envoy:
+        first = [await _proxied(deployment, envoy, "192.0.2.1") for _ in range(_BURST + 1)]
+        assert (first, await _proxied(deployment, envoy, "192.0.2.2")) == ([b"200"] * _BURST + [b"429"], b"200")
+        peers = await eventually(envoy.peers, lambda peers: len(peers) == len(first) + 1)
+        assert Counter(peers) == {"192.0.2.1": len(first), "192.0.2.2": 1}
+        async with Connection.to(Address("127.0.0.1", envoy.port)) as connection:
+            assert await connection.closed(within=10)
+
+
+async def _proxied(deployment: Deployment, envoy: Edge, client: str) -> bytes:
+    """Return the HTTP status of one request that a load balancer passes on for a client."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", envoy.port)
+    head = f"GET {_BACKUPS} HTTP/1.1\r\nhost: test\r\nconnection: close\r\nauthorization: Bearer {deployment.token()}\r\n\r\n"
+    writer.write(f"PROXY TCP4 {client} 127.0.0.1 40000 {envoy.port}\r\n{head}".encode())
+    status = (await reader.readline()).split()[1]
+    await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return status
+
+
+@pytest.mark.timeout(120)
+async def test_memory_of_unread_answers_is_bounded(deployment: Deployment, add_backups: AddBackups) -> None:
+    """Above its heap limit Envoy resets streams that hold unread answers, and serves other clients."""
+    await add_backups(1000)
+    heap = 32 << 20
+    request = message(pb.ListBackupsRequest(folder_id="f1", page_size=1000).SerializeToString())
+    async with edge(deployment, replaced("max_heap_size_bytes: 402653184", f"max_heap_size_bytes: {heap}")) as envoy:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(10):
+                connection = await stack.enter_async_context(_unread(envoy))
+                for _ in range(100):
+                    await connection.call(_LIST, request, token=deployment.token())
+            resets = "envoy.overload_actions.reset_high_memory_stream.count"
+            await eventually(lambda: envoy.stat(resets), lambda count: count > 0, timeout_s=30)
+            await eventually(lambda: envoy.stat("server.memory_allocated"), lambda allocated: allocated < heap, timeout_s=30)
+            async with _channel(envoy, "127.0.0.3") as channel:
+                await eventually(lambda: _list(channel, deployment), StatusCode.OK)
+
+
+def _unread(envoy: Edge) -> contextlib.AbstractAsyncContextManager[Connection]:
+    """A connection whose streams have a window of 0."""
+    return Connection.to(Address("127.0.0.1", envoy.port), {4: 0})
+
+
+@contextlib.asynccontextmanager
+async def _channel(envoy: Edge, source: str) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel of its own through a relay that connects from the address `source`."""
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", envoy.port, local_addr=(source, 0))
+        await asyncio.gather(_copy(reader, to_writer), _copy(to_reader, writer))
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    async with server:
+        options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", options=options) as channel:
+            yield channel
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+async def _list(channel: grpc.aio.Channel, deployment: Deployment) -> StatusCode:
+    call: Any = pb.BackupServiceStub(channel).List(
+        pb.ListBackupsRequest(folder_id="f1", page_size=1), timeout=20, metadata=[("authorization", f"Bearer {deployment.token()}")]
+    )
+    code: StatusCode = await call.code()
+    return code

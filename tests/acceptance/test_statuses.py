@@ -1,0 +1,236 @@
+"""One mistake has one status, over gRPC and REST: the table "Errors without details" of docs/api.md, row by row."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import grpc
+import pytest
+from grpc import StatusCode
+
+from service import pb
+from service.settings import Address
+from tests.support.deployment import Deployment, ReplicaProcess, Reply, fetch
+from tests.support.edge import Edge, edge, replaced
+from tests.support.eventually import eventually
+from tests.support.http2 import Connection
+from tests.support.repository import ROOT
+
+_SERVICE = "/yandex.cloud.mdb.greenplum.v1.BackupService"
+_BACKUPS = "/managed-greenplum/v1/backups"
+_PUSHBACK = "grpc-retry-pushback-ms"
+
+
+class GrpcAnswer(NamedTuple):
+    """The end of a call."""
+
+    status: str
+    trailers: dict[str, str]
+
+
+class Client(NamedTuple):
+    """A client of one Envoy, which sends the same mistakes over gRPC and over REST."""
+
+    port: int
+    token: str
+
+    async def grpc(self, method: str = f"{_SERVICE}/List", body: bytes = b"\n\x01f", **headers: str) -> GrpcAnswer:
+        """Make one call over its own connection."""
+        headers = {"authorization": f"Bearer {self.token}"} | headers
+        options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", options=options) as channel:
+            call: Any = channel.unary_unary(method)(body, timeout=15, metadata=list(headers.items()))
+            return GrpcAnswer((await call.code()).name, {key: str(value) for key, value in await call.trailing_metadata() or ()})
+
+    async def rest(self, path: str = f"{_BACKUPS}?folderId=f", method: str = "GET", body: bytes | None = None, **headers: str) -> Reply:
+        """Make one request over its own connection."""
+        headers = {"authorization": f"Bearer {self.token}"} | headers
+        return await asyncio.to_thread(fetch, f"http://127.0.0.1:{self.port}{path}", method, headers, body=body)
+
+
+Answers: TypeAlias = tuple[list[GrpcAnswer], list[Reply]]
+"""All answers to one mistake: none over gRPC if it can only be made over REST."""
+
+
+def _many(count: int) -> dict[str, str]:
+    return {f"x-{number}": "1" for number in range(count)}
+
+
+async def _headers(client: Client) -> Answers:
+    tokens = [f"Bearer {'t' * size}" for size in (17_000, 30_000, 60_000)]
+    over_grpc = [await client.grpc(authorization=token) for token in tokens]
+    over_rest = [await client.rest(authorization=token) for token in (*tokens, "t" * 200_000)]
+    over_rest.append(await client.rest(f"{_BACKUPS}?folderId={'f' * 17_000}"))
+    return [*over_grpc, await client.grpc(**_many(500))], [*over_rest, await client.rest(**_many(600))]
+
+
+async def _body(client: Client) -> Answers:
+    bodies = [pb.GetBackupRequest(backup_id="b" * size).SerializeToString() for size in (17_000, 5_000_000)]
+    return [await client.grpc(f"{_SERVICE}/Get", body) for body in bodies], [await client.rest(body=b"b" * 17_000)]
+
+
+async def _until_rejected(client: Client) -> Answers:
+    return [await eventually(client.grpc, lambda answer: answer.status != "OK")], [await client.rest()]
+
+
+async def _unknown(client: Client) -> Answers:
+    paths = [("/nowhere", "GET"), ("/", "GET"), (_BACKUPS, "POST"), (f"{_SERVICE}/List", "POST")]
+    return [await client.grpc(f"{_SERVICE}/Delete"), await client.grpc("/nowhere")], [await client.rest(*path) for path in paths]
+
+
+async def _watch(client: Client) -> Answers:
+    return [await client.grpc("/grpc.health.v1.Health/Watch", b"")], [await client.rest("/grpc.health.v1.Health/Watch", "POST")]
+
+
+async def _parameters(client: Client) -> Answers:
+    queries = ("folderId=f&unknown=1", "folderId=f&pageSize=abc", "folderId=f&pageSize=9223372036854775808")
+    return [], [await client.rest(f"{_BACKUPS}?{query}") for query in queries]
+
+
+async def _unexpected_body(client: Client) -> Answers:
+    return [], [await client.rest(body=b"not expected")]
+
+
+async def _incomplete(client: Client) -> Answers:
+    async with Connection.to(Address("127.0.0.1", client.port)) as connection:
+        [frame, *_] = await connection.frames_of(await connection.call(f"{_SERVICE}/List", b"\0", end=False))
+        headers = connection.headers(frame)
+    over_rest = await client.rest(**{"content-length": "10"}, body=b"half")
+    return [GrpcAnswer(StatusCode(_code(int(headers["grpc-status"]))).name, headers)], [over_rest]
+
+
+def _code(number: int) -> tuple[int, str]:
+    return next(code.value for code in StatusCode if code.value[0] == number)
+
+
+async def _call(client: Client) -> Answers:
+    return [await client.grpc()], [await client.rest()]
+
+
+class Mistake(NamedTuple):
+    """How a row of the table is provoked: the edits of deploy/envoy.yaml make it quick to reach a limit."""
+
+    make: Callable[[Client], Awaitable[Answers]]
+    edits: tuple[Callable[[str], str], ...] = ()
+    state: Callable[[Deployment, Edge], contextlib.AbstractAsyncContextManager[None]] | None = None
+    """A state of the replicas."""
+
+
+@contextlib.asynccontextmanager
+async def _stopped(deployment: Deployment, envoy: Edge) -> AsyncIterator[None]:
+    """Stop the replicas' processes, so that they answer nothing."""
+    _signal(deployment, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _signal(deployment, signal.SIGCONT)
+
+
+def _signal(deployment: Deployment, number: int) -> None:
+    for replica in deployment.replicas:
+        assert isinstance(replica, ReplicaProcess)
+        replica.send_signal(number)
+
+
+@contextlib.asynccontextmanager
+async def _occupied(deployment: Deployment, envoy: Edge) -> AsyncIterator[None]:
+    """Keep one call waiting for a replica, which is all that Envoy's edited configuration sends on."""
+    async with _stopped(deployment, envoy):
+        waiting = asyncio.ensure_future(Client(envoy.port, deployment.token()).grpc())
+        try:
+            await eventually(lambda: envoy.stat("cluster.service.upstream_rq_active"), 1)
+            yield
+        finally:
+            waiting.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _killed(deployment: Deployment, envoy: Edge) -> AsyncIterator[None]:
+    for replica in deployment.replicas:
+        await replica.end(signal.SIGKILL)
+    yield
+
+
+_LOW_RATE = replaced("max_tokens: 2000, tokens_per_fill: 1000, fill_interval: 1s", "max_tokens: 5, fill_interval: 3600s")
+_SHORT_DURATION = replaced("max_stream_duration: 15s, grpc_timeout_header_max: 15s", "max_stream_duration: 2s, grpc_timeout_header_max: 2s")
+
+# The last rows leave no replica.
+_MISTAKES = {
+    "headers over 16 KiB together, such as a token that is too large": Mistake(_headers),
+    "request over 16 KiB": Mistake(_body),
+    "too many calls from one address": Mistake(_until_rejected, (_LOW_RATE,)),
+    "unknown method or path": Mistake(_unknown),
+    "`grpc.health.v1.Health/Watch` through Envoy": Mistake(_watch),
+    "unknown query parameter, or a value of another type": Mistake(_parameters),
+    "request body where none is expected": Mistake(_unexpected_body),
+    "request that is not complete after 10 s": Mistake(_incomplete, (replaced("request_timeout: 10s", "request_timeout: 1s"),)),
+    "Envoy is short of memory": Mistake(_until_rejected, (replaced("max_heap_size_bytes: 402653184", "max_heap_size_bytes: 1000000"),)),
+    "more calls at once than Envoy sends on": Mistake(_call, (replaced("max_requests: 4000", "max_requests: 1"),), _occupied),
+    "no answer from a replica after 15 s": Mistake(_call, (_SHORT_DURATION,), _stopped),
+    "no replica can be reached": Mistake(_call, (), _killed),
+}
+
+
+class Row(NamedTuple):
+    """A row of the table."""
+
+    mistake: str
+    grpc: str
+    rest: int
+
+    @property
+    def status(self) -> str:
+        return self.grpc.partition(",")[0]
+
+
+def _rows() -> list[Row]:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8").partition("### Errors without details")[2]
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")][2:]
+    return [Row(mistake.strip(), over_grpc.strip(), int(over_rest)) for mistake, over_grpc, over_rest, _ in lines]
+
+
+@pytest.mark.timeout(300)
+async def test_table(deployment: Deployment) -> None:
+    """Each mistake has the documented statuses, and each REST answer is google.rpc.Status and is never cached."""
+    rows = {row.mistake: row for row in _rows()}
+    assert set(rows) == set(_MISTAKES)
+    for name, mistake in _MISTAKES.items():
+        async with edge(deployment, *mistake.edits) as envoy:
+            client = Client(envoy.port, deployment.token())
+            async with mistake.state(deployment, envoy) if mistake.state else contextlib.nullcontext():
+                over_grpc, over_rest = await mistake.make(client)
+            _check(rows[name], over_grpc, over_rest)
+
+
+def _check(row: Row, over_grpc: list[GrpcAnswer], over_rest: list[Reply]) -> None:
+    assert {answer.status for answer in over_grpc} == ({row.status} if row.status else set()), row
+    assert {reply.status for reply in over_rest} == {row.rest}, row
+    code = StatusCode[row.status].value[0] if row.status else StatusCode.INVALID_ARGUMENT.value[0]
+    for answer in over_grpc:
+        assert "grpc-status-details-bin" not in answer.trailers, row
+        assert (_PUSHBACK in answer.trailers) == ("pushback" in row.grpc), row
+    for reply in over_rest:
+        assert (reply.body["code"], set(reply.body)) == (code, {"code", "message"}), row
+        assert reply.body["message"], row
+        assert (reply.headers["content-type"], reply.headers["cache-control"]) == ("application/json", "no-store"), row
+        assert ("retry-after" in reply.headers) == ("pushback" in row.grpc), row
+
+
+async def test_answers_are_not_cached(deployment: Deployment) -> None:
+    """`cache-control: no-store` is on the service's answers over REST, whatever their status."""
+    async with edge(deployment) as envoy:
+        replies = await _replies(envoy, deployment)
+    assert [reply.status for reply in replies] == [200, 400, 401, 404]
+    assert {reply.headers["cache-control"] for reply in replies} == {"no-store"}
+
+
+async def _replies(envoy: Edge, deployment: Deployment) -> list[Reply]:
+    client = Client(envoy.port, deployment.token())
+    return [
+        await client.rest(),
+        await client.rest(f"{_BACKUPS}?folderId={'f' * 51}"),
+        await client.rest(authorization=""),
+        await client.rest(f"{_BACKUPS}/none"),
+    ]
