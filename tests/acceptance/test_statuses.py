@@ -36,17 +36,20 @@ class Client(NamedTuple):
     port: int
     token: str
 
-    async def grpc(self, method: str = f"{_SERVICE}/List", body: bytes = b"\n\x01f", **headers: str) -> GrpcAnswer:
+    async def grpc(self, method: str = f"{_SERVICE}/List", body: bytes = b"\n\x01f", headers: dict[str, str] | None = None) -> GrpcAnswer:
         """Make one call over its own connection."""
-        headers = {"authorization": f"Bearer {self.token}"} | headers
+        metadata = {"authorization": f"Bearer {self.token}"} | (headers or {})
         options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", options=options) as channel:
-            call: Any = channel.unary_unary(method)(body, timeout=15, metadata=list(headers.items()))
+            call_method: Any = channel.unary_unary(method)
+            call = call_method(body, timeout=15, metadata=list(metadata.items()))
             return GrpcAnswer((await call.code()).name, {key: str(value) for key, value in await call.trailing_metadata() or ()})
 
-    async def rest(self, path: str = f"{_BACKUPS}?folderId=f", method: str = "GET", body: bytes | None = None, **headers: str) -> Reply:
+    async def rest(
+        self, path: str = f"{_BACKUPS}?folderId=f", method: str = "GET", body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> Reply:
         """Make one request over its own connection."""
-        headers = {"authorization": f"Bearer {self.token}"} | headers
+        headers = {"authorization": f"Bearer {self.token}"} | (headers or {})
         return await asyncio.to_thread(fetch, f"http://127.0.0.1:{self.port}{path}", method, headers, body=body)
 
 
@@ -59,11 +62,11 @@ def _many(count: int) -> dict[str, str]:
 
 
 async def _headers(client: Client) -> Answers:
-    tokens = [f"Bearer {'t' * size}" for size in (17_000, 30_000, 60_000)]
-    over_grpc = [await client.grpc(authorization=token) for token in tokens]
-    over_rest = [await client.rest(authorization=token) for token in (*tokens, "t" * 200_000)]
+    sizes = (17_000, 30_000, 60_000)
+    over_grpc = [await client.grpc(headers={"authorization": "t" * size}) for size in sizes]
+    over_rest = [await client.rest(headers={"authorization": "t" * size}) for size in (*sizes, 200_000)]
     over_rest.append(await client.rest(f"{_BACKUPS}?folderId={'f' * 17_000}"))
-    return [*over_grpc, await client.grpc(**_many(500))], [*over_rest, await client.rest(**_many(600))]
+    return [*over_grpc, await client.grpc(headers=_many(500))], [*over_rest, await client.rest(headers=_many(600))]
 
 
 async def _body(client: Client) -> Answers:
@@ -97,7 +100,7 @@ async def _incomplete(client: Client) -> Answers:
     async with Connection.to(Address("127.0.0.1", client.port)) as connection:
         [frame, *_] = await connection.frames_of(await connection.call(f"{_SERVICE}/List", b"\0", end=False))
         headers = connection.headers(frame)
-    over_rest = await client.rest(**{"content-length": "10"}, body=b"half")
+    over_rest = await client.rest(headers={"content-length": "10"}, body=b"half")
     return [GrpcAnswer(StatusCode(_code(int(headers["grpc-status"]))).name, headers)], [over_rest]
 
 
@@ -231,6 +234,6 @@ async def _replies(envoy: Edge, deployment: Deployment) -> list[Reply]:
     return [
         await client.rest(),
         await client.rest(f"{_BACKUPS}?folderId={'f' * 51}"),
-        await client.rest(authorization=""),
+        await client.rest(headers={"authorization": ""}),
         await client.rest(f"{_BACKUPS}/none"),
     ]

@@ -269,7 +269,7 @@ async def deployed(
         if max_connections:
             monitor = config["overload_manager"]["resource_monitors"][0]
             monitor["typed_config"]["max_active_downstream_connections"] = max_connections
-        envoy = stack.enter_context(_envoy(folder, config))
+        envoy = stack.enter_context(running_envoy(folder, config))
 
         async def read_admin(path: str) -> Any:
             return (await asyncio.to_thread(fetch, f"http://127.0.0.1:{admin_port}{path}")).body
@@ -319,7 +319,7 @@ def envoy_binary() -> Path:
 
 
 @contextlib.contextmanager
-def _envoy(folder: Path, config: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
+def running_envoy(folder: Path, config: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
     file = folder / "envoy.json"
     file.write_text(json.dumps(config), encoding="utf-8")
     with (folder / "envoy.log").open("wb") as log:

@@ -2,19 +2,15 @@
 
 import contextlib
 import json
-import signal
-import subprocess
 import tempfile
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.deployment import Deployment, ReplicaProcess, configuration, envoy_binary, fetch
+from tests.support.deployment import Deployment, ReplicaProcess, configuration, fetch, running_envoy
 from tests.support.eventually import eventually
 from tests.support.ports import free_ports
-from tests.support.processes import start
-from tests.support.repository import ROOT
 
 
 class Edge(NamedTuple):
@@ -58,15 +54,8 @@ async def edge(deployment: Deployment, *edits: Callable[[str], str]) -> AsyncIte
         (folder / "tls.crt").write_bytes(certificate.cert)
         (folder / "tls.key").write_bytes(certificate.key)
         ports = {"port": port, "tls_port": tls_port, "admin_port": admin_port, "metrics_port": metrics_port}
-        (folder / "envoy.json").write_text(json.dumps(configuration(upstreams, folder, *edits, **ports)), encoding="utf-8")
-        found = Edge(port, tls_port, admin_port, folder / "log")
-        command = [envoy_binary(), "-c", folder / "envoy.json", "--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"]
-        with found.log.open("wb") as log:
-            process = await start(*command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        try:
+        found = Edge(port, tls_port, admin_port, folder / "envoy.log")
+        with running_envoy(folder, configuration(upstreams, folder, *edits, **ports)):
             healthy = "cluster.service.membership_healthy"
             await eventually(lambda: found.stat(healthy), len(upstreams), timeout_s=30, retried=(OSError, StopIteration))
             yield found
-        finally:
-            process.send_signal(signal.SIGTERM)
-            await process.wait()
