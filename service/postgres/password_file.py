@@ -26,7 +26,7 @@ def read_password(file: Path, host: Host, *, database: str, user: str) -> str | 
     except OSError as exc:
         raise ConnectFailed(f"the password file {file} cannot be read: {exc.strerror}") from exc
     names = (host.name, "localhost") if host.is_socket else (host.name,)
-    for line in text.splitlines():
+    for line in text.replace("\r\n", "\n").split("\n"):  # not splitlines(): it knows more line ends than libpq
         fields = _FIELD.findall(line)
         if line.startswith("#") or len(fields) < 5:
             continue

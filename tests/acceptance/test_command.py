@@ -319,3 +319,39 @@ async def test_serve_from_start_to_end(database_url: str, command: RunCommand) -
         assert await asyncio.wait_for(process.wait(), 20) == 0
         rest = [json.loads(line)["event"] for line in (await process.stderr.read()).splitlines()]
         assert rest == ["not serving", "stopped"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve"],
+        ["dev"],
+        ["migrate", "--dry-run"],
+        ["import", "walg", "--folder-id", "f", "--cluster-id", "c"],
+        ["status"],
+        ["forget", "--cluster-id", "c"],
+        ["list", "--folder-id", "f"],
+        ["get", "b"],
+        ["health"],
+    ],
+)
+async def test_misspelt_settings(command: RunCommand, arguments: list[str]) -> None:
+    """Every command rejects a misspelt variable, with the nearest known name."""
+    done = await command(*arguments, BACKUPS_TLS_CLIENTCA="/f")
+    assert done.status == 1
+    assert done.stderr == "backup-service: BACKUPS_TLS_CLIENTCA is not a setting: the nearest one is BACKUPS_TLS_CLIENT_CA\n"
+
+
+async def test_unknown_settings(command: RunCommand) -> None:
+    """Other unknown variables are a warning: on standard error for a command, in the log for a server."""
+    done = await command("migrate", "--dry-run", BACKUPS_RETENTION_POLICY="x", BACKUPS_PORT_50051_TCP="tcp://10.0.0.1:50051")
+    assert done.status == 0
+    assert done.stderr == "backup-service: warning: BACKUPS_RETENTION_POLICY is not a setting, and is ignored\n"
+    done = await command(
+        "serve", BACKUPS_RETENTION_POLICY="x", BACKUPS_DATABASE_URL="postgresql://u@h/d?sslmode=disable", BACKUPS_LISTEN="0.0.0.0:0"
+    )
+    logged = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert [line["problem"] for line in logged if line["event"] == "questionable setting"] == [
+        "BACKUPS_RETENTION_POLICY is not a setting, and is ignored",
+        "sslmode=disable sends everything in plaintext to h:5432: use sslmode=verify-full",
+    ]
