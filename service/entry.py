@@ -11,6 +11,7 @@ from service.errors import InvalidEntry, InvalidIdPrefix
 ID_PREFIX_MAX_LENGTH = 24
 
 _SIZE_MAX = 2**63 - 1
+_SHOWN_MAX_LENGTH = 100
 
 
 class Entry(NamedTuple):
@@ -80,6 +81,10 @@ def checked_size(label: str, field: str, size: object) -> int:
 
 
 def shown(value: object) -> str:
-    """A value of a listing, as a message can show it: one line, not too long."""
-    text = ascii(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 100 else text[:97] + "..."
+    """Return a value of a listing for a message: one line of at most 100 characters."""
+    if isinstance(value, list | dict):
+        return (
+            f"a JSON {'array' if isinstance(value, list) else 'object'}"  # its text could take more memory and recursion than its parsing
+        )
+    text = ascii(value[:_SHOWN_MAX_LENGTH]) if isinstance(value, str | bytes) else str(value)
+    return text if len(text) <= _SHOWN_MAX_LENGTH else text[: _SHOWN_MAX_LENGTH - 3] + "..."

@@ -4,6 +4,7 @@ A row of its table `backups` is one logical backup of one database, completed or
 have the same).
 
 - The file is opened read-only, for as long as one SELECT takes: a reader that lingers makes gpbackup's COMMIT fail, and its backup with it.
+- Memory: 64 KiB for a value, 128 MiB for all rows, 32 MiB for SQLite. Whatever the file contains, it is read within 3 s.
 - `created_at` is end_time and `started_at` is timestamp, the coordinator's local times: an hour that a change of clocks repeats is
   resolved where one reading alone is consistent, and one that it skips is refused.
 - `size` is 0, for gpbackup records none, unless the backup's files can be added up (service/importers/gpbackup_files.py).
@@ -14,6 +15,7 @@ import contextlib
 import re
 import sqlite3
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -30,7 +32,10 @@ TOOL = "gpbackup"
 _LOCK_TIMEOUT_S = 10  # while gpbackup commits
 _READ_WITHIN_S = 3.0  # gpbackup's commit waits for a reader, for 5 s
 _INSTRUCTIONS = 1000  # of SQLite's, between two looks at the clock
-_VALUE_MAX = 1_000_000  # bytes of a value, and of a row: a real one has some hundred
+_VALUE_MAX = 64 << 10  # bytes of a value, and of a row: a real one has some hundred
+_NOT_UTF8_MAX = 100  # bytes
+_ROWS_MEMORY_MAX = 128 << 20  # bytes; a real row takes less than 1 KiB
+_SQLITE_MEMORY_MAX = 32 << 20  # bytes; a real history needs 3 MiB
 
 _TIMESTAMP = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)", re.ASCII)
 _VERSION = re.compile(r"(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?", re.ASCII)
@@ -65,7 +70,7 @@ class _Times(NamedTuple):
 
 
 def read(history: Path, *, id_prefix: str, timezone: str, backup_dir: Path | None = None) -> Iterator[Entry | Skipped]:
-    """The backups of a history, oldest first. The file is read and closed before this returns.
+    """Return the backups of a history, oldest first. The file is read and closed before this returns, in bounded memory.
 
     Args:
         timezone: of the coordinator, such as Europe/Berlin.
@@ -77,7 +82,8 @@ def read(history: Path, *, id_prefix: str, timezone: str, backup_dir: Path | Non
     """
     check_id_prefix(id_prefix)
     reader = _Reader(id_prefix, _zone(timezone), backup_dir)
-    return map(reader.entry, _rows(history))
+    columns, rows = _rows(history)
+    return (reader.entry(dict.fromkeys(_ABSENT_IN_1_28_0) | dict(zip(columns, map(_decoded, row), strict=True))) for row in rows)
 
 
 class _Reader:
@@ -197,29 +203,64 @@ def _zone(name: str) -> ZoneInfo:
         raise InvalidTimeZone(name) from None
 
 
-def _rows(history: Path) -> list[_Row]:
+def _rows(history: Path) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Return the names of the columns and the rows of the table `backups`, oldest first."""
     _check_start(history)
     try:
         with contextlib.closing(sqlite3.connect(f"{history.absolute().as_uri()}?mode=ro", uri=True, timeout=_LOCK_TIMEOUT_S)) as connection:
-            return _selected(history, connection)
+            _restrict(connection)
+            columns = _columns(history, connection)
+            rows = _selected(history, connection, columns)
     except (sqlite3.Error, UnicodeDecodeError, MemoryError) as exc:  # the last two where it is damaged: see _complaint
         raise InvalidListing(f"{history}: {_complaint(exc)} Nothing was imported.") from exc
+    # Not by SQLite, which would write its sort of a large file to the disk.
+    rows.sort(key=lambda row: str(_decoded(row[0])))
+    return columns, rows
 
 
-def _selected(history: Path, connection: sqlite3.Connection) -> list[_Row]:
-    connection.text_factory = lambda text: text.decode("utf-8", "backslashreplace")
+def _decoded(value: Any) -> Any:
+    """Return a value as SQLite's own types: text for `bytearray`. Text that is not UTF-8 is cut, as it is only shown in messages."""
+    if not isinstance(value, bytearray):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value[:_NOT_UTF8_MAX].decode("utf-8", "backslashreplace")
+
+
+def _restrict(connection: sqlite3.Connection) -> None:
+    """Bound the time and the memory that a crafted file can take, and let nothing in its schema call functions."""
+    connection.text_factory = bytearray  # fast, and not the type of a BLOB: `read` decodes it after the file is closed
     connection.set_progress_handler(_Patience(_READ_WITHIN_S).is_over, _INSTRUCTIONS)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _VALUE_MAX)
+    for setting in ("trusted_schema = OFF", "cell_size_check = ON", f"hard_heap_limit = {_SQLITE_MEMORY_MAX}"):  # the last of the process
+        connection.execute(f"PRAGMA {setting}").fetchall()
+
+
+def _columns(history: Path, connection: sqlite3.Connection) -> list[str]:
+    """Return those of `_COLUMNS` that the table has. `pragma_table_info` leaves generated columns out, so these are missing."""
     if not connection.execute(_TABLE).fetchall():
         raise InvalidListing(
             f"{history} is a SQLite file without gpbackup's table `backups`: not gpbackup's history. Nothing was imported."
         )
-    present = {name for (name,) in connection.execute(_PRESENT).fetchall()}
+    present = {_decoded(name) for (name,) in connection.execute(_PRESENT)}
     if missing := set(_COLUMNS) - present - _ABSENT_IN_1_28_0:
         raise InvalidListing(f"{history}: its table `backups` has no column {', '.join(sorted(missing))}: not gpbackup's history.")
-    columns = [column for column in _COLUMNS if column in present]
-    selected = connection.execute(f"SELECT {', '.join(columns)} FROM backups ORDER BY timestamp").fetchall()  # noqa: S608  # our own names
-    return [dict.fromkeys(_ABSENT_IN_1_28_0) | dict(zip(columns, values, strict=True)) for values in selected]
+    return [column for column in _COLUMNS if column in present]
+
+
+def _selected(history: Path, connection: sqlite3.Connection, columns: list[str]) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    room = _ROWS_MEMORY_MAX
+    for row in connection.execute(f"SELECT {', '.join(columns)} FROM backups"):  # noqa: S608  # our own names
+        room -= sys.getsizeof(row) + sum(map(sys.getsizeof, row))
+        if room < 0:
+            raise InvalidListing(
+                f"{history}: its rows take more than {_ROWS_MEMORY_MAX >> 20} MiB of memory, after {len(rows)} rows. "
+                "Remove old rows from a copy (gpbackman history-clean), and import the copy. Nothing was imported."
+            )
+        rows.append(row)
+    return rows
 
 
 class _Patience:
@@ -267,7 +308,7 @@ def _kind(start: bytes) -> str:
 
 def _complaint(exc: Exception) -> str:
     if isinstance(exc, MemoryError):
-        return "it claims a value of more bytes than memory can hold, so it may be damaged: copy it again, while no gpbackup runs."
+        return f"SQLite needs more than {_SQLITE_MEMORY_MAX >> 20} MiB for it, so it may be damaged: copy it again, while no gpbackup runs."
     is_garbled = isinstance(exc, UnicodeDecodeError)  # SQLite's own complaint, which quotes the bytes that are damaged
     code = sqlite3.SQLITE_CORRUPT if is_garbled else getattr(exc, "sqlite_errorcode", 0)
     match code & 0xFF:

@@ -1,7 +1,7 @@
-"""A JSON array of objects, read one object at a time: a million entries on a single line take no more memory than one.
+"""Streaming reader of a JSON array of objects: memory is bounded by the largest allowed object, not by the array.
 
-Python's own decoder does the parsing: it refuses what is nested without end, where event parsers with paths (ijson) take memory
-by the square of the depth.
+An object may have 1 MiB characters, which take at most 40 MiB of memory while they are parsed. Python's own decoder does the parsing. It
+rejects deep nesting, while event parsers with paths (ijson) take memory by the square of the depth.
 """
 
 import codecs
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 _CHUNK = 1 << 16  # bytes
-_ELEMENT_MAX = 1 << 24  # characters
+_ELEMENT_MAX = 1 << 20  # characters
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -78,17 +78,30 @@ class JsonArray:
         size = _CHUNK
         while True:
             try:
-                element, self._at = self._json.raw_decode(self._text, self._at)
+                element, end = self._json.raw_decode(self._text, self._at)
             except json.JSONDecodeError as exc:
-                if not self._more(size):
+                self._check_length(len(self._text) - self._at)
+                if not self._grow(size):
                     raise self._trouble("ends early" if self._is_cut(exc) else "no JSON") from exc
-                if len(self._text) - self._at > _ELEMENT_MAX:
-                    raise self._trouble("too long, or no JSON") from exc
-                size *= 2  # a long element is not parsed again for each small piece of it
-            except (RecursionError, ValueError) as exc:  # nested without end; NaN; a number of thousands of digits
+                size *= 2  # so that the time for a long element, which is parsed again each time, stays linear
+            except (RecursionError, ValueError) as exc:  # deep nesting; NaN; a number of thousands of digits
                 raise self._trouble("no JSON of a reasonable kind") from exc
             else:
+                self._check_length(end - self._at)
+                self._at = end
                 return element  # type: ignore[no-any-return]
+
+    def _check_length(self, length: int) -> None:
+        if length > _ELEMENT_MAX:
+            raise self._trouble(f"an object of more than {_ELEMENT_MAX} characters, or no JSON")
+
+    def _grow(self, size: int) -> bool:
+        """Read `size` more bytes of the element, but no more than show that it is too long. Return False at the end of the input."""
+        wanted = min(len(self._text) - self._at + size, _ELEMENT_MAX + 1)
+        more = False
+        while len(self._text) - self._at < wanted and self._more(wanted - (len(self._text) - self._at)):
+            more = True
+        return more
 
     def _is_cut(self, exc: json.JSONDecodeError) -> bool:
         """Whether the text seems to stop in the middle of something: a literal or an escape has at most 12 characters."""

@@ -7,7 +7,9 @@ One JSON array, usually on a single line, of objects with the keys Name, start_t
   ends in Z.
 - `size` is compressed_size: the bytes of the backup's own files, without the append-optimized files that backups share
   (since WAL-G 2.0.0 these are in neither of WAL-G's sizes).
-- The id is user_data.backup_id where a control plane has put a string there, else `prefix:name`.
+- The id is user_data.backup_id if a control plane has put a string there, else `prefix:name`. A given id may not have the form of an id
+  that another prefix makes.
+- Memory: one entry at a time, of at most 1 MiB characters (json_array.py).
 """
 
 import re
@@ -65,7 +67,7 @@ def _entry(item: dict[str, Any], number: int, id_prefix: str) -> Entry | Skipped
         raise InvalidEntry(label, "start_time", f"{started_at.isoformat()} is after finish_time, {created_at.isoformat()}")
     return Entry(
         label=label,
-        id=_id(label, item, f"{id_prefix}:{matched[1]}{matched[3] or ''}"),
+        id=_id(label, item, name=matched[1] + (matched[3] or ""), id_prefix=id_prefix),
         created_at=created_at,
         started_at=started_at,
         size=checked_size(label, "compressed_size", _required(label, item, "compressed_size")),
@@ -78,11 +80,27 @@ def _other_listing(item: dict[str, Any]) -> str:
     return f"this listing was made without --detail, so it has no times of the backups: `{_COMMAND}`"
 
 
-def _id(label: str, item: dict[str, Any], default: str) -> str:
-    """A control plane's own id must not be altered, so one that cannot be ours is an error; other user data is none of our business."""
+def _id(label: str, item: dict[str, Any], *, name: str, id_prefix: str) -> str:
+    """Return the id that a control plane gave to the backup, else one made of prefix and name.
+
+    Raises:
+        InvalidEntry: The given id cannot be one. It is not altered, because the control plane knows it.
+    """
     user_data = item.get("user_data")
     given = user_data.get("backup_id") if isinstance(user_data, dict) else None
-    return checked_id(label, "user_data.backup_id", given) if isinstance(given, str) and given else default
+    if not isinstance(given, str) or not given:
+        return f"{id_prefix}:{name}"
+    checked_id(label, "user_data.backup_id", given)
+    # Imports of other clusters make such ids. An import that took one in advance would block theirs.
+    other, colon, _ = given.rpartition(":")
+    if colon and other != id_prefix:
+        raise InvalidEntry(
+            label,
+            "user_data.backup_id",
+            f"{shown(given)} has the form of the ids that an import with the prefix {shown(other)} makes, "
+            f"and the prefix of this import is {shown(id_prefix)}",
+        )
+    return given
 
 
 def _time(label: str, item: dict[str, Any], field: str) -> datetime:

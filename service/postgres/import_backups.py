@@ -137,9 +137,10 @@ class Summary(NamedTuple):
 
 
 def check_target(target: Target) -> None:
-    """
+    """Check the ids of the folder and the cluster.
+
     Raises:
-        ImportRefused: these can be no ids of a folder and a cluster.
+        ImportRefused: One of them cannot be an id.
     """
     for what, value in (("folder", target.folder_id), ("cluster", target.source_cluster_id)):
         if not (1 <= len(value) <= _ID_MAX_LENGTH and value.isprintable()):

@@ -1,6 +1,8 @@
 """Imports: one transaction, all or nothing, and nothing that was not asked for."""
 
 import asyncio
+import io
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.entry import Entry, Skipped
 from service.errors import CatalogUnavailable, ImportRefused, InvalidEntry
+from service.importers import walg
 from service.postgres.import_backups import Options, Summary, Target, check_target, load
 from service.postgres.session import connected
 from tests.support.catalog import OWNER, Sql
@@ -258,3 +261,15 @@ def test_names_that_cannot_be(name: str) -> None:
     with pytest.raises(ImportRefused, match="in a token, it means all folders"):
         check_target(Target("*", "c1", "walg"))
     check_target(Target("папка 1", "\U0001f418" * 50, "walg"))
+
+
+async def test_a_listing_cannot_block_the_imports_of_another_cluster(import_url: str, sql: Sql) -> None:
+    """A listing that claims the future id of another cluster's backup is rejected, and that cluster's import works."""
+    name = "backup_20261120T031501Z"
+    entry = {"Name": name, "start_time": "2026-11-20T00:15:01Z", "finish_time": "2026-11-20T02:41:58Z", "compressed_size": 5}
+    claim = [entry | {"user_data": {"backup_id": f"c2:{name}"}}]
+    with pytest.raises(InvalidEntry, match="user_data.backup_id: 'c2:backup_20261120T031501Z' has the form of the ids"):
+        await load(import_url, walg.read(io.BytesIO(json.dumps(claim).encode()), id_prefix="c1"), _C1, Options())
+    summary = await load(import_url, walg.read(io.BytesIO(json.dumps([entry]).encode()), id_prefix="c2"), _C2, Options())
+    assert summary.added == 1
+    assert await _ids(sql) == [f"c2:{name}"]

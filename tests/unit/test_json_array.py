@@ -115,7 +115,7 @@ def test_bounded_memory() -> None:
 
 
 def test_an_element_without_end() -> None:
-    """An element that does not end is given up at a stated length, not when memory is."""
+    """An element that does not end is given up as soon as it is longer than allowed."""
 
     class Endless:
         """A string that goes on and on."""
@@ -132,8 +132,18 @@ def test_an_element_without_end() -> None:
     endless = Endless()
     with pytest.raises(NotAnArray) as caught:
         list(JsonArray(endless))
-    assert caught.value.reason == "too long, or no JSON"
-    assert endless.given < 100_000_000
+    assert caught.value.reason == "an object of more than 1048576 characters, or no JSON"
+    assert endless.given < 1_200_000
+
+
+@pytest.mark.parametrize("piece", [1_000, 1 << 22])
+def test_the_longest_element(piece: int) -> None:
+    """An element of exactly the limit is read, and one of a character more is not, in whatever pieces they come."""
+    frame = len('{"a":""}')
+    longest = '{"a":"' + "\u00e9" * ((1 << 20) - frame) + '"}'
+    assert len(list(JsonArray(Slow(f"[{longest},{longest}]".encode(), piece)))) == 2
+    with pytest.raises(NotAnArray, match="more than 1048576 characters"):
+        list(JsonArray(Slow(f'[{longest[:-2]}x"}}]'.encode(), piece)))
 
 
 def test_a_disk_that_fails() -> None:

@@ -173,6 +173,31 @@ def test_user_data_with_an_id_that_cannot_be(backup_id: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("backup_id", ["c1:x", "c1:backup_20261120T031501Z", "c1:"])
+def test_given_ids_of_this_import(backup_id: str) -> None:
+    """A given id may begin with the prefix of this import."""
+    assert _only(user_data={"backup_id": backup_id}).id == backup_id
+
+
+@pytest.mark.parametrize(
+    ("prefix", "backup_id"),
+    [
+        ("c1", "c2:backup_20261120T031501Z"),
+        ("c1", "c2:x"),
+        ("c1", ":x"),
+        ("c1", "C1:x"),
+        ("c1", "c1:c2:backup_20261120T031501Z"),  # of an import with the prefix c1:c2
+        ("c1:c2", "c1:backup_20261120T031501Z"),
+        ("c1", "urn:uuid:6f1c2d3e"),
+    ],
+)
+def test_given_ids_of_other_imports(prefix: str, backup_id: str) -> None:
+    """A listing cannot take an id that the import of another cluster would make, now or later."""
+    with pytest.raises(InvalidEntry, match="has the form of the ids that an import with the prefix") as caught:
+        _read([_with(user_data={"backup_id": backup_id})], id_prefix=prefix)
+    assert caught.value.field == "user_data.backup_id"
+
+
 @pytest.mark.parametrize("size", [0, 1, 2**63 - 1])
 def test_sizes(size: int) -> None:
     """Zero is a size, and so is the largest that an int64 holds."""
