@@ -16,6 +16,8 @@ from tests.support.deployment import Deployment
 from tests.support.load import under_load
 from tests.support.repository import ROOT
 
+pytestmark = pytest.mark.timeout(600)  # the first test builds the images
+
 _SAMPLE = (ROOT / "samples" / "walg-backup-list.json").read_bytes()
 _IMPORT = ("run", "--rm", "-T", "cli", "import", "walg", "--folder-id", "f1", "--cluster-id", "c1")
 _NEWEST = "c9q3vd0k8m1nt5rj2hfe"
