@@ -83,7 +83,7 @@ def tracing(settings: Settings) -> "Tracing | None":
     try:
         from service.observability.tracing import Tracing
 
-        return Tracing()
+        return Tracing(trusts_callers=settings.auth == "jwt" or settings.tls_client_ca is not None)
     except ImportError:
         problem = (
             "OTEL_... ask for them, and OpenTelemetry is not installed: see requirements/production.txt, or set OTEL_SDK_DISABLED=true"

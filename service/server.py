@@ -21,13 +21,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service import VERSION, composition, pb
-from service.api.admission import Admission
+from service.api.admission import MAX_INCOMPLETE_REQUESTS, Admission, IncompleteRequests
 from service.api.api_endpoint_service import ApiEndpointService
 from service.api.backup_service import BackupService
 from service.api.certificate import FollowedCertificate, TlsFiles
+from service.api.client_address import ClientAddresses
 from service.api.client_names import ClientNames
 from service.api.health import Health, keep_ready
 from service.api.interceptor import Interceptor
+from service.api.rpc_task import create_task
 from service.catalog_metrics import CatalogMetrics
 from service.errors import PortTaken
 from service.observability import logs
@@ -63,6 +65,8 @@ class Server:
         self._hurried = asyncio.Event()
         self.health = Health()
         self.admission = Admission(settings.admission_limit)
+        self._incomplete = IncompleteRequests(MAX_INCOMPLETE_REQUESTS)
+        self._clients = ClientAddresses(settings.trusted_proxies)
         self._keys = composition.signing_keys(settings)
         self._metrics = Metrics()
         self._database_seen_at = self._up_to_date_at = -math.inf
@@ -81,6 +85,8 @@ class Server:
         """One for each listener: it remembers the methods that its listener has."""
         return Interceptor(
             admission=self.admission,
+            incomplete=self._incomplete,
+            clients=self._clients,
             authenticator=self._authenticator,
             metrics=self._metrics,
             request_timeout=self._settings.request_timeout,
@@ -97,6 +103,7 @@ class Server:
         """
         settings = self._settings
         settings.require_safe_addresses()
+        asyncio.get_running_loop().set_task_factory(create_task)
         async with contextlib.AsyncExitStack() as opened:
             if self._tracing:
                 opened.push_async_callback(self._tracing.close)
@@ -181,8 +188,9 @@ class Server:
         metrics, admission = self._metrics, self.admission
         metrics.build(version=VERSION, python=platform.python_version(), grpcio=grpc.__version__, schema_required=str(REQUIRED_REVISION))
         metrics.gauge("backups_ready", "1 where the server says that it should be sent calls.", lambda: self.health.serving)
-        metrics.gauge("backups_admission_in_flight", "The weight of the calls that are being answered.", lambda: admission.in_flight)
-        metrics.gauge("backups_admission_limit", "The weight that is admitted at once.", lambda: admission.limit)
+        metrics.gauge("backups_admission_in_flight", "Cost of the calls that are being answered.", lambda: admission.in_flight)
+        metrics.gauge("backups_admission_limit", "Cost that is admitted at once.", lambda: admission.limit)
+        metrics.gauge("backups_incomplete_requests", "Calls whose request has not arrived in full.", lambda: len(self._incomplete))
         metrics.gauge("backups_database_unseen_seconds", "Since PostgreSQL, migrated, last answered the readiness check.", self._unseen)
         metrics.gauge("backups_pool_connections", "Connections to PostgreSQL.", lambda: database.connections)
         metrics.gauge("backups_pool_idle_connections", "Connections to PostgreSQL that are not in use.", lambda: database.idle_connections)

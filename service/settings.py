@@ -11,7 +11,7 @@ import os
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretBytes, SecretStr, ValidationError, model_validator
@@ -101,6 +101,16 @@ def _key(text: object) -> object:
     return key
 
 
+def _networks(text: object) -> object:
+    """Networks, as addresses or in CIDR notation, separated by commas."""
+    if not isinstance(text, str):
+        return text
+    try:
+        return [ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError("must be addresses or networks, separated by commas, such as 127.0.0.1,10.0.0.0/8") from None
+
+
 def _keys(text: object) -> object:
     return [part for part in text.split(",") if part.strip()] if isinstance(text, str) else text
 
@@ -157,6 +167,9 @@ PublicAddress = Annotated[Address | None, NoDecode, BeforeValidator(lambda text:
 OptionalAddress = Annotated[Address | None, NoDecode, BeforeValidator(lambda text: text and _address(text))]
 
 
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
 class Settings(BaseSettings):
     """Read from environment variables of these names, in capitals, after `BACKUPS_`."""
 
@@ -203,7 +216,10 @@ class Settings(BaseSettings):
         Seconds, Field(description="The longest that a call waits for a connection, in seconds; then it is UNAVAILABLE.")
     ] = timedelta(seconds=5)
     request_timeout: Annotated[
-        Seconds, Field(description="The longest that any call may take, in seconds; then it is DEADLINE_EXCEEDED.")
+        Seconds,
+        Field(
+            description="The longest that a call may take, in seconds; then DEADLINE_EXCEEDED. Its client gets as long to read the answer."
+        ),
     ] = timedelta(seconds=10)
     shutdown_grace: Annotated[
         Seconds, Field(description="How long calls in flight may take to finish when the server stops, in seconds.")
@@ -216,8 +232,19 @@ class Settings(BaseSettings):
         Seconds | None, Field(description="How long a client's connection lives, in seconds, for balancers that only see TCP.")
     ] = None
     admission_limit: Annotated[
-        int, Field(ge=1, description="Calls at once, a page counting one more for each hundred backups; beyond, RESOURCE_EXHAUSTED.")
+        int,
+        Field(
+            ge=1, description="Cost of the calls in flight: 1 each, and 1 for each hundred backups of a page; beyond, RESOURCE_EXHAUSTED."
+        ),
     ] = 1000
+    trusted_proxies: Annotated[
+        list[Network],
+        NoDecode,
+        BeforeValidator(_networks),
+        Field(
+            description="Peers whose `x-forwarded-for` names the client, by its last address: addresses or networks, with commas between."
+        ),
+    ] = []
     auth: Annotated[
         Literal["none", "jwt"], Field(description="`jwt`: callers need a bearer token; `none`: everybody reads everything.")
     ] = "none"

@@ -1,16 +1,28 @@
-"""How much may be in flight at once: what is beyond is refused at once, and told when to come again.
+"""Limits on the work and memory that clients can claim at once. Calls beyond them are rejected immediately, with a retry delay.
 
-Weighed in calls: a `Get` is one, a `List` one more for each hundred backups of its page. Health checks are not weighed: a server that is
-busy is not ill.
+`Admission` limits the calls that are being answered, until their answers have been sent. `IncompleteRequests` limits the calls whose
+request has not arrived. Health checks are not admitted: an overloaded server is still healthy.
 """
 
 import asyncio
 import contextlib
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
 from datetime import timedelta
 
 from service import pb
 from service.backup import DEFAULT_PAGE_SIZE
 from service.errors import Overloaded, ShuttingDown
+
+FAIRNESS_WINDOW = timedelta(seconds=10)
+"""How long a client that calls limits every other client to half of the admission limit."""
+
+MAX_INCOMPLETE_REQUESTS = 1000
+
+STREAM_COST = 10
+"""Cost of a stream, of whose answers gRPC buffers up to 64 KiB."""
 
 _MAX_PAGE_SIZE = 1000
 
@@ -18,59 +30,80 @@ _QUIET_STEPS = 10
 _LONGEST_WAIT_S = 5.0
 
 
+def cost_of(request: object) -> int:
+    """Return the cost of a request: 1, and 1 more for each hundred backups that a page may have."""
+    if not isinstance(request, pb.ListBackupsRequest):
+        return 1
+    size = request.page_size or DEFAULT_PAGE_SIZE
+    return 1 + min(max(size, 0), _MAX_PAGE_SIZE) // 100
+
+
 class Admission:
-    """Counts what is in flight against a limit."""
+    """Counts the cost of the calls in flight against a limit, in all and for each client.
+
+    A client alone can use the whole limit. While others call, a client gets at most half of it.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.in_flight = 0
-        """The weight of the calls that are being answered."""
+        """The cost of the calls that are being answered."""
+        self._in_flight_of: dict[str, int] = {}
+        self._last_client, self._last_at, self._other_at = "", -math.inf, -math.inf
         self._open = True
         self._arrivals = 0
         self._dismissed = asyncio.Event()
 
-    def admit(self) -> int:
-        """One call, weighing one until it is known to weigh more; gives what is to be released.
+    def arrive(self) -> None:
+        """Count the arrival of a call.
 
         Raises:
-            Overloaded: as much as is allowed is in flight.
-            ShuttingDown: the server refuses new calls.
+            ShuttingDown: the server rejects new calls.
         """
         self._arrivals += 1
         if not self._open:
             raise ShuttingDown
-        return self._add(1)
 
-    def weigh(self, request: object) -> int:
-        """What a request weighs beyond one, as its fields say; gives what is to be released as well.
+    def admit(self, client: str, cost: int) -> int:
+        """Admit a call and return the cost to release once it is answered.
 
         Raises:
-            Overloaded: there is no room for that much.
+            Overloaded: the limit is reached, or this client's share of it while others call.
         """
-        if not isinstance(request, pb.ListBackupsRequest):
-            return 0
-        size = request.page_size or DEFAULT_PAGE_SIZE
-        weight = min(max(size, 0), _MAX_PAGE_SIZE) // 100
-        return self._add(min(weight, self.limit - 1))  # an idle server has room for any
-
-    def _add(self, weight: int) -> int:
-        if self.in_flight + weight > self.limit:
+        cost = min(cost, self.limit)  # an idle server admits any call
+        held = self._in_flight_of.get(client, 0)
+        is_over_share = held and held + cost > self.limit // 2  # a client without a call in flight can always make one
+        if (self._others_call(client) and is_over_share) or self.in_flight + cost > self.limit:
             raise Overloaded
-        self.in_flight += weight
-        return weight
+        self._in_flight_of[client] = held + cost
+        self.in_flight += cost
+        return cost
 
-    def release(self, weight: int) -> None:
-        """The call has been answered."""
-        self.in_flight -= weight
+    def _others_call(self, client: str) -> bool:
+        """Record a call, and return whether another client has called within the window. Rejected calls count."""
+        now = time.monotonic()
+        if client != self._last_client:
+            self._last_client, self._other_at = client, self._last_at
+        self._last_at = now
+        return now - self._other_at <= FAIRNESS_WINDOW.total_seconds()
+
+    def release(self, client: str, cost: int) -> None:
+        """Release the cost of a call whose answer was sent, or cannot be sent any more."""
+        self.in_flight -= cost
+        left = self._in_flight_of[client] - cost
+        if left:
+            self._in_flight_of[client] = left
+        else:
+            del self._in_flight_of[client]
 
     def close(self) -> None:
-        """Refuses new calls from now on."""
+        """Reject new calls from now on."""
         self._open = False
 
     async def quiet(self, window: timedelta, *, within: timedelta) -> None:
-        """Waits until no call has come for this long; but not for ever.
+        """Wait until no call has arrived for `window`, for at most `within`.
 
-        In many small steps: to a process that got no CPU, time has passed, but the calls that came meanwhile have not come yet.
+        It waits in small steps: if the process got no CPU, time has passed but the calls of that time have not been read yet.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within.total_seconds()):
@@ -81,15 +114,42 @@ class Admission:
                     quiet_steps = quiet_steps + 1 if arrivals == self._arrivals else 0
 
     def dismiss(self) -> None:
-        """Lets the refused calls go."""
+        """Release the calls that were rejected because of shutdown."""
         self._dismissed.set()
 
     async def dismissed(self) -> None:
-        """Where a refused call waits until its client has been told to go elsewhere.
+        """Hold a rejected call until its client was told to use another connection (GOAWAY).
 
-        Refused at once, a client that calls on and on would always have a call on its way when the listener stops, and gRPC answers
-        CANCELLED to those, which nobody retries. So the listener stops first, which tells clients that this connection ends, and then
-        they are refused.
+        If it were rejected immediately, a client that retries without pause would always have a call on its way when the listener
+        stops. gRPC answers such calls with CANCELLED, which clients do not retry.
         """
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._dismissed.wait(), _LONGEST_WAIT_S)
+
+
+class IncompleteRequests:
+    """Calls whose request has not arrived in full, oldest first.
+
+    If there are too many, the oldest is rejected: a complete request is read within milliseconds, so it is never the oldest for long.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._rejects: OrderedDict[int, Callable[[Exception], None]] = OrderedDict()
+        self._number = 0
+
+    def __len__(self) -> int:
+        return len(self._rejects)
+
+    def add(self, reject: Callable[[Exception], None]) -> int:
+        """Add a call that is rejected by calling `reject`; return the number to remove it by."""
+        if len(self._rejects) >= self._limit:
+            _, reject_oldest = self._rejects.popitem(last=False)
+            reject_oldest(Overloaded())
+        self._number += 1
+        self._rejects[self._number] = reject
+        return self._number
+
+    def remove(self, number: int) -> None:
+        """Remove a call whose request has arrived, or that has ended."""
+        self._rejects.pop(number, None)

@@ -73,6 +73,11 @@ class Health(health_pb2_grpc.HealthServicer):
             raise UnknownService(request.service)
         return health_pb2.HealthCheckResponse(status=status)
 
+    async def List(self, request: Any, context: Any) -> Any:
+        """Return the status of every service that `Check` knows."""
+        statuses = {name: health_pb2.HealthCheckResponse(status=self._status(name)) for name in (*_READINESS, LIVENESS)}
+        return health_pb2.HealthListResponse(statuses=statuses)  # type: ignore[attr-defined]  # the stubs are older than the method
+
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: _Context) -> None:
         """Tells the state now and whenever it changes; a slow reader misses what was between.
 

@@ -22,7 +22,7 @@ import structlog
 from service.errors import Error, Rejection
 from service.observability.metrics import MethodMetrics
 
-if TYPE_CHECKING:  # imported only where traces are asked for
+if TYPE_CHECKING:  # imported only if traces are configured
     from service.observability.tracing import CallSpan
 
 _LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
@@ -127,45 +127,53 @@ def flush() -> None:
 
 
 class Call:
-    """One call: what is known of it, from its beginning to its end."""
+    """The log line, metrics and span of one call."""
 
-    __slots__ = ("_began", "_metrics", "_span", "caller", "folder", "method", "peer", "rejection", "request_id")
+    __slots__ = ("_began", "_metrics", "caller", "folder", "method", "peer", "rejection", "request_id", "span")
 
-    def __init__(self, method: str, metrics: MethodMetrics, *, request_id: str, peer: str, span: "CallSpan | None" = None) -> None:
+    def __init__(self, method: str, metrics: MethodMetrics, *, request_id: str, peer: str) -> None:
         self.method, self.request_id, self.peer = method, request_id, peer
         self.caller = ""
         """The token's `sub`, once the token is verified."""
         self.folder = ""
         """The requested folder, which only a client with a valid token can choose."""
         self.rejection: Rejection | None = None
-        self._metrics, self._span = metrics, span
+        self.span: CallSpan | None = None
+        self._metrics = metrics
         self._began = time.perf_counter()
         metrics.started.inc()
 
+    @property
+    def seconds(self) -> float:
+        """How long the call has taken until now."""
+        return time.perf_counter() - self._began
+
     def ended(self, code: str, *, level: str = "info", error: BaseException | None = None) -> None:
-        """Counts the call, ends its span, and logs it, with the cause where it failed."""
-        seconds = time.perf_counter() - self._began
+        """Count the call, end its span and log it, with the cause of an error of the server."""
+        seconds = self.seconds
         self._metrics.handled(code).inc()
         self._metrics.seconds.observe(seconds)
-        facts: dict[str, Any] = {"caller": self.caller[:_CALLER_MAX]} if self.caller else {}
+        facts: dict[str, Any] = {"code": code, "duration_ms": round(seconds * 1000, 3)}
         if self.folder:
             facts["folder"] = self.folder[:_FOLDER_MAX]
         if self.rejection:
             facts["rejection"] = self.rejection
             self._metrics.rejected(self.rejection).inc()
-        if self._span is not None:
-            facts["trace_id"] = self._span.trace_id
-            self._span.ended(code)
+        if self.span is not None:
+            facts["trace_id"] = self.span.trace_id
+            self.span.ended(code)
         if error is not None:
             facts["error"] = describe(error)
-        known = {
-            "method": self.method,
-            "code": code,
-            "duration_ms": round(seconds * 1000, 3),
-            "request_id": self.request_id,
-            "peer": self.peer,
-        }
-        _event_soon("call", level, known | facts)
+        _event_soon("call", level, self._identity() | facts)
+
+    def not_read(self) -> None:
+        """Count and log that the answer was cancelled, because the client has not read it in time."""
+        self._metrics.not_read.inc()
+        _event_soon("answer not read", "warning", self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        caller = {"caller": self.caller[:_CALLER_MAX]} if self.caller else {}
+        return {"method": self.method, "request_id": self.request_id, "peer": self.peer} | caller
 
 
 def describe(error: BaseException) -> list[dict[str, Any]]:

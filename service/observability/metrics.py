@@ -19,7 +19,7 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 
 
 class MethodMetrics(NamedTuple):
-    """What is counted of one method; its children are looked up once."""
+    """The metrics of one method; their children are looked up once."""
 
     started: Counter
     handled: Callable[[str], Counter]
@@ -27,6 +27,8 @@ class MethodMetrics(NamedTuple):
     seconds: Histogram
     rejected: Callable[[Rejection], Counter]
     """Rejected credentials of all methods, by reason."""
+    not_read: Counter
+    """Answers that were cancelled because their client did not read them."""
 
 
 class Metrics:
@@ -38,6 +40,9 @@ class Metrics:
         self._handled = Counter("grpc_server_handled", "Calls answered.", (*_METHOD_LABELS, "grpc_code"), registry=self._registry)
         self._seconds = Histogram(
             "grpc_server_handling_seconds", "How long calls took.", _METHOD_LABELS, registry=self._registry, buckets=_SECONDS
+        )
+        self._not_read = Counter(
+            "backups_answers_not_read", "Answers that their client did not read in time.", _METHOD_LABELS, registry=self._registry
         )
 
         rejected = Counter("backups_rejected_credentials", "Calls whose credentials were rejected.", ("reason",), registry=self._registry)
@@ -58,7 +63,13 @@ class Metrics:
                 handled[code] = self._handled.labels(*labels, code)
             return handled[code]
 
-        return MethodMetrics(self._started.labels(*labels), of_code, self._seconds.labels(*labels), self._rejected.__getitem__)
+        return MethodMetrics(
+            self._started.labels(*labels),
+            of_code,
+            self._seconds.labels(*labels),
+            self._rejected.__getitem__,
+            self._not_read.labels(*labels),
+        )
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """A value that is read when it is asked for."""

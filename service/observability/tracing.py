@@ -8,6 +8,7 @@ import asyncio
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -50,11 +51,15 @@ class Tracing:
     flush_within = timedelta(seconds=3)
     """What is still to be sent at the end may take so long."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, trusts_callers: bool) -> None:
         """
+        Args:
+            trusts_callers: whether callers are authenticated, so that spans become children of their spans.
+
         Raises:
-            TracingUnavailable: the variables ask for what is not there.
+            TracingUnavailable: a variable has a value that is not supported.
         """
+        self._trusts_callers = trusts_callers
         _require("OTEL_TRACES_EXPORTER", "otlp")
         _require("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
         _require("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
@@ -66,20 +71,31 @@ class Tracing:
         self._tracer = provider.get_tracer("service", VERSION)
         self._propagator = TraceContextTextMapPropagator()
 
-    def call(self, method: str, metadata: Iterable[tuple[str, str | bytes]], *, request_id: str) -> CallSpan:
-        """Begins the span of a call, and makes it the current one of the task.
+    def call(
+        self, method: str, metadata: Iterable[tuple[str, str | bytes]], *, request_id: str, seconds: float, is_authenticated: bool
+    ) -> CallSpan:
+        """Begin the span of a call and make it the current span of the task.
+
+        The trace of an unauthenticated caller is only linked: as a parent, its sampled flag would decide for the sampler.
 
         Args:
-            method: `/package.Service/Method`, of a method that there is.
+            method: `/package.Service/Method` of an existing method.
+            seconds: how long ago the call began.
+            is_authenticated: whether the method requires authentication.
         """
-        # Not tracestate: nothing of ours reads it, and it is as long as a client likes.
+        # Not tracestate: nothing here reads it, and its length is the client's choice.
         carrier = {key: value for key, value in metadata if key == "traceparent" and isinstance(value, str)}
+        remote = self._propagator.extract(carrier, context.Context())
+        caller = trace.get_current_span(remote).get_span_context()
+        is_parent = is_authenticated and self._trusts_callers
         name = method.removeprefix("/")
         span = self._tracer.start_span(
             name,
-            context=self._propagator.extract(carrier, context.Context()),
+            context=remote if is_parent else context.Context(),
             kind=SpanKind.SERVER,
             attributes={"rpc.system.name": "grpc", "rpc.method": name, "backups.request_id": request_id},
+            links=() if is_parent or not caller.is_valid else (trace.Link(caller),),
+            start_time=time.time_ns() - int(seconds * 1e9),
         )
         context.attach(trace.set_span_in_context(span))
         return CallSpan(span)

@@ -23,10 +23,13 @@ from tests.support.commands import environment
 from tests.support.deployment import ReplicaProcess
 from tests.support.ports import free_ports
 from tests.support.repository import ROOT
+from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _TRACE, _PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 _TRACEPARENT = ("traceparent", f"00-{_TRACE}-{_PARENT}-01")
 _SERVICE = "yandex.cloud.mdb.greenplum.v1.BackupService"
+
+_UNSAMPLED = ("traceparent", f"00-{_TRACE}-{_PARENT}-00")
 
 StartTraced = Callable[..., AbstractAsyncContextManager[tuple[ReplicaProcess, grpc.aio.Channel]]]
 
@@ -88,16 +91,36 @@ def _start_traced(database_url: str, tmp_path: Path) -> StartTraced:
     return start
 
 
+@pytest.fixture(name="issuer", scope="module")
+def _issuer() -> Issuer:
+    return Issuer("k1")
+
+
+@pytest.fixture(name="jwt")
+def _jwt(issuer: Issuer, tmp_path: Path) -> dict[str, str]:
+    """Settings with which callers need a token of the issuer."""
+    jwks = tmp_path / "jwks.json"
+    jwks.write_bytes(issuer.jwks())
+    return {"BACKUPS_AUTH": "jwt", "BACKUPS_JWKS": str(jwks), "BACKUPS_JWT_ISSUER": ISSUER, "BACKUPS_JWT_AUDIENCE": AUDIENCE}
+
+
+def _bearer(issuer: Issuer) -> tuple[str, str]:
+    return "authorization", f"Bearer {issuer.token('k1', folders='*')}"
+
+
 async def _ends(replica: ReplicaProcess, *, within: float = 10) -> None:
     assert await asyncio.wait_for(replica.end(signal.SIGTERM), within) == 0
 
 
-async def test_spans_of_a_call(start_traced: StartTraced, collector: Collector, add_backups: AddBackups) -> None:
-    """A call and its query are spans of the caller's trace, sent at the end at the latest; the call's line in the log names the trace."""
+async def test_spans_of_a_call(
+    start_traced: StartTraced, collector: Collector, add_backups: AddBackups, issuer: Issuer, jwt: dict[str, str]
+) -> None:
+    """A call and its query are spans of the authenticated caller's trace, which the log names; they are sent at shutdown at the latest."""
     [backup] = await add_backups(1)
-    async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}") as (replica, channel):
+    async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}", **jwt) as (replica, channel):
         stub: Any = pb.BackupServiceStub(channel)
-        await stub.Get(pb.GetBackupRequest(backup_id=backup.id), metadata=[_TRACEPARENT, ("x-request-id", "mine")])
+        metadata = [_TRACEPARENT, ("x-request-id", "mine"), _bearer(issuer)]
+        await stub.Get(pb.GetBackupRequest(backup_id=backup.id), metadata=metadata)
         line = await _event(replica, "call")
         await _ends(replica)
 
@@ -148,19 +171,37 @@ async def test_what_fails(start_traced: StartTraced, collector: Collector, sql: 
     assert "does not exist" not in str(collector.requests)
 
 
-async def test_what_is_not_traced(start_traced: StartTraced, collector: Collector) -> None:
-    """Health checks, the readiness check's queries, and what the caller's trace does not sample make no spans."""
-    async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}") as (replica, channel):
+async def test_what_is_not_traced(start_traced: StartTraced, collector: Collector, issuer: Issuer, jwt: dict[str, str]) -> None:
+    """Health checks, the readiness check's queries, rejected tokens and calls of traces that are not sampled make no spans."""
+    async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}", **jwt) as (replica, channel):
         health: Any = health_pb2_grpc.HealthStub(channel)
         await health.Check(health_pb2.HealthCheckRequest())
         stub: Any = pb.BackupServiceStub(channel)
-        await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=[("traceparent", f"00-{_TRACE}-{_PARENT}-00")])
-        await stub.List(pb.ListBackupsRequest(folder_id="f"))
+        await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=[_UNSAMPLED, _bearer(issuer)])
+        assert await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=[_TRACEPARENT]).code() is StatusCode.UNAUTHENTICATED
+        await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=[_bearer(issuer)])
         await _ends(replica)
     assert [span.name for span in collector.spans] == ["SELECT backups", f"{_SERVICE}/List"]
 
 
-async def test_headers_that_are_none(start_traced: StartTraced, collector: Collector) -> None:
+@pytest.mark.parametrize(("ratio", "traceparent"), [(0, _TRACEPARENT), (1, _UNSAMPLED)])
+async def test_anonymous_callers_do_not_decide_what_is_sampled(
+    start_traced: StartTraced, collector: Collector, ratio: int, traceparent: tuple[str, str]
+) -> None:
+    """The sampler alone decides for an unauthenticated caller, not the caller's sampled flag; the caller's trace is linked."""
+    sampler = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": str(ratio)}
+    async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}", **sampler) as (replica, channel):
+        stub: Any = pb.BackupServiceStub(channel)
+        await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=[traceparent])
+        await _ends(replica)
+    calls = [span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER]
+    assert len(calls) == ratio
+    for call in calls:
+        assert (call.trace_id.hex() == _TRACE, call.parent_span_id) == (False, b"")
+        assert [(link.trace_id.hex(), link.span_id.hex()) for link in call.links] == [(_TRACE, _PARENT)]
+
+
+async def test_headers_that_are_none(start_traced: StartTraced, collector: Collector, issuer: Issuer, jwt: dict[str, str]) -> None:
     """A traceparent that is none begins a trace of its own; tracestate and baggage are not taken over."""
     bad = [
         "",
@@ -170,10 +211,10 @@ async def test_headers_that_are_none(start_traced: StartTraced, collector: Colle
         f"00-{_TRACE}-{'0' * 16}-01",
         f"00-{_TRACE}-{_PARENT}-01" * 100,
     ]
-    async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}") as (replica, channel):
+    async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}", **jwt) as (replica, channel):
         stub: Any = pb.BackupServiceStub(channel)
         for traceparent in (*bad, _TRACEPARENT[1]):
-            metadata = [("traceparent", traceparent), ("tracestate", "hunter2=hunter2"), ("baggage", "hunter2=hunter2")]
+            metadata = [("traceparent", traceparent), ("tracestate", "hunter2=hunter2"), ("baggage", "hunter2=hunter2"), _bearer(issuer)]
             await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=metadata)
         await _ends(replica)
     *calls, good = [span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER]
@@ -183,13 +224,13 @@ async def test_headers_that_are_none(start_traced: StartTraced, collector: Colle
     assert "hunter2" not in str(collector.requests)
 
 
-async def test_names_of_the_operators_choice(start_traced: StartTraced, collector: Collector) -> None:
+async def test_names_of_the_operators_choice(start_traced: StartTraced, collector: Collector, issuer: Issuer, jwt: dict[str, str]) -> None:
     """OpenTelemetry's own variables say what the service is called, and what is sampled."""
     variables = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_SERVICE_NAME": "ours", "OTEL_TRACES_SAMPLER": "parentbased_always_off"}
-    async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}", **variables) as (replica, channel):
+    async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}", **variables, **jwt) as (replica, channel):
         stub: Any = pb.BackupServiceStub(channel)
-        await stub.List(pb.ListBackupsRequest(folder_id="f"))
-        await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=[_TRACEPARENT])
+        await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=[_bearer(issuer)])
+        await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=[_TRACEPARENT, _bearer(issuer)])
         await _ends(replica)
     assert [span.trace_id.hex() for span in collector.spans] == [_TRACE, _TRACE]
     assert _attributes(collector.requests[0].resource_spans[0].resource)["service.name"] == "ours"

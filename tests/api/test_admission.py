@@ -8,9 +8,11 @@ import grpc
 import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from service import pb
-from service.api.admission import Admission
+from service.api.admission import FAIRNESS_WINDOW, Admission, IncompleteRequests, cost_of
 from service.errors import Overloaded, ShuttingDown
 from service.server import Server
 from tests.support.answers import failure
@@ -18,41 +20,92 @@ from tests.support.catalog import Sql
 from tests.support.server import StartServer
 
 
-def test_weights() -> None:
-    """A Get weighs one, a page one more for each hundred backups that it may have; hostile sizes weigh no more than the largest."""
-    admission = Admission(1000)
-    for request, weight in [
-        (pb.GetBackupRequest(), 0),
-        (pb.ListBackupsRequest(), 1),
-        (pb.ListBackupsRequest(page_size=99), 0),
-        (pb.ListBackupsRequest(page_size=1000), 10),
-        (pb.ListBackupsRequest(page_size=2**63 - 1), 10),
-        (pb.ListBackupsRequest(page_size=-(2**63)), 0),
+def test_costs() -> None:
+    """A Get costs 1, a page 1 more for each hundred backups that it may have; a size beyond the limits costs no more than the largest."""
+    for request, cost in [
+        (pb.GetBackupRequest(), 1),
+        (pb.ListBackupsRequest(), 2),
+        (pb.ListBackupsRequest(page_size=99), 1),
+        (pb.ListBackupsRequest(page_size=1000), 11),
+        (pb.ListBackupsRequest(page_size=2**63 - 1), 11),
+        (pb.ListBackupsRequest(page_size=-(2**63)), 1),
     ]:
-        assert admission.weigh(request) == weight
+        assert cost_of(request) == cost
 
 
 def test_the_limit() -> None:
-    """What would pass the limit is refused, and what is released makes room."""
+    """A call that would exceed the limit is rejected; a released cost can be used again."""
     admission = Admission(12)
-    page = admission.admit() + admission.weigh(pb.ListBackupsRequest(page_size=1000))
+    page = admission.admit("a", 11)
     assert admission.in_flight == page == 11
-    admission.admit()
+    admission.admit("a", 1)
     with pytest.raises(Overloaded):
-        admission.admit()
-    admission.release(page)
-    assert admission.weigh(pb.ListBackupsRequest(page_size=1000)) == 10
-    with pytest.raises(Overloaded):
-        admission.weigh(pb.ListBackupsRequest(page_size=200))
+        admission.admit("a", 1)
+    admission.release("a", page)
+    assert admission.admit("a", 11) == 11
 
 
 def test_room_for_any_page() -> None:
-    """Where nothing is in flight, the largest page is admitted, however low the limit: it would else be refused for ever."""
+    """An idle server admits the largest page, however low the limit is."""
     admission = Admission(3)
-    page = admission.admit() + admission.weigh(pb.ListBackupsRequest(page_size=1000))
-    assert page == 3
+    assert admission.admit("a", 11) == 3
     with pytest.raises(Overloaded):
-        admission.admit()
+        admission.admit("a", 1)
+
+
+_CLIENTS = st.sampled_from("abc")
+_STEPS = st.one_of(
+    st.tuples(st.just("admit"), _CLIENTS, st.integers(1, 11)),
+    st.tuples(st.just("release"), st.integers(0, 100), st.none()),
+    st.tuples(st.just("wait"), st.floats(0, 2 * FAIRNESS_WINDOW.total_seconds()), st.none()),
+)
+
+
+@given(limit=st.integers(1, 60), steps=st.lists(_STEPS, max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_fair_shares(limit: int, steps: list[tuple[str, Any, Any]]) -> None:
+    """A call is rejected if the limit is reached, or if its client would hold over half of it while another client calls, and only then.
+
+    The model remembers all calls that were made. A client that holds nothing is never over its share.
+    """
+    admission, clock = Admission(limit), 1000.0
+    held: list[tuple[str, int]] = []
+    called: dict[str, float] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.api.admission.time.monotonic", lambda: clock)
+        for step, value, cost in steps:
+            if step == "wait":
+                clock += value
+            elif step == "release" and held:
+                admission.release(*held.pop(value % len(held)))
+            elif step == "admit":
+                own = sum(each for client, each in held if client == value)
+                all_held = sum(each for _, each in held)
+                others = any(clock - at <= FAIRNESS_WINDOW.total_seconds() for client, at in called.items() if client != value)
+                called[value] = clock
+                asked = min(cost, limit)
+                expected = all_held + asked <= limit and not (others and own and own + asked > limit // 2)
+                try:
+                    held.append((value, admission.admit(value, cost)))
+                except Overloaded:
+                    assert not expected
+                else:
+                    assert expected
+            assert admission.in_flight == sum(each for _, each in held) <= limit
+    for each in held:
+        admission.release(*each)
+    assert (admission.in_flight, admission._in_flight_of) == (0, {})
+
+
+def test_the_oldest_incomplete_request_is_rejected() -> None:
+    """Beyond the limit, the request that has been incomplete for longest is rejected; one that was read is not."""
+    incomplete = IncompleteRequests(limit=2)
+    rejected: list[str] = []
+    numbers = [incomplete.add(lambda error, name=name: rejected.append(name)) for name in ("a", "b")]  # type: ignore[misc]
+    incomplete.remove(numbers[0])
+    for name in ("c", "d"):
+        incomplete.add(lambda error, name=name: rejected.append(name))  # type: ignore[misc]
+    assert (rejected, len(incomplete)) == (["b"], 2)
 
 
 async def test_quiet() -> None:
@@ -63,7 +116,7 @@ async def test_quiet() -> None:
     async def call_on() -> None:
         while True:
             with pytest.raises(ShuttingDown):
-                admission.admit()
+                admission.arrive()
             await asyncio.sleep(0)
 
     async with asyncio.timeout(20):
@@ -91,8 +144,7 @@ async def test_more_than_is_admitted(start_server: StartServer, sql: Sql) -> Non
             held.append(asyncio.ensure_future(failure(stub.Get(pb.GetBackupRequest(backup_id="a")))))
             await _until_in_flight(server, 3)
 
-            call: Any = channel.unary_unary("/yandex.cloud.mdb.greenplum.v1.BackupService/Get")
-            assert (await failure(call(b"\xff"))).code is StatusCode.RESOURCE_EXHAUSTED  # before it is decoded
+            assert (await failure(stub.Get(pb.GetBackupRequest(backup_id="a")))).code is StatusCode.RESOURCE_EXHAUSTED
             assert (await health.Check(health_pb2.HealthCheckRequest())).status
         assert [answer.code for answer in await asyncio.gather(*held)] == [StatusCode.NOT_FOUND] * 3
         assert server.admission.in_flight == 0

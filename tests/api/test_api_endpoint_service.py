@@ -42,7 +42,7 @@ async def test_one_endpoint(endpoints: pb.ApiEndpointServiceStub) -> None:
     """Each is found by its id; an unknown id is NOT_FOUND, with the details that every error has, and the id cut."""
     for endpoint in _all():
         assert await endpoints.Get(pb.GetApiEndpointRequest(api_endpoint_id=endpoint.id)) == endpoint
-    for unknown in ("", "compute", "IAM", "Ж" * 50_000):
+    for unknown in ("", "compute", "IAM", "Ж" * 5_000):
         answer = await failure(endpoints.Get(pb.GetApiEndpointRequest(api_endpoint_id=unknown)))
         assert (answer.code, answer.reason) == (StatusCode.NOT_FOUND, "API_ENDPOINT_NOT_FOUND")
         assert answer.resource == ("yandex.cloud.endpoint.ApiEndpoint", unknown[:128])
@@ -64,11 +64,11 @@ async def test_overload(start_server: StartServer) -> None:
     """Discovery takes part in admission: it is refused with when to come again where as much as is allowed is in flight."""
     async with start_server(public_address=_ADDRESS, admission_limit=1) as server:
         async with grpc.aio.insecure_channel(str(server.address), options=[("grpc.enable_retries", 0)]) as channel:
-            held = server.admission.admit()
+            held = server.admission.admit("another", 1)
             answer = await failure(pb.ApiEndpointServiceStub(channel).List(pb.ListApiEndpointsRequest()))
             assert answer.code is StatusCode.RESOURCE_EXHAUSTED
             assert "grpc-retry-pushback-ms" in answer.trailers
-            server.admission.release(held)
+            server.admission.release("another", held)
             await pb.ApiEndpointServiceStub(channel).List(pb.ListApiEndpointsRequest())
 
 

@@ -21,9 +21,10 @@ from google.rpc import status_pb2
 from grpc import StatusCode
 
 from service import pb
-from service.api.admission import Admission
+from service.api.admission import Admission, IncompleteRequests
 from service.api.authentication import Anonymous
 from service.api.backup_service import BackupService
+from service.api.client_address import ClientAddresses
 from service.api.error_status import DETAILS_KEY, REQUEST_ID_KEY
 from service.api.interceptor import Interceptor
 from service.backup import is_backup_id
@@ -72,7 +73,13 @@ class _Aborted(grpc.aio.AbortError):
 
 
 class _Context:
-    """What gRPC gives to a handler: here, one call without metadata or deadline."""
+    """The part of gRPC's context that a call uses: one request, without metadata or deadline."""
+
+    def __init__(self, request: bytes) -> None:
+        self._request = request
+
+    async def read(self) -> bytes:
+        return self._request
 
     answer: tuple[StatusCode, status_pb2.Status] | None = None
 
@@ -118,7 +125,12 @@ def request() -> Iterator[Target]:
     """
     service = BackupService(catalog=Catalog(_EmptyDatabase()), page_tokens=PageTokens())  # type: ignore[arg-type]
     interceptor = Interceptor(
-        admission=Admission(100), authenticator=Anonymous(), metrics=Metrics(), request_timeout=timedelta(seconds=10), tracing=None
+        admission=Admission(100),
+        incomplete=IncompleteRequests(100),
+        authenticator=Anonymous(),
+        clients=ClientAddresses(),
+        metrics=Metrics(),
+        request_timeout=timedelta(seconds=10),
     )
     methods: list[tuple[str, Any]] = [
         ("Get", grpc.unary_unary_rpc_method_handler(service.Get, pb.GetBackupRequest.FromString)),
@@ -131,7 +143,7 @@ def request() -> Iterator[Target]:
 
         details: Any = type("Details", (), {"method": f"/{pb.BACKUP_SERVICE}/{name}", "invocation_metadata": ()})
         found: Any = await interceptor.intercept_service(continuation, details)
-        return found.unary_unary
+        return found.stream_unary
 
     loop = asyncio.new_event_loop()
     handlers = [loop.run_until_complete(surrounded(*method)) for method in methods]
@@ -139,8 +151,8 @@ def request() -> Iterator[Target]:
     def target(data: bytes) -> None:
         if not data:
             return
-        context = _Context()
-        answer = loop.run_until_complete(handlers[data[0] % 2](data[1:], context))
+        context = _Context(data[1:])
+        answer = loop.run_until_complete(handlers[data[0] % 2](None, context))
         if context.answer:
             code, status = context.answer
             assert code in (StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND), status

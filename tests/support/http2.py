@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from hpack import Decoder, Encoder
-from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
+from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
 
 from service.settings import Address
 
@@ -80,6 +80,14 @@ class Connection:
                 self.send(PingFrame(opaque_data=frame.opaque_data, flags=["ACK"]))
             else:
                 return frame
+
+    def close(self) -> None:
+        """Close the connection without a GOAWAY."""
+        self._writer.close()
+
+    def open_windows(self, size: int, *streams: int) -> None:
+        """Let the other side send so many bytes on the connection and on each stream."""
+        self.send(*(WindowUpdateFrame(stream, window_increment=size) for stream in (0, *streams)))
 
     async def closed(self, *, within: float) -> bool:
         """Whether the other side closes it in so many seconds; what it says meanwhile is read, and dropped."""

@@ -72,7 +72,8 @@ async def test_fields_are_documented(capsys: pytest.CaptureFixture[str]) -> None
     """docs/operating.md has a row for every field that the line of a call can have, and no other."""
     logs.configure_logging(log_format="json", log_level="info")
     metrics = Metrics().of_method("/s/Get", kind="unary")
-    call = logs.Call("/s/Get", metrics, request_id="r1", peer="ipv4:127.0.0.1:1", span=CallSpan(INVALID_SPAN))
+    call = logs.Call("/s/Get", metrics, request_id="r1", peer="ipv4:127.0.0.1:1")
+    call.span = CallSpan(INVALID_SPAN)
     call.caller, call.folder, call.rejection = "somebody", "f1", "expired"
     call.ended("UNAVAILABLE", level="warning", error=CatalogUnavailable())
 

@@ -1,0 +1,42 @@
+"""Cancellation of an RPC by the server, for answers that their client does not read.
+
+grpc.aio has no API for it. It runs each RPC in two tasks: a child that runs the handler and then sends its answer, and a parent that
+waits for the client to cancel. Both hold the RPC. When both have ended, gRPC core loses its last reference, resets the stream and drops
+the answer (`_schedule_rpc_coro` in grpcio's aio/server.pyx.pxi). A child does not know its parent: the task factory here remembers it.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from contextvars import ContextVar
+from typing import Any, TypeAlias
+
+_Task: TypeAlias = asyncio.Task[Any]
+
+_PARENT_NAME = "rpc_task"  # the name that grpc.aio gives to the parent
+
+_creator: ContextVar[_Task | None] = ContextVar("creator", default=None)
+
+
+def create_task(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any) -> _Task:
+    """Create a task that knows which task created it. To be set as the task factory of a server's event loop."""
+    _creator.set(asyncio.current_task(loop))  # the new task copies this context
+    return asyncio.Task(coroutine, loop=loop, **options)
+
+
+class RpcTask:
+    """The task of the current RPC. To be created before the handler creates a task of its own."""
+
+    __slots__ = ("_parent", "task")
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task
+        self.task: _Task = task
+        """Runs the handler, then sends its answer; done when the answer was sent or cannot be sent any more."""
+        self._parent = _creator.get()
+
+    def cancel_rpc(self) -> None:
+        """Reset the RPC's stream and drop what gRPC holds of its answer."""
+        self.task.cancel()
+        if self._parent is not None and self._parent.get_name() == _PARENT_NAME:  # never the task that accepts calls
+            self._parent.cancel()
