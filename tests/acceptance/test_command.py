@@ -8,7 +8,6 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -218,34 +217,6 @@ async def test_from_the_future_and_in_any_order(cli: _Cli) -> None:
     rows = (await cli("list", "--folder-id", "f1")).stdout.splitlines()
     assert rows[1].startswith("c1:backup_20261121T031502Z_D ")
     assert " -1h 59m " in rows[1]
-
-
-async def test_a_long_listing_on_one_line(cli: _Cli, sql: Sql, import_url: str) -> None:
-    """100,000 entries on a single line are imported in bounded memory: less than the listing itself is long."""
-    count = 100_000
-    script = (
-        "import sys; from service.cli import app; app(standalone_mode=False); "
-        # Not getrusage, whose peak is that of the process that started this one, where that was larger.
-        "print(*[line for line in open('/proc/self/status') if line.startswith('VmHWM')], file=sys.stderr)"
-    )
-    listing = b"[" + b",".join(_entries(count)) + b"]\n"
-    done = await processes.run(
-        *(sys.executable, "-c", script, "import", "walg", *_OF_C1),
-        cwd=ROOT,
-        env=environment(BACKUPS_DATABASE_URL=import_url),
-        stdin=listing,
-    )
-    assert done.stdout.decode().startswith(f"Imported cluster c1 into folder f1: {count} added, "), done.stderr
-    peak = int(done.stderr.split()[-2]) * 1024
-    print(f"peak memory {peak / 2**20:.0f} MiB for a listing of {len(listing) / 2**20:.0f} MiB")
-    assert peak < 150_000_000
-    assert await sql.fetchval("SELECT count(*) FROM backups") == count
-
-
-def _entries(count: int) -> Iterator[bytes]:
-    for number in range(count):
-        name = f"backup_{20200101 + number // 86400:08}T{number % 86400:06}Z"
-        yield json.dumps(_ENTRY | {"Name": name}, separators=(",", ":")).encode()
 
 
 async def test_progress_on_a_terminal(import_url: str, tmp_path: Path) -> None:
