@@ -24,7 +24,7 @@ MAX_REQUEST_SIZE = 16 * 1024
 # Of every listener.
 LISTENER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # with it, a second server would take half of the first one's calls
-    # For each connection. More than Envoy's max_requests: gRPC counts those too that are over but not tidied up yet, and refuses.
+    # Per connection. Twice what Envoy's cluster uses: gRPC core also counts closed streams that it has not cleaned up, and rejects.
     ("grpc.max_concurrent_streams", 2000),
     # gRPC's own queues, when they are full, answer CANCELLED, which clients never retry.
     ("grpc.server.max_pending_requests", 100_000),
