@@ -156,7 +156,7 @@ async def _killed(deployment: Deployment, envoy: Edge) -> AsyncIterator[None]:
     yield
 
 
-_LOW_RATE = replaced("max_tokens: 2000, tokens_per_fill: 1000, fill_interval: 1s", "max_tokens: 5, fill_interval: 3600s")
+_LOW_RATE = replaced("max_tokens: 1000, tokens_per_fill: 1000, fill_interval: 1s", "max_tokens: 5, fill_interval: 3600s")
 _SHORT_DURATION = replaced("max_stream_duration: 15s, grpc_timeout_header_max: 15s", "max_stream_duration: 2s, grpc_timeout_header_max: 2s")
 
 # The last rows leave no replica.
@@ -170,7 +170,7 @@ _MISTAKES = {
     "request body where none is expected": Mistake(_unexpected_body),
     "request that is not complete after 10 s": Mistake(_incomplete, (replaced("request_timeout: 10s", "request_timeout: 1s"),)),
     "Envoy is short of memory": Mistake(_until_rejected, (replaced("max_heap_size_bytes: 402653184", "max_heap_size_bytes: 1000000"),)),
-    "more calls at once than Envoy sends on": Mistake(_call, (replaced("max_requests: 4000", "max_requests: 1"),), _occupied),
+    "more calls at once than Envoy sends on": Mistake(_call, (replaced("max_requests: 2000", "max_requests: 1"),), _occupied),
     "no answer from a replica after 15 s": Mistake(_call, (_SHORT_DURATION,), _stopped),
     "no replica can be reached": Mistake(_call, (), _killed),
 }
