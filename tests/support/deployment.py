@@ -172,6 +172,8 @@ class Deployment:
     """What has become of its processes, for whoever waits in vain."""
     metrics_address: str = ""
     """Where Envoy answers scrapes, if that can be reached."""
+    envoy_pid: int = 0
+    """Envoy's process, if it runs on this machine."""
 
     def token(self, *folders: str) -> str:
         """A token for these folders, or for all."""
@@ -238,12 +240,21 @@ def _reply(response: Any) -> Reply:
 
 @contextlib.asynccontextmanager
 async def deployed(
-    database_url: str, *, replicas: int = 2, issuer: Issuer | None = None, max_connections: int | None = None, **settings: str
-) -> AsyncIterator[Deployment]:  # fmt: skip
-    """Starts all of it, and ends all of it.
+    database_url: str,
+    *,
+    replicas: int = 2,
+    issuer: Issuer | None = None,
+    max_connections: int | None = None,
+    release: Path = ROOT,
+    edit_envoy: Callable[[dict[str, Any]], None] = lambda config: None,
+    **settings: str,
+) -> AsyncIterator[Deployment]:
+    """Start the whole deployment, and stop it on exit.
 
     Args:
-        max_connections: what clients may hold open, in place of what deploy/envoy.yaml says.
+        max_connections: Envoy's limit of client connections, if not the one of deploy/envoy.yaml.
+        release: The folder of the code that the replicas run.
+        edit_envoy: Changes Envoy's configuration in place.
     """
     port, tls_port, admin_port, metrics_port, *ports = free_ports(4 + replicas)
     async with contextlib.AsyncExitStack() as stack:
@@ -263,12 +274,14 @@ async def deployed(
         } | settings
         running = [ReplicaProcess(each, settings, folder / f"{each}.log") for each in ports]
         for replica in running:
+            replica.release = release
             await replica.start()
             stack.push_async_callback(replica.end, signal.SIGKILL)
         config = configuration(ports, folder, port=port, tls_port=tls_port, admin_port=admin_port, metrics_port=metrics_port)
         if max_connections:
             monitor = config["overload_manager"]["resource_monitors"][0]
             monitor["typed_config"]["max_active_downstream_connections"] = max_connections
+        edit_envoy(config)
         envoy = stack.enter_context(running_envoy(folder, config))
 
         async def read_admin(path: str) -> Any:
@@ -281,7 +294,16 @@ async def deployed(
             )
 
         deployment = Deployment(
-            [*running], port, tls_port, authority, certificate, issuer, read_admin, describe, metrics_address=f"127.0.0.1:{metrics_port}"
+            [*running],
+            port,
+            tls_port,
+            authority,
+            certificate,
+            issuer,
+            read_admin,
+            describe,
+            metrics_address=f"127.0.0.1:{metrics_port}",
+            envoy_pid=envoy.pid,
         )
         await deployment.until_healthy(replicas)
         await deployment.settled()

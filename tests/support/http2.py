@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, PingFr
 
 from service.settings import Address
 
+_HEADER_TABLE_SIZE = 1
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -35,11 +37,17 @@ class Connection:
         self._reader, self._writer = reader, writer
         self._encoder, self._decoder = Encoder(), Decoder()
         self._next_stream = 1
+        self.peer_settings: dict[int, int] = {}
+        """Settings that the server has sent."""
 
     @classmethod
     @asynccontextmanager
-    async def to(cls, address: Address, settings: dict[int, int] | None = None) -> AsyncIterator["Connection"]:
-        reader, writer = await asyncio.open_connection(address.host, address.port)
+    async def to(
+        cls, address: Address, settings: dict[int, int] | None = None, *, source: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    ) -> AsyncIterator["Connection"]:
+        """Connect from the address `source` and send the preface and `settings`."""
+        name = "localhost" if tls else None
+        reader, writer = await asyncio.open_connection(address.host, address.port, local_addr=(source, 0), ssl=tls, server_hostname=name)
         try:
             connection = cls(reader, writer)
             writer.write(_PREFACE)
@@ -60,13 +68,28 @@ class Connection:
 
     async def call(self, path: str, body: bytes | None, *, end: bool = True, token: str | None = None, timeout: str | None = None) -> int:
         """Begins a call; without a body, or without an end, it stays half done."""
+        return await self.send_call(request_headers(self._encoder, path, token, timeout), body, end=end)
+
+    async def get(self, path: str, token: str) -> int:
+        """Send a complete GET request; return its stream."""
+        headers = [(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", "test"), ("authorization", f"Bearer {token}")]
+        return await self.send_call(self._encoder.encode(headers), None)
+
+    async def send_call(self, headers: bytes, body: bytes | None, *, end: bool = True) -> int:
+        """Start a call with headers that are encoded already; return its stream."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         flags = ["END_HEADERS"] if body is not None or not end else ["END_HEADERS", "END_STREAM"]
-        self.send(HeadersFrame(stream, data=request_headers(self._encoder, path, token, timeout), flags=flags))
+        self.send(HeadersFrame(stream, data=headers, flags=flags))
         if body is not None:
             self.send(DataFrame(stream, data=body, flags=["END_STREAM"] if end else []))
         await self.drain()
         return stream
+
+    async def settled(self) -> None:
+        """Wait until the server has answered a PING, and so has sent its settings."""
+        self.send(PingFrame(opaque_data=b"settled?"))
+        while not isinstance(await self.frame(), PingFrame):
+            pass
 
     async def frame(self) -> Frame:
         """The next frame; answers settings and pings by itself."""
@@ -75,6 +98,8 @@ class Connection:
             frame, length = Frame.parse_frame_header(memoryview(head))
             frame.parse_body(memoryview(await self._reader.readexactly(length)))
             if isinstance(frame, SettingsFrame) and "ACK" not in frame.flags:
+                self.peer_settings.update(frame.settings)
+                self._encoder.header_table_size = min(self.peer_settings.get(_HEADER_TABLE_SIZE, 4096), 4096)
                 self.send(SettingsFrame(flags=["ACK"]))
             elif isinstance(frame, PingFrame) and "ACK" not in frame.flags:
                 self.send(PingFrame(opaque_data=frame.opaque_data, flags=["ACK"]))

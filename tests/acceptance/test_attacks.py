@@ -1,0 +1,214 @@
+"""Attacks on the deployment by clients at 127.0.0.2, while another client at 127.0.0.3 is measured.
+
+Each attack runs through Envoy with the shipped deploy/envoy.yaml. `test_attack_without_protection` removes
+one protection at a time, and expects that the attack then succeeds.
+"""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+
+from service.settings import Address
+from tests.support.attacks import attacking
+from tests.support.bars import Figure
+from tests.support.catalog import AddBackups
+from tests.support.deployment import Deployment, ReplicaProcess, deployed
+from tests.support.releases import Change, altered
+from tests.support.repository import ROOT
+from tests.support.victim import Victim, calling
+
+_P99_S = 1.0
+_REPLICA_MIB, _ENVOY_MIB = 150, 450  # Envoy's heap is limited to 384 MiB by its overload manager
+
+_GROUPS = {
+    "incomplete requests": ("half-sent calls", "half-sent messages", "half-sent REST calls", "watches"),
+    "connections and bodies": (
+        *("idle connections", "half-sent HTTP/1.1 headers"),
+        *("half-sent HTTP/1.1 bodies", "half-sent bodies", "half-sent REST bodies"),
+    ),
+    "tokens": ("junk tokens", "junk REST tokens"),
+}
+
+
+class Peak:
+    """Largest resident memory of processes while it is measured, in MiB."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self._processes = [psutil.Process(pid) for pid in pids]
+        self.mib = [0 for _ in pids]
+
+    @contextlib.asynccontextmanager
+    async def measured(self) -> AsyncIterator["Peak"]:
+        measuring = asyncio.ensure_future(self._measure())
+        try:
+            yield self
+        finally:
+            measuring.cancel()
+
+    async def _measure(self) -> None:
+        while True:
+            for number, process in enumerate(self._processes):
+                self.mib[number] = max(self.mib[number], process.memory_info().rss >> 20)
+            await asyncio.sleep(0.05)
+
+
+class Target(NamedTuple):
+    """What is attacked, and what the victim calls."""
+
+    attacked_port: int
+    called_port: int
+    token: str
+    tls: ssl.SSLContext | None
+    replicas: list[int]
+    """Their process ids."""
+    envoy: list[int]
+
+    @classmethod
+    def of(cls, deployment: Deployment) -> "Target":
+        """Through Envoy: the attackers in plaintext, the victim over TLS. The listeners have the same filters."""
+        tls = ssl.create_default_context(cadata=deployment.authority.cert.decode())
+        tls.set_alpn_protocols(["h2"])
+        replicas = [each.pid for each in deployment.replicas if isinstance(each, ReplicaProcess)]
+        return cls(deployment.port, deployment.tls_port, deployment.token(), tls, replicas, [deployment.envoy_pid])
+
+    def calling(self) -> contextlib.AbstractAsyncContextManager[Victim]:
+        return calling(Address("127.0.0.1", self.called_port), self.token, self.tls, rest=bool(self.envoy))
+
+
+class Outcome(NamedTuple):
+    """The victim's calls, without the attack and during it, and the memory of the processes."""
+
+    attack: str
+    quiet: Victim
+    attacked: Victim
+    replicas_mib: int
+    envoy_mib: int
+
+    @classmethod
+    def of(cls, attack: str, quiet: Victim, attacked: Victim, peak: Peak, replicas: int) -> "Outcome":
+        return cls(attack, quiet, attacked, max(peak.mib[:replicas]), max(peak.mib[replicas:], default=0))
+
+    @property
+    def problems(self) -> list[str]:
+        """What the attack has achieved."""
+        return [
+            *self.attacked.failures[:3],
+            *([f"p99 {self.attacked.p99:.1f} s"] if self.attacked.p99 >= _P99_S else []),
+            *([f"a replica of {self.replicas_mib} MiB"] if self.replicas_mib >= _REPLICA_MIB else []),
+            *([f"an Envoy of {self.envoy_mib} MiB"] if self.envoy_mib >= _ENVOY_MIB else []),
+        ]
+
+    def __str__(self) -> str:
+        ratio = self.attacked.p99 / self.quiet.p99
+        envoy = f", Envoy {self.envoy_mib} MiB" if self.envoy_mib else ""
+        return f"{self.attack}: {self.attacked}, {ratio:.1f} times the p99 without; replicas {self.replicas_mib} MiB{envoy}"
+
+
+async def _attacked(target: Target, attack: str, *, seconds: float, longest: float = 0) -> Outcome:
+    """Attack for so many seconds, or, if that achieves nothing, until it does or `longest` has passed."""
+    async with target.calling() as quiet:
+        await quiet.for_seconds(seconds / 3)
+    clock = asyncio.get_running_loop().time
+    async with Peak(target.replicas + target.envoy).measured() as peak, attacking(attack, target.attacked_port, target.token):
+        async with target.calling() as attacked:
+            began = clock()
+            await attacked.for_seconds(seconds)
+            while not (outcome := Outcome.of(attack, quiet, attacked, peak, len(target.replicas))).problems and clock() < began + longest:
+                await asyncio.sleep(0.1)
+    return outcome
+
+
+@pytest.mark.bar(18, "attacks on the availability, through Envoy")
+@pytest.mark.parametrize("group", _GROUPS)
+async def test_attacks_through_envoy(deployment: Deployment, add_backups: AddBackups, group: str, *, long: bool, figure: Figure) -> None:
+    """No call of another client fails, its p99 stays under a second, and memory is bounded."""
+    await add_backups(1000)
+    target = Target.of(deployment)
+    problems: dict[str, list[str]] = {}
+    for attack in _GROUPS[group]:
+        outcome = await _attacked(target, attack, seconds=10 if long else 3)
+        figure(str(outcome))
+        problems |= {attack: outcome.problems} if outcome.problems else {}
+    assert problems == {}
+
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+def _managers(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the HTTP connection managers of the public listeners."""
+    return [
+        listener["filter_chains"][0]["filters"][0]["typed_config"]
+        for listener in config["static_resources"]["listeners"]
+        if listener["name"] != "metrics"
+    ]
+
+
+def _forward_at_most(config: dict[str, Any], count: int) -> None:
+    """Limit the calls that Envoy has open at the replicas, which all clients share."""
+    [service] = [cluster for cluster in config["static_resources"]["clusters"] if cluster["name"] == "service"]
+    service["circuit_breakers"]["thresholds"][0]["max_requests"] = count
+
+
+def _forward_incomplete_requests(config: dict[str, Any]) -> None:
+    for manager in _managers(config):
+        manager["http_filters"] = [each for each in manager["http_filters"] if "buffer" not in each["name"]]
+    _forward_at_most(config, 1000)
+
+
+def _serve_watches(config: dict[str, Any]) -> None:
+    for manager in _managers(config):
+        for host in manager["route_config"]["virtual_hosts"]:
+            host["routes"] = [route for route in host["routes"] if "direct_response" not in route]
+    _forward_at_most(config, 1000)
+
+
+def _limit_connections(config: dict[str, Any]) -> None:
+    monitors = config["overload_manager"]["resource_monitors"]
+    [limit] = [each["typed_config"] for each in monitors if "max_active_downstream_connections" in each["typed_config"]]
+    limit["max_active_downstream_connections"] = 500
+
+
+def _buffer_much(config: dict[str, Any]) -> None:
+    for listener in config["static_resources"]["listeners"]:
+        listener["per_connection_buffer_limit_bytes"] = 32 << 20
+
+
+_ANY_SIZE = Change(
+    "service/composition.py", '("grpc.max_receive_message_length", MAX_REQUEST_SIZE)', '("grpc.max_receive_message_length", -1)'
+)
+
+
+class Removal(NamedTuple):
+    """How a protection is removed."""
+
+    attack: str
+    edit_envoy: Edit = lambda config: None
+    changes: tuple[Change, ...] = ()
+
+
+_REMOVALS = {
+    "requests are forwarded before they are complete": Removal("half-sent calls", _forward_incomplete_requests),
+    "REST requests are forwarded before they are complete": Removal("half-sent REST calls", _forward_incomplete_requests),
+    "Health/Watch is forwarded": Removal("watches", _serve_watches),
+    "fewer connections than the attacker opens": Removal("idle connections", _limit_connections),
+    "Envoy reads 32 MiB ahead": Removal("half-sent HTTP/1.1 bodies", _buffer_much),
+    "bodies of any size": Removal("half-sent bodies", _forward_incomplete_requests, (_ANY_SIZE,)),
+}
+
+
+@pytest.mark.parametrize("removed", _REMOVALS)
+async def test_attack_without_protection(database_url: str, add_backups: AddBackups, tmp_path: Path, removed: str) -> None:
+    """Without its protection, each attack fails or delays another client's calls, or exceeds the memory."""
+    await add_backups(1000)
+    removal = _REMOVALS[removed]
+    release = altered(tmp_path / "altered", *removal.changes) if removal.changes else ROOT
+    async with deployed(database_url, release=release, edit_envoy=removal.edit_envoy) as deployment:
+        outcome = await _attacked(Target.of(deployment), removal.attack, seconds=3, longest=40)
+    assert outcome.problems, str(outcome)
