@@ -1,18 +1,23 @@
 """Prometheus' metrics, under gRPC's usual names, over HTTP on a port of their own. No label is anything that a client of the API chose."""
 
 import io
+import socket
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple, TextIO, get_args
-from wsgiref.simple_server import WSGIRequestHandler
+from socketserver import ThreadingMixIn
+from typing import Any, NamedTuple, TextIO, get_args
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
 from prometheus_client.registry import Collector
 
 from service.errors import Rejection
 
 _METHOD_LABELS = ("grpc_service", "grpc_method", "grpc_type")
+
+_MAX_CONNECTIONS = 20
 
 # From what a Get takes to what a call may take.
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -85,13 +90,15 @@ class Metrics:
 
     @contextmanager
     def served(self, host: str, port: int) -> Iterator[int]:
-        """Answers scrapes in a thread; gives the port.
+        """Answer scrapes in threads, and yield the port.
 
         Raises:
-            OSError: it cannot be listened on.
+            OSError: the address cannot be used.
         """
-        server, thread = start_http_server(port, host, self._registry)
-        server.RequestHandlerClass = _Scrape
+        server_class: type[WSGIServer] = type("Server", (_ScrapeServer,), {"address_family": _family(host, port)})
+        server = make_server(host, port, make_wsgi_app(self._registry), server_class, _Scrape)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
         try:
             yield server.server_port
         finally:
@@ -101,10 +108,42 @@ class Metrics:
             server.server_close()
 
 
-class _Scrape(WSGIRequestHandler):
-    """A connection, which costs a thread: over once nothing was said for a while, and no word on standard error, amid the log's lines."""
+def _family(host: str, port: int) -> socket.AddressFamily:
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
 
-    timeout = 10.0  # seconds, for each word of the client, and for the answer
+
+class _ScrapeServer(ThreadingMixIn, WSGIServer):
+    """A server with a thread for each connection, and a limit on both.
+
+    Beyond the limit, the oldest connection is closed: a scrape ends within milliseconds, so only idle connections become the oldest.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, *args: Any) -> None:
+        self._lock = threading.Lock()
+        self._connections: OrderedDict[socket.socket, None] = OrderedDict()
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            if len(self._connections) >= _MAX_CONNECTIONS:
+                oldest, _ = self._connections.popitem(last=False)
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread ends, and closes it
+            self._connections[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
+
+
+class _Scrape(WSGIRequestHandler):
+    """One connection. It writes nothing to standard error, which is the log."""
+
+    timeout = 10.0  # seconds, for each read from the client and for each write to it
 
     def handle(self) -> None:
         with suppress(OSError):

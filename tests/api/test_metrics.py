@@ -22,6 +22,7 @@ from service.errors import PortTaken
 from service.server import Server
 from tests.support.catalog import AddBackups, Sql
 from tests.support.certificates import Authority, Files
+from tests.support.eventually import eventually
 from tests.support.server import StartServer
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
@@ -136,3 +137,16 @@ async def test_connections_that_are_left(
                 while threading.active_count() > threads:
                     await asyncio.sleep(0.01)
     assert "Traceback" not in capfd.readouterr().err
+
+
+async def test_idle_connections_are_bounded(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 300 idle connections to its port, the server has a few threads for them and answers scrapes."""
+    monkeypatch.setattr("service.observability.metrics._Scrape.timeout", 60)  # so that the limit closes them, not the timeout
+    async with start_server(metrics_listen="127.0.0.1:0") as server:
+        assert server.metrics_address
+        threads = threading.active_count()
+        with contextlib.ExitStack() as stack:
+            idle = [stack.enter_context(socket.create_connection(server.metrics_address, timeout=10)) for _ in range(300)]
+            assert _of(await _scrape(server), "backups_build_info") == 1
+            await eventually(threading.active_count, lambda count: count <= threads + 20 + 5)  # 5 of the executor that scrapes
+            assert await asyncio.to_thread(idle[0].recv, 1) == b""
