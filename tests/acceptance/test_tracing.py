@@ -142,7 +142,7 @@ async def test_spans_of_a_call(
         "db.operation.name": "SELECT",
         "db.collection.name": "backups",
         "db.query.summary": "SELECT backups",
-        "db.query.text": "SELECT wire FROM backups WHERE id = $1 AND ($2::text[] IS NULL OR folder_id = ANY ($2))",
+        "db.query.text": "SELECT folder_id, wire FROM backups WHERE id = $1",
     }
     assert _attributes(query)["db.namespace"].startswith("test_")
     assert [event.name for event in query.events] == ["connected"]
