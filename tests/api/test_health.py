@@ -239,3 +239,12 @@ async def test_busy_is_not_ill(start_server: StartServer, sql: Sql) -> None:
                         await asyncio.sleep(0.01)
                         assert server.health.serving
         assert {answer.code for answer in await asyncio.gather(*calls)} == {StatusCode.NOT_FOUND}
+
+
+async def test_list(health: Any) -> None:
+    """List returns the status of every service that Check knows."""
+    await _until(health, _SERVING)
+    answer = await health.List(health_pb2.HealthListRequest())  # type: ignore[attr-defined]  # the stubs are older than the method
+    statuses = {name: response.status for name, response in answer.statuses.items()}
+    assert statuses == {name: (await health.Check(health_pb2.HealthCheckRequest(service=name))).status for name in statuses}
+    assert statuses.keys() == {"", pb.BACKUP_SERVICE, LIVENESS}
