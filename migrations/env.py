@@ -124,21 +124,23 @@ BEGIN
   FOR role IN
     SELECT DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END AS name, grantee = 0 AS is_public
     FROM pg_class, aclexplode(relacl)
-    WHERE pg_class.oid IN ('backups'::regclass, 'imports'::regclass, 'alembic_version'::regclass) AND grantee <> relowner
+    WHERE pg_class.oid IN (
+        'backups'::regclass, 'imports'::regclass, 'attempts'::regclass, 'freshness'::regclass, 'alembic_version'::regclass)
+      AND grantee <> relowner
   LOOP
-    EXECUTE 'REVOKE ALL ON backups, imports, alembic_version FROM ' || role.name;
+    EXECUTE 'REVOKE ALL ON backups, imports, attempts, freshness, alembic_version FROM ' || role.name;
     IF owns_database AND NOT role.is_public THEN
       EXECUTE 'REVOKE CONNECT, TEMPORARY ON DATABASE ' || database || ' FROM ' || role.name;
     END IF;
   END LOOP;
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{service}') THEN
-    GRANT SELECT ON backups, imports, alembic_version TO "{service}";
+    GRANT SELECT ON backups, imports, attempts, freshness, alembic_version TO "{service}";
     IF owns_database THEN
       EXECUTE 'GRANT CONNECT ON DATABASE ' || database || ' TO "{service}"';
     END IF;
   END IF;
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{imports}') THEN
-    GRANT SELECT, INSERT, UPDATE, DELETE ON backups, imports TO "{imports}";
+    GRANT SELECT, INSERT, UPDATE, DELETE ON backups, imports, attempts, freshness TO "{imports}";
     IF current_setting('server_version_num')::integer >= 170000 THEN
       GRANT MAINTAIN ON backups TO "{imports}";
     END IF;

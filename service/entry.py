@@ -10,7 +10,7 @@ from service.errors import InvalidEntry, InvalidIdPrefix
 # An id is the prefix, a colon, and at most 25 characters of the tool's own name for the backup.
 ID_PREFIX_MAX_LENGTH = 24
 
-_SIZE_MAX = 2**63 - 1
+_SIZE_MAX = 2**53 - 1
 _SHOWN_MAX_LENGTH = 100
 
 

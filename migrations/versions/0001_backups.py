@@ -1,13 +1,18 @@
-"""The table of backups, whose column `wire` is the row as the API sends it, and what is known of each import.
+"""Tables of backups, imports, failed runs and freshness.
 
-`wire` holds one element of `ListBackupsResponse.backups` in protobuf's encoding: tag 1, length, then the fields of `Backup`; as always
-in proto3, a default value is left out. tests/integration/test_wire.py holds it to protobuf's own encoder.
+`backups.wire` holds the row as one element of `ListBackupsResponse.backups` in protobuf's encoding: tag 1, length, then the fields of
+`Backup`. As in every proto3 message, default values are omitted. tests/integration/test_wire.py compares it with protobuf's own encoder.
 
-The encoder's functions are SQL-standard (`RETURN …`) or call built-ins only: a body in a string would name functions that are not
-on the empty search_path under which pg_restore computes the column. They use IMMUTABLE built-ins only (hence date_part, and
-decode(…, 'escape') in place of convert_to), or PostgreSQL could not inline them. They never raise on what the table's constraints
-refuse, since a stored column is computed before its row is checked: so infinite times give NULL. Stored bytes stay when a function is
-replaced: another encoding is another function, and another column. (mod, for Alembic prints a percent sign twice.)
+Rules for the encoder's functions:
+
+- A body is SQL-standard (`RETURN …`) or calls built-in functions only. pg_restore computes the column with an empty search_path, so that
+  a body in a string cannot call functions of this schema.
+- Only IMMUTABLE built-ins are used, because PostgreSQL inlines nothing else. Hence date_part instead of extract, and
+  decode(…, 'escape') instead of convert_to.
+- A function never raises an error for values that the table's constraints reject, because generated columns are computed before the
+  constraints are checked. Infinite times give NULL.
+- Stored bytes do not change when a function is replaced. A different encoding needs a different function and a different column.
+- `mod` is used because Alembic prints a percent sign twice.
 """
 
 from alembic import op
@@ -15,15 +20,15 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
-# The encoder's texts are bytes of the database's encoding, and protobuf's are UTF-8.
+# The encoder copies texts in the database's encoding, and protobuf requires UTF-8.
 REQUIRE_UTF8 = """
 DO $$ BEGIN
   IF current_setting('server_encoding') <> 'UTF8' THEN
-    RAISE EXCEPTION USING MESSAGE = 'the catalog needs a database in UTF8, and this one is in ' || current_setting('server_encoding');
+    RAISE EXCEPTION USING MESSAGE = 'the catalog needs a database with the encoding UTF8, not ' || current_setting('server_encoding');
   END IF;
 END $$"""
 
-# Times take five bytes, seven bits in each, the lowest first; with them at once rather than in a loop, a row takes 12 µs and not 21.
+# Times have five bytes of seven bits each, lowest first. Without the loop for them, a row takes 12 µs instead of 21.
 VARINT = r"""
 CREATE FUNCTION backup_wire_v1_varint(v bigint) RETURNS bytea
   LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
@@ -41,7 +46,7 @@ BEGIN
   RETURN encoded || substr(int8send(v), 8);
 END $$"""
 
-# plpgsql, which computes the body once. Two bytes of length do: no row that the constraints let in has more than 16,383.
+# plpgsql computes the body once. Two bytes of length are enough: the constraints keep rows under 16,384 bytes.
 DELIMITED = r"""
 CREATE FUNCTION backup_wire_v1_delimited(tag bytea, body bytea) RETURNS bytea
   LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
@@ -75,9 +80,18 @@ CREATE FUNCTION backup_wire_v1_timestamp(t timestamptz) RETURNS bytea
       || backup_wire_v1_number('\x10'::bytea,
            mod(date_part('microseconds', t - '1970-01-01 00:00:00+00'::timestamptz)::bigint, 1000000) * 1000)"""
 
+# The API has no field for "partial": a method is only encoded for a backup that contains everything.
+METHOD = r"""
+CREATE FUNCTION backup_wire_v1_method(method text, contents text) RETURNS bytea
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  RETURN CASE
+    WHEN contents = 'everything' AND method = 'base' THEN '\x4001'::bytea
+    WHEN contents = 'everything' AND method = 'incremental' THEN '\x4002'::bytea
+    ELSE ''::bytea END"""
+
 BACKUP = r"""
 CREATE FUNCTION backup_wire_v1(
-  id text, folder_id text, created_at timestamptz, source_cluster_id text, started_at timestamptz, size bigint
+  id text, folder_id text, created_at timestamptz, source_cluster_id text, started_at timestamptz, size bigint, method text, contents text
 ) RETURNS bytea
   LANGUAGE sql IMMUTABLE PARALLEL SAFE
   RETURN CASE WHEN isfinite(created_at) AND isfinite(started_at) THEN
@@ -87,13 +101,15 @@ CREATE FUNCTION backup_wire_v1(
       || backup_wire_v1_delimited('\x1a'::bytea, backup_wire_v1_timestamp(created_at))
       || backup_wire_v1_string('\x22'::bytea, source_cluster_id)
       || backup_wire_v1_delimited('\x2a'::bytea, backup_wire_v1_timestamp(started_at))
-      || backup_wire_v1_number('\x30'::bytea, size))
+      || backup_wire_v1_number('\x30'::bytea, size)
+      || backup_wire_v1_method(method, contents))
   END"""
 
-# COLLATE "C": an order by a locale's rules differs between machines, and an upgrade of their library breaks its indexes.
+# COLLATE "C": the order of a locale differs between machines, and an upgrade of its library corrupts indexes.
 # A bound in the regular expression ({1,50}) would cost as much as the encoder.
-# A folder cannot be called "*": in a token that means all folders.
-# The last microsecond of 9999 is left out, since asyncpg binds it as infinity.
+# The folder "*" is rejected because a token for it reads all folders.
+# The last microsecond of 9999 is excluded because asyncpg binds it as infinity.
+# Sizes end at 2^53 - 1, the largest integer that the official Node.js client can decode.
 BACKUPS = r"""
 CREATE TABLE backups (
   id text COLLATE "C" PRIMARY KEY CONSTRAINT backups_id CHECK (id ~ '^[!-~]+$' AND octet_length(id) <= 50),
@@ -102,60 +118,119 @@ CREATE TABLE backups (
   source_cluster_id text COLLATE "C" NOT NULL
     CONSTRAINT backups_source_cluster_id CHECK (char_length(source_cluster_id) BETWEEN 1 AND 50),
   started_at timestamptz NOT NULL,
-  size bigint NOT NULL CONSTRAINT backups_size CHECK (size >= 0),
+  size bigint CONSTRAINT backups_size CHECK (size BETWEEN 0 AND 9007199254740991),
   tool text COLLATE "C" NOT NULL CONSTRAINT backups_tool CHECK (tool ~ '^[a-z]+$' AND octet_length(tool) <= 16),
-  wire bytea GENERATED ALWAYS AS (backup_wire_v1(id, folder_id, created_at, source_cluster_id, started_at, size)) STORED,
+  name text COLLATE "C" CONSTRAINT backups_name CHECK (octet_length(name) BETWEEN 1 AND 100),
+  method text COLLATE "C" CONSTRAINT backups_method CHECK (method IN ('base', 'incremental')),
+  contents text COLLATE "C" NOT NULL DEFAULT 'everything'
+    CONSTRAINT backups_contents CHECK (contents IN ('everything', 'metadata only', 'data only', 'filtered')),
+  database text COLLATE "C" NOT NULL DEFAULT '' CONSTRAINT backups_database CHECK (octet_length(database) <= 255),
+  permanent boolean,
+  needs text[] COLLATE "C" NOT NULL DEFAULT '{}' CONSTRAINT backups_needs CHECK (cardinality(needs) <= 1000),
+  chain text COLLATE "C" NOT NULL DEFAULT 'complete' CONSTRAINT backups_chain CHECK (chain IN ('complete', 'broken', 'unknown')),
+  missing_since timestamptz,
+  wire bytea GENERATED ALWAYS AS (
+    backup_wire_v1(id, folder_id, created_at, source_cluster_id, started_at, size, method, contents)) STORED,
   CONSTRAINT backups_times CHECK (
     started_at >= '1970-01-01 00:00:00+00' AND started_at <= created_at AND created_at < '9999-12-31 23:59:59.999999+00')
 )"""
 
-# A page is an index-only scan: INCLUDE spares it the table.
+# A page is an index-only scan because the index includes `wire`.
 BACKUPS_PAGE = "CREATE INDEX backups_page ON backups (folder_id, created_at DESC, id DESC) INCLUDE (wire)"
 
-# An import compares a cluster's rows with a listing.
+# For imports, which compare a cluster's rows with a listing.
 BACKUPS_CLUSTER = "CREATE INDEX backups_cluster ON backups (source_cluster_id, tool, created_at DESC, id)"
 
-IMPORTS = r"""
-CREATE TABLE imports (
+OWNER_COLUMNS = r"""
   source_cluster_id text COLLATE "C" NOT NULL
-    CONSTRAINT imports_source_cluster_id CHECK (char_length(source_cluster_id) BETWEEN 1 AND 50),
-  tool text COLLATE "C" NOT NULL CONSTRAINT imports_tool CHECK (tool ~ '^[a-z]+$' AND octet_length(tool) <= 16),
-  folder_id text COLLATE "C" NOT NULL CONSTRAINT imports_folder_id CHECK (char_length(folder_id) BETWEEN 1 AND 50 AND folder_id <> '*'),
+    CONSTRAINT {table}_source_cluster_id CHECK (char_length(source_cluster_id) BETWEEN 1 AND 50),
+  tool text COLLATE "C" NOT NULL CONSTRAINT {table}_tool CHECK (tool ~ '^[a-z]+$' AND octet_length(tool) <= 16),
+  folder_id text COLLATE "C" NOT NULL CONSTRAINT {table}_folder_id CHECK (char_length(folder_id) BETWEEN 1 AND 50 AND folder_id <> '*'),"""
+
+DATABASE_COLUMN = r"""
+  database text COLLATE "C" NOT NULL CONSTRAINT {table}_database CHECK (octet_length(database) <= 255),"""
+
+IMPORTS = f"""
+CREATE TABLE imports ({OWNER_COLUMNS.format(table="imports")}
   imported_at timestamptz NOT NULL,
   entries bigint NOT NULL CONSTRAINT imports_entries CHECK (entries >= 0),
   skipped bigint NOT NULL CONSTRAINT imports_skipped CHECK (skipped BETWEEN 0 AND entries),
   backups bigint NOT NULL CONSTRAINT imports_backups CHECK (backups >= 0),
   last_backup_id text COLLATE "C",
   last_created_at timestamptz,
+  unusable bigint NOT NULL DEFAULT 0 CONSTRAINT imports_unusable CHECK (unusable BETWEEN 0 AND skipped),
+  excluded bigint NOT NULL DEFAULT 0 CONSTRAINT imports_excluded CHECK (excluded BETWEEN 0 AND skipped),
   PRIMARY KEY (source_cluster_id, tool)
+)"""
+
+# "running" is the state at the import. A run that is still "running" 48 hours after its start has crashed.
+ATTEMPTS = f"""
+CREATE TABLE attempts ({OWNER_COLUMNS.format(table="attempts")}{DATABASE_COLUMN.format(table="attempts")}
+  name text COLLATE "C" NOT NULL CONSTRAINT attempts_name CHECK (octet_length(name) BETWEEN 1 AND 100),
+  started_at timestamptz NOT NULL,
+  state text COLLATE "C" NOT NULL CONSTRAINT attempts_state CHECK (state IN ('failed', 'running', 'crashed')),
+  PRIMARY KEY (source_cluster_id, tool, database, name)
+)"""
+
+FRESHNESS = f"""
+CREATE TABLE freshness ({OWNER_COLUMNS.format(table="freshness")}{DATABASE_COLUMN.format(table="freshness")}
+  backups bigint NOT NULL DEFAULT 0,
+  restorable bigint NOT NULL DEFAULT 0,
+  partial bigint NOT NULL DEFAULT 0,
+  broken bigint NOT NULL DEFAULT 0,
+  unknown bigint NOT NULL DEFAULT 0,
+  missing bigint NOT NULL DEFAULT 0,
+  last_backup_id text COLLATE "C",
+  last_created_at timestamptz,
+  last_base_id text COLLATE "C",
+  last_base_created_at timestamptz,
+  last_partial_id text COLLATE "C",
+  last_partial_created_at timestamptz,
+  failed_attempts bigint,
+  last_failed_name text COLLATE "C",
+  last_failed_started_at timestamptz,
+  running_name text COLLATE "C",
+  running_started_at timestamptz,
+  PRIMARY KEY (source_cluster_id, tool, database)
 )"""
 
 COMMENTS = """
 COMMENT ON TABLE backups IS 'Completed backups of Greenplum clusters';
 COMMENT ON COLUMN backups.created_at IS 'When the backup was completed';
-COMMENT ON COLUMN backups.size IS 'Bytes';
-COMMENT ON COLUMN backups.tool IS 'Who wrote the row: walg, gpbackup, manual, …';
+COMMENT ON COLUMN backups.size IS 'Bytes, or NULL if unknown';
+COMMENT ON COLUMN backups.tool IS 'The tool whose import wrote the row: walg, gpbackup, manual, …';
+COMMENT ON COLUMN backups.name IS 'The name that the tool gave to the backup';
+COMMENT ON COLUMN backups.method IS 'base or incremental, or NULL if the tool does not record it';
+COMMENT ON COLUMN backups.contents IS 'A backup with other contents than everything is partial';
+COMMENT ON COLUMN backups.database IS 'The database of a logical backup, or empty for a backup of the whole cluster';
+COMMENT ON COLUMN backups.permanent IS 'Whether the tool never deletes the backup by itself, or NULL if the tool does not record it';
+COMMENT ON COLUMN backups.needs IS 'Names of the backups that a restore requires: the direct parent for walg, all of them for gpbackup';
+COMMENT ON COLUMN backups.chain IS 'Whether the backups in needs are there, at the last import';
+COMMENT ON COLUMN backups.missing_since IS 'When an import first found that the listing no longer has the backup';
 COMMENT ON COLUMN backups.wire IS 'The row as an element of ListBackupsResponse.backups';
 COMMENT ON TABLE imports IS 'The last import of each cluster and tool, also if it changed nothing';
-COMMENT ON COLUMN imports.entries IS 'Entries of the listing, with those skipped';
-COMMENT ON COLUMN imports.backups IS 'Backups of this cluster and tool that the catalog had after the import';
-COMMENT ON COLUMN imports.last_backup_id IS 'The last of them to be completed'"""
+COMMENT ON COLUMN imports.entries IS 'Entries of the listing, including skipped ones';
+COMMENT ON COLUMN imports.skipped IS 'Entries that are not backups of the catalog, for any reason';
+COMMENT ON COLUMN imports.unusable IS 'Skipped entries with values that the catalog cannot hold';
+COMMENT ON COLUMN imports.excluded IS 'Skipped entries that the operator left out by name';
+COMMENT ON TABLE attempts IS 'The newest failed and unfinished runs of a tool, by cluster and database';
+COMMENT ON TABLE freshness IS 'The last restorable backup of each cluster, tool and database, at the last import';
+COMMENT ON COLUMN freshness.database IS 'Empty for backups of the whole cluster';
+COMMENT ON COLUMN freshness.backups IS 'Backups of the catalog, including missing and broken ones';
+COMMENT ON COLUMN freshness.restorable IS 'Backups that contain everything, have a complete chain and are not missing';
+COMMENT ON COLUMN freshness.failed_attempts IS 'Failed runs since the last restorable backup, or NULL if the tool does not record them'"""
 
 
 def upgrade() -> None:
     for statement in (
-        REQUIRE_UTF8, VARINT, DELIMITED, STRING, NUMBER, TIMESTAMP, BACKUP,
-        BACKUPS, BACKUPS_PAGE, BACKUPS_CLUSTER, IMPORTS, *COMMENTS.split(";"),
+        REQUIRE_UTF8, VARINT, DELIMITED, STRING, NUMBER, TIMESTAMP, METHOD, BACKUP,
+        BACKUPS, BACKUPS_PAGE, BACKUPS_CLUSTER, IMPORTS, ATTEMPTS, FRESHNESS, *COMMENTS.split(";"),
     ):  # fmt: skip
         op.execute(statement)
 
 
 def downgrade() -> None:
-    op.execute("DROP TABLE imports")
-    op.execute("DROP TABLE backups")
-    op.execute("DROP FUNCTION backup_wire_v1")
-    op.execute("DROP FUNCTION backup_wire_v1_timestamp")
-    op.execute("DROP FUNCTION backup_wire_v1_number")
-    op.execute("DROP FUNCTION backup_wire_v1_string")
-    op.execute("DROP FUNCTION backup_wire_v1_delimited")
-    op.execute("DROP FUNCTION backup_wire_v1_varint")
+    for table in ("freshness", "attempts", "imports", "backups"):
+        op.execute(f"DROP TABLE {table}")
+    for function in ("", "_method", "_timestamp", "_number", "_string", "_delimited", "_varint"):
+        op.execute(f"DROP FUNCTION backup_wire_v1{function}")

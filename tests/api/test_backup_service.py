@@ -22,7 +22,7 @@ def _row(backup: pb.Backup) -> Backup:
     )
 
 
-@pytest.mark.parametrize("columns", [{}, {"id": "!", "folder_id": "ж" * 50, "source_cluster_id": "\\", "size": 0}, {"size": 2**63 - 1}])
+@pytest.mark.parametrize("columns", [{}, {"id": "!", "folder_id": "ж" * 50, "source_cluster_id": "\\", "size": 0}, {"size": 2**53 - 1}])
 async def test_get(stub: pb.BackupServiceStub, add_backups: AddBackups, columns: dict[str, object]) -> None:
     """Get answers every field of a backup as the catalog has it."""
     await add_backups(3)

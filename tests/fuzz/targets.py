@@ -223,7 +223,7 @@ def _listing(read: Callable[[], Iterable[Entry | Skipped]], refusal: type[Comman
             continue
         assert is_backup_id(entry.id)
         assert _FIRST <= entry.started_at <= entry.created_at <= _LAST
-        assert 0 <= entry.size < 2**63
+        assert 0 <= entry.size < 2**53
         for text in (entry.label, *entry.kinds, *entry.warnings):
             _is_one_line(text)
     return entries

@@ -199,6 +199,8 @@ async def test_the_record_of_imports(import_url: str, sql: Sql) -> None:
         "folder_id": "f1",
         "entries": 3,
         "skipped": 1,
+        "unusable": 0,
+        "excluded": 0,
         "backups": 2,
         "last_backup_id": "b2",
         "last_created_at": _entry(2).created_at,

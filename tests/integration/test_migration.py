@@ -114,7 +114,7 @@ async def test_a_database_that_is_not_utf8(postgres: EmbeddedPostgres) -> None:
     connection = await asyncpg.connect(postgres.url("postgres"))
     await connection.execute("CREATE DATABASE latin1 ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     try:
-        with pytest.raises(SchemaError, match="needs a database in UTF8, and this one is in LATIN1"):
+        with pytest.raises(SchemaError, match="needs a database with the encoding UTF8, not LATIN1"):
             await asyncio.to_thread(migrate, postgres.url("latin1"))
     finally:
         await connection.execute("DROP DATABASE latin1 WITH (FORCE)")

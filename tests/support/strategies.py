@@ -23,11 +23,13 @@ times = st.one_of(
     ).map(lambda time: time.replace(tzinfo=UTC)),
 )
 backup_ids = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=50)
-names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=50)
-sizes = st.integers(0, 2**63 - 1) | st.integers(0, 62).flatmap(lambda bit: st.sampled_from([2**bit - 1, 2**bit, 2**bit + 1]))
+cluster_ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=50)
+folder_ids = cluster_ids.filter(lambda text: text != "*")  # in a token, all folders
+SIZE_MAX = 2**53 - 1
+sizes = st.integers(0, SIZE_MAX) | st.integers(0, 52).flatmap(lambda bit: st.sampled_from([2**bit - 1, 2**bit, min(2**bit + 1, SIZE_MAX)]))
 
 
 @st.composite
 def backups(draw: st.DrawFn) -> Backup:
     started_at, created_at = sorted([draw(times), draw(times)])
-    return Backup(draw(backup_ids), draw(names), created_at, draw(names), started_at, draw(sizes))
+    return Backup(draw(backup_ids), draw(folder_ids), created_at, draw(cluster_ids), started_at, draw(sizes))
