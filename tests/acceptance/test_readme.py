@@ -1,10 +1,11 @@
-"""README's commands, settings and links."""
+"""Commands and links of README and the documents, and the table of settings."""
 
 import os
 import re
 import shutil
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.support.examples import Example, comparable, examples, output
 from tests.support.repository import ROOT
 
 _README = (ROOT / "README.md").read_text(encoding="utf-8")
+_SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 _SHOWN = examples(ROOT / "README.md")
 _PYTHON = re.findall(r"```python\n((?:.*\n)*?)```\n\n```text\n((?:.*\n)*?)```", _README)
 
@@ -53,13 +55,26 @@ async def test_python_example(dev: Running) -> None:
 
 
 def test_every_setting_is_listed() -> None:
-    """The table of settings has every setting, and no other."""
-    listed = [name for row in re.findall(r"^\| (`.+?) \|", _README, re.MULTILINE) for name in re.findall(rf"`({ENV_PREFIX}\w+)`", row)]
+    """The tables of docs/settings.md have each setting once, and nothing else."""
+    cells = re.findall(r"^\| (`.+?) \| .+ \| .+ \|$", _SETTINGS, re.MULTILINE)
+    listed = [name for cell in cells for name in re.findall(rf"`({ENV_PREFIX}\w+)`", cell)]
     assert sorted(listed) == sorted(f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields)
 
 
-def test_links() -> None:
-    """Relative links lead to files."""
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "bench" / "README.md", *ROOT.glob("docs/**/*.md")]:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+def _anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives to a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def _anchors(page: Path) -> set[str]:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return {_anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), ROOT / "bench" / "README.md", *ROOT.glob("docs/**/*.md")], ids=lambda page: page.name)
+def test_links(page: Path) -> None:
+    """Relative links lead to files that exist, and to headings in them."""
+    for target, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", page.read_text(encoding="utf-8")):
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        assert not anchor or anchor in _anchors(linked), f"{target}#{anchor}"
