@@ -247,4 +247,4 @@ async def test_list(health: Any) -> None:
     answer = await health.List(health_pb2.HealthListRequest())  # type: ignore[attr-defined]  # the stubs are older than the method
     statuses = {name: response.status for name, response in answer.statuses.items()}
     assert statuses == {name: (await health.Check(health_pb2.HealthCheckRequest(service=name))).status for name in statuses}
-    assert statuses.keys() == {"", pb.BACKUP_SERVICE, LIVENESS}
+    assert statuses.keys() == {"", pb.BACKUP_SERVICE, pb.CLUSTER_SERVICE, LIVENESS}
