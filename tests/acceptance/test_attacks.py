@@ -1,6 +1,6 @@
 """Attacks on the deployment by clients at 127.0.0.2, while another client at 127.0.0.3 is measured.
 
-Each attack runs through Envoy with the shipped deploy/envoy.yaml. `test_attack_without_protection` removes
+Each attack runs through Envoy with the shipped deploy/envoy.yaml, and directly at a replica. `test_attack_without_protection` removes
 one protection at a time, and expects that the attack then succeeds.
 """
 
@@ -15,15 +15,18 @@ import psutil
 import pytest
 
 from service.settings import Address
-from tests.support.attacks import attacking
+from tests.support.attacks import ATTACKS, attacking
 from tests.support.bars import Figure
 from tests.support.catalog import AddBackups
 from tests.support.deployment import Deployment, ReplicaProcess, deployed
+from tests.support.ports import free_ports
 from tests.support.releases import Change, altered
 from tests.support.repository import ROOT
+from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 from tests.support.victim import Victim, calling
 
 _P99_S = 1.0
+_LONGEST_S = 40.0
 _REPLICA_MIB, _ENVOY_MIB = 150, 450  # Envoy's heap is limited to 384 MiB by its overload manager
 
 _GROUPS = {
@@ -33,7 +36,13 @@ _GROUPS = {
         *("half-sent HTTP/1.1 bodies", "half-sent bodies", "half-sent REST bodies"),
     ),
     "tokens": ("junk tokens", "junk REST tokens"),
+    "unread answers": ("unread answers", "unread REST answers"),
 }
+
+
+_DIRECT = [attack for attack in ATTACKS if "REST" not in attack and "HTTP/1.1" not in attack]
+_DIRECT_MIB = 250
+"""Bound of a replica's memory if there is no Envoy; docs/operating.md explains it."""
 
 
 class Peak:
@@ -110,16 +119,16 @@ class Outcome(NamedTuple):
         return f"{self.attack}: {self.attacked}, {ratio:.1f} times the p99 without; replicas {self.replicas_mib} MiB{envoy}"
 
 
-async def _attacked(target: Target, attack: str, *, seconds: float, longest: float = 0) -> Outcome:
-    """Attack for so many seconds, or, if that achieves nothing, until it does or `longest` has passed."""
+async def _attacked(target: Target, attack: str, *, seconds: float, until: Callable[[Outcome], bool] = lambda outcome: True) -> Outcome:
+    """Attack for so many seconds, and then until the condition is met, for at most `_LONGEST_S` more."""
     async with target.calling() as quiet:
         await quiet.for_seconds(seconds / 3)
     clock = asyncio.get_running_loop().time
     async with Peak(target.replicas + target.envoy).measured() as peak, attacking(attack, target.attacked_port, target.token):
         async with target.calling() as attacked:
-            began = clock()
             await attacked.for_seconds(seconds)
-            while not (outcome := Outcome.of(attack, quiet, attacked, peak, len(target.replicas))).problems and clock() < began + longest:
+            end = clock() + _LONGEST_S
+            while not until(outcome := Outcome.of(attack, quiet, attacked, peak, len(target.replicas))) and clock() < end:
                 await asyncio.sleep(0.1)
     return outcome
 
@@ -185,6 +194,15 @@ _ANY_SIZE = Change(
 )
 
 
+_RELEASED_EARLY = Change(
+    "service/api/interceptor.py",
+    "        self._answered_at = self.rpc.task.get_loop().time()\n",
+    "        self._answered_at = self.rpc.task.get_loop().time()\n"
+    "        self._admission.release(self.client, self._cost) if self._cost else None\n"
+    "        self._cost = 0\n",
+)
+
+
 class Removal(NamedTuple):
     """How a protection is removed."""
 
@@ -199,6 +217,7 @@ _REMOVALS = {
     "Health/Watch is forwarded": Removal("watches", _serve_watches),
     "fewer connections than the attacker opens": Removal("idle connections", _limit_connections),
     "Envoy reads 32 MiB ahead": Removal("half-sent HTTP/1.1 bodies", _buffer_much),
+    "the transcoder buffers REST bodies": Removal("half-sent REST bodies", _forward_incomplete_requests),
     "bodies of any size": Removal("half-sent bodies", _forward_incomplete_requests, (_ANY_SIZE,)),
 }
 
@@ -210,5 +229,48 @@ async def test_attack_without_protection(database_url: str, add_backups: AddBack
     removal = _REMOVALS[removed]
     release = altered(tmp_path / "altered", *removal.changes) if removal.changes else ROOT
     async with deployed(database_url, release=release, edit_envoy=removal.edit_envoy) as deployment:
-        outcome = await _attacked(Target.of(deployment), removal.attack, seconds=3, longest=40)
+        outcome = await _attacked(Target.of(deployment), removal.attack, seconds=3, until=lambda outcome: bool(outcome.problems))
     assert outcome.problems, str(outcome)
+
+
+@contextlib.asynccontextmanager
+async def _replica(database_url: str, folder: Path, release: Path = ROOT) -> AsyncIterator[Target]:
+    """One replica with tokens and without Envoy."""
+    issuer, [port] = Issuer("main"), free_ports(1)
+    jwks = folder / "jwks.json"
+    jwks.write_bytes(issuer.jwks())
+    settings = {
+        "BACKUPS_DATABASE_URL": database_url,
+        "BACKUPS_DRAIN_DELAY": "0",
+        "BACKUPS_AUTH": "jwt",
+        "BACKUPS_JWKS": str(jwks),
+        "BACKUPS_JWT_ISSUER": ISSUER,
+        "BACKUPS_JWT_AUDIENCE": AUDIENCE,
+    }
+    replica = ReplicaProcess(port, settings, folder / "log")
+    replica.release = release
+    async with replica.running():
+        await replica.serving()
+        yield Target(port, port, issuer.token("main", folders=["*"]), None, [replica.pid], [])
+
+
+@pytest.mark.bar(18, "the same attacks directly at a replica")
+async def test_attacks_at_a_replica(database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, figure: Figure) -> None:
+    """Other connections are served, and memory is bounded."""
+    await add_backups(1000)
+    problems = {}
+    async with _replica(database_url, tmp_path) as target:
+        for attack in _DIRECT:
+            outcome = await _attacked(target, attack, seconds=10 if long else 3)
+            figure(str(outcome))
+            if outcome.attacked.failures or outcome.replicas_mib >= _DIRECT_MIB:
+                problems[attack] = str(outcome)
+    assert problems == {}
+
+
+async def test_unread_answers_of_a_replica_without_protection(database_url: str, add_backups: AddBackups, tmp_path: Path) -> None:
+    """If an answer's cost is released before the answer is sent, unread answers exceed the bound of a replica's memory."""
+    await add_backups(1000)
+    async with _replica(database_url, tmp_path, altered(tmp_path / "altered", _RELEASED_EARLY)) as target:
+        outcome = await _attacked(target, "unread answers", seconds=3, until=lambda outcome: outcome.replicas_mib >= _DIRECT_MIB)
+    assert outcome.replicas_mib >= _DIRECT_MIB, str(outcome)
