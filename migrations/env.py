@@ -1,7 +1,7 @@
-"""How a migration runs: one transaction a step, with timeouts, while a second connection holds the lock of migrations.
+"""Runs migrations: each step in its own transaction with timeouts, while a second connection holds the lock of migrations.
 
-Called by service/postgres/migration.py, which passes the database's URL. The `alembic` command itself only serves to write new revisions
-and to print their SQL.
+Called by service/postgres/migration.py, which passes the database's URL. The `alembic` command itself only writes new revisions and prints
+their SQL.
 """
 
 import asyncio
@@ -19,19 +19,18 @@ from sqlalchemy.pool import NullPool
 
 from service.database_url import parse_database_url
 from service.errors import SchemaError
-from service.postgres.database import UNAVAILABLE, Connect
-from service.postgres.hosts import connecting
+from service.postgres.hosts import Connect, Hosts
+from service.postgres.timeouts import SessionTimeouts
 
-# A step that waits for a lock stops every query that comes after it: it gives up soon, and is tried again. Not sooner: autovacuum lets
-# go of a table once somebody has waited for deadlock_timeout, a second.
-LOCK_TIMEOUT = timedelta(seconds=2)
-STATEMENT_TIMEOUT = timedelta(hours=1)
-CONNECT_TIMEOUT = timedelta(seconds=10)
-MILLISECOND = timedelta(milliseconds=1)
+# A step that waits for a lock blocks every later query of that table, so it gives up soon and is tried again. Not sooner than autovacuum
+# releases a table to a waiting session, which it does after deadlock_timeout, a second.
+TIMEOUTS = SessionTimeouts(statement=timedelta(hours=1), lock=timedelta(seconds=2))
+CONNECT_TIMEOUT_S = 10.0
+POLL_PERIOD_S = 0.2
 
 # A table and not an advisory lock: every role that can connect may take any advisory lock, but only the owner may lock this table.
 CREATE_LOCK = "CREATE TABLE IF NOT EXISTS migration_lock ()"
-# Not ACCESS EXCLUSIVE: pg_dump must be able to read the table. Not a wait in SQL: see `migration_lock`.
+# Not ACCESS EXCLUSIVE: pg_dump must be able to read the table. Without waiting in SQL: see `migration_lock`.
 TAKE_LOCK = "BEGIN; LOCK TABLE migration_lock IN EXCLUSIVE MODE NOWAIT"
 
 
@@ -45,46 +44,43 @@ def print_sql() -> None:
 
 
 async def migrate() -> None:
-    connect = connecting(parse_database_url(context.config.attributes["url"]), unavailable=UNAVAILABLE)
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: open_session(connect), poolclass=NullPool)
-    async with migration_lock(connect), engine.connect() as connection:
+    hosts = Hosts(parse_database_url(context.config.attributes["url"]))
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: open_session(hosts.connect), poolclass=NullPool)
+    async with migration_lock(hosts.connect), engine.connect() as connection:
         await connection.run_sync(migrate_connected)
 
 
-async def open_session(connect: Connect, **settings: str) -> asyncpg.Connection:
-    timeouts = {"lock_timeout": LOCK_TIMEOUT, "statement_timeout": STATEMENT_TIMEOUT}
-    connection: asyncpg.Connection = await connect(
-        timeout=CONNECT_TIMEOUT.total_seconds(),
-        server_settings={name: str(value // MILLISECOND) for name, value in timeouts.items()}
-        | {"application_name": "backup-service migrate"}
-        | settings,
-    )
+async def open_session(connect: Connect) -> asyncpg.Connection:
+    settings = TIMEOUTS.server_settings | {"application_name": "backup-service migrate"}
+    connection = await connect(timeout=CONNECT_TIMEOUT_S, server_settings=settings)
+    await TIMEOUTS.set_transaction_timeout(connection)
     return connection
 
 
 @contextlib.asynccontextmanager
 async def migration_lock(connect: Connect) -> AsyncIterator[None]:
-    """Hold the lock of migrations in a transaction of its own, since each step is a transaction.
+    """Hold the lock of migrations in its own transaction, because each step is another transaction.
 
-    Polls: a session that waits in SQL may hold a snapshot, for which CREATE INDEX CONCURRENTLY of the other migration would wait.
+    Polls: a session that waits in SQL may hold a snapshot, and CREATE INDEX CONCURRENTLY of the other migration would wait for it.
 
     Raises:
         SchemaError: another migration has held the lock for too long.
     """
-    deadline = time.monotonic() + context.config.attributes["patience"].total_seconds()
-    connection = await open_session(connect, idle_in_transaction_session_timeout="0")
+    timeout: timedelta = context.config.attributes["timeout"]
+    deadline = time.monotonic() + timeout.total_seconds()
+    connection = await open_session(connect)
     try:
         while not await take_lock(connection):
             if time.monotonic() > deadline:
-                raise SchemaError("another migration of this database has not ended")
-            await asyncio.sleep(0.2)
+                raise SchemaError(f"another migration of this database has not finished within {timeout.total_seconds():g} s")
+            await asyncio.sleep(POLL_PERIOD_S)
         yield
     finally:
         connection.terminate()
 
 
 async def take_lock(connection: asyncpg.Connection) -> bool:
-    """Return False if another migration holds the lock, or creates its table just now."""
+    """Return False if another migration holds the lock, or is creating its table."""
     try:
         await connection.execute(CREATE_LOCK)
         await connection.execute(TAKE_LOCK)
@@ -105,10 +101,10 @@ def migrate_connected(connection: Connection) -> None:
 
 
 def grants(roles: Any) -> str:
-    """Return the SQL that grants the roles of `service.postgres.migration.Roles` what they need, if they exist.
+    """Return the SQL that grants the roles of `service.postgres.migration.Roles` their rights, if they exist.
 
-    Rights of all other roles on these tables are revoked, so that a role that the settings no longer name keeps none. The rights on the
-    database itself are only changed by its owner. MAINTAIN, for VACUUM, is new in PostgreSQL 17.
+    Rights of all other roles on these tables are revoked, so that a role that is no longer in the settings loses them. Rights on the
+    database itself are only changed if the session's role owns it. MAINTAIN, for VACUUM, is new in PostgreSQL 17.
     """
     service, imports = roles
     return f"""
@@ -125,10 +121,11 @@ BEGIN
     SELECT DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END AS name, grantee = 0 AS is_public
     FROM pg_class, aclexplode(relacl)
     WHERE pg_class.oid IN (
-        'backups'::regclass, 'imports'::regclass, 'attempts'::regclass, 'freshness'::regclass, 'alembic_version'::regclass)
+        'backups'::regclass, 'imports'::regclass, 'attempts'::regclass, 'freshness'::regclass, 'cluster_locks'::regclass,
+        'alembic_version'::regclass)
       AND grantee <> relowner
   LOOP
-    EXECUTE 'REVOKE ALL ON backups, imports, attempts, freshness, alembic_version FROM ' || role.name;
+    EXECUTE 'REVOKE ALL ON backups, imports, attempts, freshness, cluster_locks, alembic_version FROM ' || role.name;
     IF owns_database AND NOT role.is_public THEN
       EXECUTE 'REVOKE CONNECT, TEMPORARY ON DATABASE ' || database || ' FROM ' || role.name;
     END IF;
@@ -141,6 +138,7 @@ BEGIN
   END IF;
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{imports}') THEN
     GRANT SELECT, INSERT, UPDATE, DELETE ON backups, imports, attempts, freshness TO "{imports}";
+    GRANT SELECT, UPDATE ON cluster_locks TO "{imports}";
     IF current_setting('server_version_num')::integer >= 170000 THEN
       GRANT MAINTAIN ON backups TO "{imports}";
     END IF;

@@ -10,7 +10,6 @@ from service.api.signing_keys import SigningKeys
 from service.errors import TracingUnavailable
 from service.observability import logs
 from service.postgres.database import Database, Limits, open_database
-from service.postgres.replication import connect_to_fresh
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -113,6 +112,6 @@ def database(settings: Settings, tracing: "Tracing | None" = None) -> contextlib
         settings.require_database_url(),
         limits,
         pooled=settings.pooler == "transaction",
-        connect_preferring_standby=lambda connect: connect_to_fresh(connect, settings.max_replication_lag),
+        max_replication_lag=settings.max_replication_lag,
         tracing=tracing,
     )

@@ -95,8 +95,12 @@ class Host(NamedTuple):
         return self.name.startswith("/")
 
     @property
+    def uses_tls(self) -> bool:
+        return self.sslmode != "disable"
+
+    @property
     def is_local(self) -> bool:
-        """Whether it is a Unix socket, 127.0.0.0/8, ::1 or `localhost`."""
+        """Return whether the host is a Unix socket, 127.0.0.0/8, ::1 or `localhost`."""
         return _is_local(self.name)
 
     def __str__(self) -> str:

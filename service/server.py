@@ -27,7 +27,6 @@ from service.api.backup_service import BackupService
 from service.api.certificate import FollowedCertificate, TlsFiles
 from service.api.client_address import ClientAddresses
 from service.api.client_names import ClientNames
-from service.api.cluster_service import ClusterService
 from service.api.health import Health, keep_ready
 from service.api.interceptor import Interceptor
 from service.api.rpc_task import create_task
@@ -166,16 +165,13 @@ class Server:
             settings.page_token_key.get_secret_value(),
             accepted=[key.get_secret_value() for key in settings.page_token_keys_accepted],
         )
-        catalog = Catalog(database)
-        pb.add_BackupServiceServicer_to_server(BackupService(catalog=catalog, page_tokens=page_tokens), self._grpc)
-        pb.add_ClusterServiceServicer_to_server(ClusterService(catalog=catalog, page_tokens=page_tokens), self._grpc)
+        pb.add_BackupServiceServicer_to_server(BackupService(catalog=Catalog(database), page_tokens=page_tokens), self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._grpc)
         if settings.public_address:
             pb.add_ApiEndpointServiceServicer_to_server(ApiEndpointService(str(settings.public_address)), self._grpc)
         if settings.reflection:
             discovery = (pb.API_ENDPOINT_SERVICE,) if settings.public_address else ()
-            health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-            names = (pb.BACKUP_SERVICE, pb.CLUSTER_SERVICE, *discovery, health, reflection.SERVICE_NAME)
+            names = (pb.BACKUP_SERVICE, *discovery, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
 
     def _listen(self, address: Address) -> Address:
@@ -229,7 +225,7 @@ class Server:
                 self._up_to_date_at = now
             is_behind = now - self._up_to_date_at > max_lag.total_seconds()  # not while it replays what comes after a quiet time
             if is_behind:
-                await database.leave_servers()  # another host may do better
+                await database.reconnect()  # another host may do better
             is_migrated = await present_revision(database) >= self.required_revision
             if is_migrated:
                 self._database_seen_at = time.monotonic()

@@ -138,10 +138,6 @@ CREATE TABLE backups (
 # A page is an index-only scan because the index includes `wire`.
 BACKUPS_PAGE = "CREATE INDEX backups_page ON backups (folder_id, created_at DESC, id DESC) INCLUDE (wire)"
 
-# A page of a cluster is an index-only scan too (docs/decisions/0010-index-of-clusters.md).
-BACKUPS_CLUSTER_PAGE = """
-CREATE INDEX backups_cluster_page ON backups (source_cluster_id, folder_id, created_at DESC, id DESC) INCLUDE (wire)"""
-
 # For imports, which compare a cluster's rows with a listing.
 BACKUPS_CLUSTER = "CREATE INDEX backups_cluster ON backups (source_cluster_id, tool, created_at DESC, id)"
 
@@ -198,6 +194,10 @@ CREATE TABLE freshness ({OWNER_COLUMNS.format(table="freshness")}{DATABASE_COLUM
   PRIMARY KEY (source_cluster_id, tool, database)
 )"""
 
+# One of these rows is locked for a cluster, by the hash of its id, while the cluster's rows are written.
+CLUSTER_LOCKS = "CREATE TABLE cluster_locks (number smallint PRIMARY KEY)"
+CLUSTER_LOCKS_ROWS = "INSERT INTO cluster_locks SELECT generate_series(0, 255)"
+
 COMMENTS = """
 COMMENT ON TABLE backups IS 'Completed backups of Greenplum clusters';
 COMMENT ON COLUMN backups.created_at IS 'When the backup was completed';
@@ -222,19 +222,21 @@ COMMENT ON TABLE freshness IS 'The last restorable backup of each cluster, tool 
 COMMENT ON COLUMN freshness.database IS 'Empty for backups of the whole cluster';
 COMMENT ON COLUMN freshness.backups IS 'Backups of the catalog, including missing and broken ones';
 COMMENT ON COLUMN freshness.restorable IS 'Backups that contain everything, have a complete chain and are not missing';
-COMMENT ON COLUMN freshness.failed_attempts IS 'Failed runs since the last restorable backup, or NULL if the tool does not record them'"""
+COMMENT ON COLUMN freshness.failed_attempts IS 'Failed runs since the last restorable backup, or NULL if the tool does not record them';
+COMMENT ON TABLE cluster_locks IS 'Rows that imports lock, one for each cluster'"""
 
 
 def upgrade() -> None:
     for statement in (
         REQUIRE_UTF8, VARINT, DELIMITED, STRING, NUMBER, TIMESTAMP, METHOD, BACKUP,
-        BACKUPS, BACKUPS_PAGE, BACKUPS_CLUSTER_PAGE, BACKUPS_CLUSTER, IMPORTS, ATTEMPTS, FRESHNESS, *COMMENTS.split(";"),
+        BACKUPS, BACKUPS_PAGE, BACKUPS_CLUSTER, IMPORTS, ATTEMPTS, FRESHNESS, CLUSTER_LOCKS, CLUSTER_LOCKS_ROWS,
+        *COMMENTS.split(";"),
     ):  # fmt: skip
         op.execute(statement)
 
 
 def downgrade() -> None:
-    for table in ("freshness", "attempts", "imports", "backups"):
+    for table in ("cluster_locks", "freshness", "attempts", "imports", "backups"):
         op.execute(f"DROP TABLE {table}")
     for function in ("", "_method", "_timestamp", "_number", "_string", "_delimited", "_varint"):
         op.execute(f"DROP FUNCTION backup_wire_v1{function}")

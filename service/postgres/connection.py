@@ -1,4 +1,4 @@
-"""One connection to one host: its password, TLS and socket options.
+"""Connection to one host: its password, TLS and socket options.
 
 Every argument that asyncpg would otherwise take from the environment (PGPASSWORD, PGSSLMODE, ...) is passed explicitly.
 """
@@ -15,6 +15,7 @@ from asyncpg.connect_utils import SessionAttribute
 
 from service.database_url import DatabaseUrl, Host, Keepalives
 from service.errors import ConnectFailed
+from service.postgres.errors import UNAVAILABLE, Attempt, connect_failed
 from service.postgres.password_file import read_password
 from service.postgres.plaintext import PlaintextLoop
 from service.postgres.tls import tls_context
@@ -25,6 +26,10 @@ class _Credentials(NamedTuple):
     database: str
     password: str
     tls: ssl.SSLContext | None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"user": self.user, "database": self.database, "password": self.password, "ssl": self.tls or False}
 
 
 async def connect(
@@ -44,33 +49,49 @@ async def connect(
         options: further arguments of `asyncpg.connect`.
 
     Raises:
-        ConnectFailed: TLS failed, the password must not be sent, or a file cannot be read.
+        ConnectFailed: the host cannot be used; the message is the cause, and `__cause__` the error of asyncpg.
     """
     seconds = url.connect_timeout_s or timeout
-    async with asyncio.timeout(seconds):
-        credentials = await asyncio.to_thread(_credentials, url, host)  # reads files
-        plaintext = None if credentials.tls else PlaintextLoop(loop or asyncio.get_running_loop())
-        arguments: Any = {
-            "host": host.name,
-            "port": host.port,
-            "user": credentials.user,
-            "password": credentials.password,
-            "database": credentials.database,
-            "ssl": credentials.tls or False,
-            "direct_tls": bool(credentials.tls and url.tls.direct),
-            "target_session_attrs": attributes,
-            "timeout": seconds,
-            "server_settings": {**server_settings, **url.server_settings},
-            "krbsrvname": "postgres",
-            "gsslib": "gssapi",
-            "loop": plaintext or loop,
-        }
-        try:
-            connection: asyncpg.Connection = await asyncpg.connect(**options, **arguments)
-        except Exception as exc:
-            raise _explained(exc, host, credentials, plaintext) from exc
+    plaintext = None if host.uses_tls else PlaintextLoop(loop or asyncio.get_running_loop())
+    options |= {"target_session_attrs": attributes, "server_settings": {**server_settings, **url.server_settings}}
+    options |= {"direct_tls": host.uses_tls and url.tls.direct, "loop": plaintext or loop}
+    try:
+        async with asyncio.timeout(seconds):
+            credentials = await asyncio.to_thread(_credentials, url, host)  # reads files
+            connection = await _connect(host, credentials, timeout=seconds, **options)
+    except ConnectFailed:
+        raise
+    except UNAVAILABLE as exc:
+        if plaintext and plaintext.refused:
+            raise _password_refused(host, plaintext.refused) from exc
+        raise connect_failed(exc, _attempt(url, host, attributes, seconds)) from exc
     _set_keepalives(connection, host, url.keepalives)
     return connection
+
+
+async def _connect(host: Host, credentials: _Credentials, **options: Any) -> asyncpg.Connection:
+    unused: Any = {"krbsrvname": "postgres", "gsslib": "gssapi"}  # without values, asyncpg would read the environment
+    connection: asyncpg.Connection = await asyncpg.connect(host=host.name, port=host.port, **credentials.arguments, **unused, **options)
+    return connection
+
+
+def _password_refused(host: Host, how: str) -> ConnectFailed:
+    return ConnectFailed(
+        f"{host} requests the password {how} without TLS, so it was not sent: "
+        "use sslmode=verify-full, or a SCRAM password (password_encryption = scram-sha-256)"
+    )
+
+
+def _attempt(url: DatabaseUrl, host: Host, attributes: SessionAttribute, timeout_s: float) -> Attempt:
+    role = url.user or _system_user()
+    return Attempt(
+        host=str(host),
+        role=role,
+        database=url.database or role,
+        attributes=attributes.value,
+        timeout_s=timeout_s,
+        uses_tls=host.uses_tls,
+    )
 
 
 def _credentials(url: DatabaseUrl, host: Host) -> _Credentials:
@@ -87,7 +108,7 @@ def _system_user() -> str:
 
 
 def _password(url: DatabaseUrl, host: Host, *, user: str, database: str) -> str:
-    """Return "" if there is none: with None, asyncpg would look for one itself."""
+    """Return the password, or "" if there is none: with None, asyncpg would search for one."""
     if url.password is not None:
         return url.password
     if url.passfile is not None:
@@ -97,22 +118,6 @@ def _password(url: DatabaseUrl, host: Host, *, user: str, database: str) -> str:
         return password
     default = Path("~/.pgpass").expanduser()
     return (default.is_file() and read_password(default, host, database=database, user=user)) or ""
-
-
-def _explained(exc: Exception, host: Host, credentials: _Credentials, plaintext: PlaintextLoop | None) -> Exception:
-    """Return the error to raise: the cause if it is one of TLS or of the password, else the error itself."""
-    if plaintext and plaintext.refused:
-        return ConnectFailed(
-            f"{host} requests the password {plaintext.refused} without TLS, so it was not sent: "
-            "use sslmode=verify-full, or a SCRAM password (password_encryption = scram-sha-256)"
-        )
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        return ConnectFailed(f"TLS with {host}: the certificate is not trusted: {exc.verify_message} (sslrootcert names the authority)")
-    if isinstance(exc, ssl.SSLError):
-        return ConnectFailed(f"TLS with {host} failed: {exc.reason or exc}")
-    if credentials.tls and type(exc) is ConnectionError:  # asyncpg's own, without a class for each reason
-        return ConnectFailed(f"TLS with {host} failed: the server does not offer TLS, or ended the negotiation")
-    return exc
 
 
 def _set_keepalives(connection: asyncpg.Connection, host: Host, keepalives: Keepalives) -> None:

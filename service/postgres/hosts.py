@@ -1,88 +1,116 @@
-"""The hosts of a URL, tried in order, each with a timeout of its own.
+"""Hosts of a database URL, tried in order, each with its own timeout.
 
-asyncpg's timeout is one for all hosts: if the first one does not respond, no other is tried.
+asyncpg has one timeout for all hosts of a URL: if the first one does not answer, no other host is tried.
 """
 
 import asyncio
-import contextlib
 import math
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from service.database_url import DatabaseUrl
+from service.errors import ConnectFailed
 from service.postgres.connection import connect as connect_to_host
+from service.postgres.errors import is_timeout
 
-_UNRESPONSIVE_S = 10.0  # for so long, a host that timed out is not asked if it is a standby
+_UNRESPONSIVE_S = 10.0
 
 
-class _Hosts:
-    """Which host was connected to last, and which ones timed out."""
+class Connect(Protocol):
+    """Function that opens a connection, with the arguments that `asyncpg.create_pool` passes; the DSN is always None."""
 
-    def __init__(self, url: DatabaseUrl, patience: float) -> None:
+    async def __call__(self, dsn: str | None = None, **options: Any) -> asyncpg.Connection:
+        """Open a connection.
+
+        Raises:
+            ConnectFailed: no host could be used.
+        """
+
+
+class Hosts:
+    """The hosts of a URL, with the one that was connected to last, and those that timed out."""
+
+    def __init__(self, url: DatabaseUrl, *, slow_s: float = math.inf) -> None:
+        """
+        Args:
+            slow_s: seconds after which a cancelled attempt counts as timed out.
+        """
         self._url = url
-        self._patience = patience
-        self._good = 0
+        self._slow_s = slow_s
+        self._last_used = 0
         self._timed_out_at: dict[int, float] = {}
 
-    def in_order(self) -> list[int]:
-        """Return the host that was connected to last, the others, then those that timed out, the latest of them last."""
-        count = len(self._url.hosts)
-        from_good = [(self._good + offset) % count for offset in range(count)]
-        return sorted(from_good, key=self.since_timeout, reverse=True)
+    async def connect(
+        self, dsn: str | None = None, *, target_session_attrs: SessionAttribute | None = None, **options: Any
+    ) -> asyncpg.Connection:
+        """Connect to the first usable host, starting with the one that was connected to last.
 
-    def since_timeout(self, host: int) -> float:
-        """Return the seconds since the host timed out; infinite if it was connected to since."""
-        return time.monotonic() - self._timed_out_at.get(host, -math.inf)
+        Hosts that timed out come after all others until they are connected to again.
 
-    async def connect(self, host: int, attributes: SessionAttribute, **kwargs: Any) -> asyncpg.Connection:
+        Args:
+            target_session_attrs: replaces that of the URL.
+            options: arguments of `service.postgres.connection.connect`.
+
+        Raises:
+            ConnectFailed: no host could be used; the message has the cause for each one.
+        """
+        attributes = target_session_attrs or SessionAttribute(self._url.target_session_attrs)
+        hosts = self._in_order()
+        if attributes is SessionAttribute.prefer_standby and len(hosts) > 1:
+            return await self._connect_preferring_standby(hosts, options)
+        return await self._connect_to_first(hosts, attributes, options)
+
+    async def _connect_to_first(self, hosts: list[int], attributes: SessionAttribute, options: dict[str, Any]) -> asyncpg.Connection:
+        causes = []
+        for host in hosts:
+            try:
+                return await self._connect_to(host, attributes, options)
+            except ConnectFailed as exc:
+                causes.append(str(exc))
+                last = exc
+        if len(causes) == 1:
+            raise last
+        raise ConnectFailed("; ".join(causes)) from last.__cause__
+
+    async def _connect_preferring_standby(self, hosts: list[int], options: dict[str, Any]) -> asyncpg.Connection:
+        """Connect to a standby, or to any host if there is none.
+
+        Hosts that have just timed out are not asked whether they are standbys. Each host is tried alone: given a single host, asyncpg
+        accepts a primary in place of the preferred standby.
+        """
+        primaries = []
+        for host in hosts:
+            if self._since_timeout(host) <= _UNRESPONSIVE_S:
+                continue
+            try:
+                return await self._connect_to(host, SessionAttribute.standby, options)
+            except ConnectFailed as exc:
+                if isinstance(exc.__cause__, asyncpg.TargetServerAttributeNotMatched):
+                    primaries.append(host)
+        return await self._connect_to_first(primaries or hosts, SessionAttribute.any, options)
+
+    async def _connect_to(self, host: int, attributes: SessionAttribute, options: dict[str, Any]) -> asyncpg.Connection:
         began = time.monotonic()
         try:
-            connection = await connect_to_host(self._url, self._url.hosts[host], attributes=attributes, **kwargs)
-        except (TimeoutError, asyncio.CancelledError) as exc:
+            connection = await connect_to_host(self._url, self._url.hosts[host], attributes=attributes, **options)
+        except (ConnectFailed, asyncio.CancelledError) as exc:
             now = time.monotonic()
-            if isinstance(exc, TimeoutError) or now - began > self._patience:
+            if is_timeout(exc) or (isinstance(exc, asyncio.CancelledError) and now - began > self._slow_s):
                 self._timed_out_at[host] = now
             raise
-        self._good = host
+        self._last_used = host
         self._timed_out_at.pop(host, None)
         return connection
 
+    def _in_order(self) -> list[int]:
+        """Return the host that was connected to last, the others, then those that timed out, the latest of them last."""
+        count = len(self._url.hosts)
+        from_last_used = [(self._last_used + offset) % count for offset in range(count)]
+        return sorted(from_last_used, key=self._since_timeout, reverse=True)
 
-def connecting(url: DatabaseUrl, *, unavailable: tuple[type[BaseException], ...], patience: float = math.inf) -> Any:
-    """Return a function for `create_pool(connect=...)`: it connects to the first host that can be used, beginning with the last good one.
-
-    A host that timed out comes after all others until it is connected to. If a standby is preferred, hosts are first asked for one, except
-    those that have just timed out, and then those that are not standbys.
-
-    Args:
-        unavailable: errors of a host after which the next one is tried; the error of the last host is raised.
-        patience: the seconds after which a cancelled attempt counts as timed out.
-    """
-    hosts = _Hosts(url, patience)
-
-    async def connect(dsn: None = None, *, target_session_attrs: SessionAttribute | None = None, **kwargs: Any) -> asyncpg.Connection:
-        async def first_of(candidates: list[int], attributes: SessionAttribute) -> asyncpg.Connection:
-            *others, last = candidates
-            for other in others:
-                with contextlib.suppress(*unavailable):
-                    return await hosts.connect(other, attributes, **kwargs)
-            return await hosts.connect(last, attributes, **kwargs)
-
-        attributes = target_session_attrs or SessionAttribute(url.target_session_attrs)
-        order = hosts.in_order()
-        if attributes is not SessionAttribute.prefer_standby or len(order) == 1:
-            return await first_of(order, attributes)
-        primaries = []
-        # One by one: given a single host, asyncpg accepts a primary in place of the preferred standby.
-        for host in [host for host in order if hosts.since_timeout(host) > _UNRESPONSIVE_S]:
-            with contextlib.suppress(*unavailable):
-                try:
-                    return await hosts.connect(host, SessionAttribute.standby, **kwargs)
-                except asyncpg.TargetServerAttributeNotMatched:
-                    primaries.append(host)
-        return await first_of(primaries or order, SessionAttribute.any)
-
-    return connect
+    def _since_timeout(self, host: int) -> float:
+        """Return the seconds since the host timed out; infinite if it has been connected to since."""
+        return time.monotonic() - self._timed_out_at.get(host, -math.inf)

@@ -12,7 +12,7 @@ import asyncpg
 
 from service.entry import Entry, Skipped
 from service.errors import ImportRefused
-from service.postgres.session import connected, lock_cluster, vacuum_after
+from service.postgres.session import lock_cluster, open_session, vacuum_after
 
 # Removing more than this share of a cluster's rows is rather a listing that is not whole: a storage that was down, a failover.
 _PRUNE_SHARE = 0.5
@@ -157,7 +157,7 @@ async def load(url: str, listing: Iterable[Entry | Skipped], target: Target, opt
         ImportRefused: an id is taken, the cluster is in another folder, or too much would be removed.
         CatalogUnavailable: PostgreSQL is gone, going or too slow.
     """
-    async with connected(url) as connection:
+    async with open_session(url) as connection:
         async with connection.transaction():
             summary = await _Import(connection, target, options).run(listing)
         await vacuum_after(connection, summary.written)

@@ -1,4 +1,4 @@
-"""Alembic's way from one revision of the schema to another; see migrations/env.py for how a step runs."""
+"""Migrations of the schema with Alembic; migrations/env.py runs each step."""
 
 import io
 import time
@@ -13,52 +13,55 @@ from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError as AlembicError
 from sqlalchemy.exc import DBAPIError
 
-from service.errors import SchemaError
-from service.postgres.database import UNAVAILABLE
+from service.errors import ConnectFailed, SchemaError
+from service.postgres.errors import UNAVAILABLE, cause
 
 _MIGRATIONS = Path(__file__).parents[2] / "migrations"
 _LOCK_NOT_AVAILABLE = "55P03"
+_RETRY_DELAY_S = 0.5  # in which the queries run that have queued behind a step
 
 
 class Roles(NamedTuple):
-    """Roles of PostgreSQL which `migrate` grants what they need, where they exist."""
+    """Roles of PostgreSQL that `migrate` grants rights to, if they exist."""
 
     service: str = "backups_service"
-    """Reads, and no more."""
+    """Reads only."""
     imports: str = "backups_import"
     """Writes rows."""
 
 
-def migrate(url: str, *, to: str = "head", roles: Roles = Roles(), patience: timedelta = timedelta(minutes=10)) -> None:  # noqa: B008
-    """Brings the schema to a revision, each step in a transaction of its own; safe to run twice at once (see migrations/env.py).
+def migrate(url: str, *, to: str = "head", roles: Roles = Roles(), timeout: timedelta = timedelta(minutes=10)) -> None:  # noqa: B008
+    """Bring the schema to a revision, each step in its own transaction; several migrations may run at once (see migrations/env.py).
 
-    The role that it connects as owns the schema. Others are granted what they need each time, since they may have been made meanwhile.
+    The role of the URL owns the schema. The other roles are granted their rights each time, because they may be new.
 
-    A step gives up after a short wait for a lock, so that the calls which queue behind it do not wait long, and is tried again
-    until `patience` is over. Runs an event loop of its own.
+    A step gives up after a short wait for a lock, so that queries which queue behind it do not wait long. It is tried again until
+    `timeout` has passed. Runs its own event loop.
 
     Raises:
-        SchemaError: there is no such revision, or a step failed; what was done before it stays.
+        SchemaError: the database cannot be used, there is no such revision, or a step failed; the steps before it stay.
     """
-    deadline = time.monotonic() + patience.total_seconds()
+    deadline = time.monotonic() + timeout.total_seconds()
     while True:
         try:
-            command.upgrade(_config(url, patience=patience, roles=roles), to)
+            command.upgrade(_config(url, timeout=timeout, roles=roles), to)
             return
         except DBAPIError as exc:
             if _sqlstate(exc) != _LOCK_NOT_AVAILABLE or time.monotonic() > deadline:
-                raise SchemaError(f"the migration failed: {exc.orig}") from exc
-            time.sleep(0.5)  # lets pass what has queued behind the step
-        except UNAVAILABLE as exc:
-            raise SchemaError(f"the database cannot be reached: {exc}") from exc
+                raise SchemaError(f"the migration failed: {_driver_error(exc)}") from exc
+            time.sleep(_RETRY_DELAY_S)
+        except ConnectFailed as exc:
+            raise SchemaError(cause(exc)) from exc
         except asyncpg.PostgresError as exc:
             raise SchemaError(f"the migration failed: {exc}") from exc
+        except UNAVAILABLE as exc:
+            raise SchemaError(f"the migration failed: {cause(exc)}") from exc
         except AlembicError as exc:
             raise SchemaError(str(exc)) from exc
 
 
 def migration_sql(*, to: str = "head", since: int = 0, roles: Roles = Roles()) -> str:  # noqa: B008
-    """The SQL of the steps from one revision to another, for people to read; needs no database.
+    """Return the SQL of the steps from one revision to another; needs no database.
 
     Raises:
         SchemaError: there is no such revision.
@@ -72,19 +75,19 @@ def migration_sql(*, to: str = "head", since: int = 0, roles: Roles = Roles()) -
 
 
 def downgrade(url: str, *, to: str) -> None:
-    """Takes steps back, with their data; for development and tests."""
+    """Undo steps, and delete their data; for development and tests."""
     command.downgrade(_config(url), to)
 
 
 def create_index(name: str, definition: str) -> None:
-    """For a step, which does nothing else: an index, while the table is read and written.
+    """Create an index while the table is read and written; for a step that does nothing else.
+
+    PostgreSQL waits for every earlier transaction, and blocks nothing while it waits. There is no timeout, because a cancelled statement
+    leaves an invalid index that slows every write down. An invalid index of an earlier attempt is dropped first.
 
     Args:
-        name: the index's.
-        definition: what comes after the name, such as `ON backups (folder_id)`.
-
-    PostgreSQL waits for every transaction that was there before, and keeps nobody waiting meanwhile. So this waits for as long as they
-    take: to give up would leave an index that is not valid, and yet costs every write. What an earlier try has left is dropped first.
+        name: name of the index.
+        definition: the SQL after the name, such as `ON backups (folder_id)`.
     """
     with op.get_context().autocommit_block():
         op.execute("SET lock_timeout = 0")
@@ -96,18 +99,21 @@ def create_index(name: str, definition: str) -> None:
 
 
 def heads() -> list[str]:
-    """The newest revisions there are: one, unless two branches were merged carelessly."""
+    """Return the newest revisions: one, unless two branches of the code have added one each."""
     return ScriptDirectory.from_config(_config(None)).get_heads()
 
 
-def _config(
-    url: str | None, *, roles: Roles | None = None, patience: timedelta = timedelta(0), output: io.StringIO | None = None
-) -> Config:
+def _config(url: str | None, *, roles: Roles | None = None, timeout: timedelta = timedelta(0), output: io.StringIO | None = None) -> Config:
     config = Config(output_buffer=output or io.StringIO())
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    config.attributes.update(url=url, patience=patience, roles=roles)
+    config.attributes.update(url=url, timeout=timeout, roles=roles)
     return config
 
 
 def _sqlstate(exc: DBAPIError) -> str | None:
     return getattr(exc.orig, "sqlstate", None)
+
+
+def _driver_error(exc: DBAPIError) -> BaseException | None:
+    """Return asyncpg's error, without the text that SQLAlchemy adds."""
+    return exc.orig and (exc.orig.__cause__ or exc.orig)

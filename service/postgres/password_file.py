@@ -18,7 +18,7 @@ def read_password(file: Path, host: Host, *, database: str, user: str) -> str | 
     """Return the password of the first line that matches, or None.
 
     Raises:
-        ConnectFailed: the file cannot be read, or everybody may read it.
+        ConnectFailed: the file cannot be read, or users outside of its group may read it.
     """
     check_private(file)
     try:
@@ -37,16 +37,17 @@ def read_password(file: Path, host: Host, *, database: str, user: str) -> str | 
 
 
 def check_private(file: Path) -> None:
-    """
+    """Check that users outside the file's group have no access.
+
     Raises:
-        ConnectFailed: the file cannot be found, or users outside its group have access.
+        ConnectFailed: they have, or the file cannot be found.
     """
     try:
         mode = file.stat().st_mode
     except OSError as exc:
         raise ConnectFailed(f"{file} cannot be read: {exc.strerror}") from exc
     if mode & stat.S_IRWXO:
-        raise ConnectFailed(f"{file} is accessible to everybody: chmod o= {file}")
+        raise ConnectFailed(f"{file} is accessible to all users: chmod o= {file}")
 
 
 def _unescaped(text: str) -> str:

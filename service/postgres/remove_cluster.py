@@ -6,7 +6,7 @@ from typing import NamedTuple
 import asyncpg
 
 from service.errors import ForgetRefused
-from service.postgres.session import connected, lock_cluster, vacuum_after
+from service.postgres.session import lock_cluster, open_session, vacuum_after
 
 _FORGOTTEN = """
     SELECT folder_id, tool, backups, imports, last_created_at
@@ -45,7 +45,7 @@ async def what_goes(url: str, cluster: Cluster) -> list[Forgotten]:
         ForgetRefused: there is nothing of this cluster.
         CatalogUnavailable: PostgreSQL is gone, going or too slow.
     """
-    async with connected(url) as connection:
+    async with open_session(url) as connection:
         return await _what_goes(connection, cluster)
 
 
@@ -56,7 +56,7 @@ async def forget(url: str, cluster: Cluster, *, expected: list[Forgotten]) -> No
         ForgetRefused: there is something else than that by now; nothing is removed, as with every other error.
         CatalogUnavailable: PostgreSQL is gone, going or too slow.
     """
-    async with connected(url) as connection:
+    async with open_session(url) as connection:
         async with connection.transaction():
             await lock_cluster(connection, cluster.cluster_id)
             if await _what_goes(connection, cluster) != expected:

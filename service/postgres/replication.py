@@ -1,16 +1,20 @@
-"""How far behind the primary the server is that is read from."""
+"""Replication lag of the server that is read from."""
 
-import contextlib
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from service.postgres.database import UNAVAILABLE, Connect, Database
+from service.errors import ConnectFailed
+from service.postgres.hosts import Connect
 
-# What any role may ask. A standby that has replayed all that it received is up to date for as long as it still receives; PostgreSQL ends
-# a receiver that has heard nothing for wal_receiver_timeout, a minute by default. Else it is as old as the last transaction it replayed,
-# or, where it has replayed none yet, as its start.
+if TYPE_CHECKING:
+    from service.postgres.database import Database
+
+# Functions and views that any role may use. A standby that has replayed all that it received is up to date while it still receives;
+# PostgreSQL stops a receiver that has heard nothing for wal_receiver_timeout, a minute by default. Otherwise a standby is as old as
+# the last transaction that it replayed, or as its start if it has replayed none.
 _LAG = """
     SELECT CASE
         WHEN NOT pg_is_in_recovery() THEN interval '0'
@@ -19,35 +23,36 @@ _LAG = """
     END AS lag"""
 
 
-async def replication_lag(database: Database) -> timedelta:
-    """Nothing on a primary, and on a standby that has replayed everything.
+async def replication_lag(database: "Database") -> timedelta:
+    """Return how old the data is: zero on a primary, and on a standby that has replayed everything.
 
     Raises:
-        CatalogUnavailable: see `Database.look`.
+        CatalogUnavailable: see `Database.probe`.
     """
-    [row] = await database.look(_LAG)
+    [row] = await database.probe(_LAG)
     lag: timedelta = row["lag"]
     return lag
 
 
-def connect_to_fresh(connect: Connect, max_lag: timedelta) -> Connect:
-    """Connects as it does, but to the primary in place of a standby that is further behind; where there is none, to the standby.
+def connect_unless_lagging(connect: Connect, max_lag: timedelta) -> Connect:
+    """Return a function that connects to the primary if the preferred standby lags more than `max_lag`.
 
-    A standby that has lost its primary would else be preferred for as long as it runs.
+    Without it, a standby that has lost its primary would be preferred for as long as it runs. If there is no primary, the function
+    connects to the lagging standby, and the server reports that it is not ready.
     """
 
-    async def connect_to_fresh(*args: Any, **kwargs: Any) -> Any:
-        connection = await connect(*args, **kwargs)
+    async def connect_to_standby_or_primary(dsn: str | None = None, **options: Any) -> asyncpg.Connection:
+        connection = await connect(**options)
         try:
             if await connection.fetchval(_LAG) <= max_lag:
                 return connection
-            with contextlib.suppress(*UNAVAILABLE):  # what the standby reads may be old: the server says that it is not ready
-                primary = await connect(*args, **kwargs | {"target_session_attrs": SessionAttribute.primary})
-                connection.terminate()
-                return primary
+            primary = await connect(**options | {"target_session_attrs": SessionAttribute.primary})
+        except ConnectFailed:
+            return connection
         except BaseException:
             connection.terminate()
             raise
-        return connection
+        connection.terminate()
+        return primary
 
-    return connect_to_fresh
+    return connect_to_standby_or_primary

@@ -1,17 +1,17 @@
-"""The schema's revision: the one that this code requires, and the one that a database has."""
+"""Revision of the schema: the one that this code requires, and the one that a database has."""
 
 from service.postgres.database import Database
 
-# Revisions are numbers, so that a newer schema can be told from an older one: this code runs on any from here on.
+# Revisions are numbers, so that this code also runs on a newer schema.
 REQUIRED_REVISION = 1
 
 _PRESENT = "SELECT version_num FROM alembic_version"
 
 
 async def present_revision(database: Database) -> int:
-    """The revision of a database's schema.
+    """Return the revision of a database's schema; 0 if there is none.
 
     Raises:
-        CatalogUnavailable: see `Database.look`; also before the first migration.
+        CatalogUnavailable: see `Database.probe`; also before the first migration.
     """
-    return max((int(row["version_num"]) for row in await database.look(_PRESENT)), default=0)
+    return max((int(row["version_num"]) for row in await database.probe(_PRESENT)), default=0)

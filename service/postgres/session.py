@@ -1,61 +1,76 @@
-"""What every write has: a connection of its own, one lock a cluster, VACUUM after many rows."""
+"""Sessions that write: their connection, the lock of a cluster, and VACUUM after many rows."""
 
 import contextlib
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import asyncpg
 
 from service.database_url import parse_database_url
 from service.errors import CatalogNotWritable, CatalogUnavailable, ImportRefused
-from service.postgres.database import UNAVAILABLE
-from service.postgres.hosts import connecting
+from service.postgres.errors import UNAVAILABLE, cause, unavailable
+from service.postgres.hosts import Hosts
+from service.postgres.timeouts import SessionTimeouts
 
-# After so many rows, VACUUM: without the visibility map that it writes, a page is no index-only scan.
+# Rows after which to VACUUM: without the visibility map that it writes, reading a page is not an index-only scan.
 _VACUUM_FROM = 1000
 
-_CONNECT_TIMEOUT = 10.0  # seconds
+_CONNECT_TIMEOUT_S = 10.0
 _LOCK_TIMEOUT_S = 600  # for another write of the same cluster
+_TIMEOUTS = SessionTimeouts(statement=timedelta(hours=1))
 
-# A listing of a hundred thousand entries is sorted in memory, several times over.
+# Sorts a listing of a hundred thousand entries in memory, several times.
 _WORK_MEM = "64MB"
 
-_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('backups import ' || $1, 0))"
+# Rows and not advisory locks: every role that can connect may take any advisory lock, but only the role of imports may lock these rows.
+# Clusters whose ids have the same hash wait for each other.
+_LOCK_CLUSTER = "SELECT FROM cluster_locks WHERE number = hashtextextended($1, 0) & 255 FOR UPDATE"
 
 
 @contextlib.asynccontextmanager
-async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """
+async def open_session(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Open a connection for writing.
+
     Raises:
-        CatalogUnavailable: PostgreSQL is gone, going or too slow.
-        CatalogNotWritable: the role may not do this.
-        ImportRefused: another cluster's import was faster.
+        CatalogUnavailable: PostgreSQL cannot be used now; the message is the cause.
+        CatalogNotWritable: the role may not do this, or the server is a standby.
+        ImportRefused: another cluster's import has taken one of the ids.
     """
     try:
-        connect = connecting(parse_database_url(url), unavailable=UNAVAILABLE)
-        connection: asyncpg.Connection = await connect(
-            timeout=_CONNECT_TIMEOUT, server_settings={"application_name": "backup-service import", "work_mem": _WORK_MEM}
-        )
+        connection = await _connect(url)
         try:
             yield connection
         finally:
-            with contextlib.suppress(*UNAVAILABLE):  # what was done stands, and so does what was raised
-                await connection.close(timeout=_CONNECT_TIMEOUT)
+            with contextlib.suppress(*UNAVAILABLE):  # a failed close changes neither the commit nor the error
+                await connection.close(timeout=_CONNECT_TIMEOUT_S)
     except asyncpg.UniqueViolationError as exc:
         raise ImportRefused("another cluster's import has just taken one of these ids: run the import again") from exc
     except (asyncpg.InsufficientPrivilegeError, asyncpg.ReadOnlySQLTransactionError) as exc:
-        raise CatalogNotWritable from exc
+        raise CatalogNotWritable(f"The role of BACKUPS_DATABASE_URL may not write to the catalog: {cause(exc)}") from exc
     except UNAVAILABLE as exc:
-        raise CatalogUnavailable(f"the database cannot be used: {exc}") from exc
+        raise unavailable(exc) from exc
+
+
+async def _connect(url: str) -> asyncpg.Connection:
+    settings = _TIMEOUTS.server_settings | {"application_name": "backup-service import", "work_mem": _WORK_MEM}
+    connection = await Hosts(parse_database_url(url)).connect(timeout=_CONNECT_TIMEOUT_S, server_settings=settings)
+    await _TIMEOUTS.set_transaction_timeout(connection)
+    return connection
 
 
 async def lock_cluster(connection: asyncpg.Connection, cluster_id: str) -> None:
-    """Until the transaction ends, no other write of this cluster goes on."""
+    """Block other writes of this cluster until the transaction ends.
+
+    Raises:
+        CatalogUnavailable: the row that is locked for this cluster does not exist.
+    """
     await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'")
-    await connection.fetch(_LOCK, cluster_id)
+    if not await connection.fetch(_LOCK_CLUSTER, cluster_id):
+        raise CatalogUnavailable("rows of the table cluster_locks are missing: it must have the numbers 0 to 255")
 
 
 async def vacuum_after(connection: asyncpg.Connection, written: int) -> None:
-    """After a write of many rows."""
+    """Run VACUUM if many rows were written."""
     if written >= _VACUUM_FROM:
-        with contextlib.suppress(*UNAVAILABLE):  # the write stands; autovacuum will come by
+        with contextlib.suppress(*UNAVAILABLE):  # the write is committed, and autovacuum follows
             await connection.execute("VACUUM (ANALYZE) backups")

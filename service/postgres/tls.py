@@ -1,4 +1,4 @@
-"""TLS contexts for connections to PostgreSQL, built anew for every connection, so that replaced files are used."""
+"""TLS contexts for connections to PostgreSQL, built for every connection, so that replaced files are used."""
 
 import ssl
 from pathlib import Path
@@ -16,7 +16,7 @@ def tls_context(tls: Tls, host: Host) -> ssl.SSLContext | None:
     Raises:
         ConnectFailed: a file cannot be used.
     """
-    if host.sslmode == "disable":
+    if not host.uses_tls:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = host.sslmode == "verify-full"

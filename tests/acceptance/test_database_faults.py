@@ -1,6 +1,6 @@
 """PostgreSQL that ends, that kills, and that says nothing any more.
 
-Mitigations: the one door in service/postgres/database.py, which makes UNAVAILABLE of whatever a lost connection raises; its limits on
+Mitigations: service/postgres/errors.py, which lists the errors of a lost connection; its limits on
 connecting, acquiring and releasing, and the deadline of every call, which waits for none of them; connections that are made as they are
 needed, so that nothing need be restarted.
 """

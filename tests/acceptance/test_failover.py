@@ -1,8 +1,8 @@
 """High availability by Patroni: its leader killed, cut off from etcd, and switched over as planned.
 
 Mitigations: all hosts in BACKUPS_DATABASE_URL, with `target_session_attrs`, which is asked about servers and not about the service's own
-read-only sessions (`_ROLES` of service/postgres/database.py): without, no server is ever found; connections that are replaced after
-BACKUPS_POOL_MAX_AGE; and a look at how far behind a standby is before it is preferred (`connect_to_fresh` of
+read-only sessions (`_TARGET_SESSION_ATTRIBUTES` in database.py): without, no server is ever found; connections that are replaced after
+BACKUPS_POOL_MAX_AGE; and a look at how far behind a standby is before it is preferred (`connect_unless_lagging` of
 service/postgres/replication.py): without, a leader that was cut off, and is a standby by now, is read from for as long as it is cut off.
 """
 

@@ -196,7 +196,7 @@ class Step(NamedTuple):
 
 _STEPS = {
     "reading": Step("COPY %"),
-    "lock": Step("%pg_advisory_xact_lock%", "SELECT pg_advisory_xact_lock(hashtextextended('backups import c1', 0))"),
+    "lock": Step("%FROM cluster_locks%", "SELECT FROM cluster_locks FOR UPDATE"),
     "ids": Step("%FROM listing JOIN backups%", "LOCK TABLE backups"),
     "move": Step("UPDATE backups %", "SELECT FROM backups LIMIT 1 FOR UPDATE", folder="f2"),
     "move of the record": Step("UPDATE imports %", "SELECT FROM imports FOR UPDATE", folder="f2"),
@@ -436,7 +436,7 @@ async def test_at_once(
                 running.append(Importing(import_url, tmp_path / f"log-{number}", *options))
                 await running[-1].give(listing(sizes))
             async with asyncio.timeout(30):
-                while await sql.fetchval(f"SELECT count(*) {_IMPORTS_THERE} AND wait_event = 'advisory'") < len(running):
+                while await sql.fetchval(f"SELECT count(*) {_IMPORTS_THERE} AND wait_event_type = 'Lock'") < len(running):
                     await asyncio.sleep(0.01)
         await holder.close()
         assert [await each.ended() for each in running] == [0, 0, 0]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from service.postgres.session import lock_cluster
 from tests.support import processes
 from tests.support.catalog import Sql
 from tests.support.commands import Done, RunCommand, environment
@@ -162,7 +163,7 @@ async def test_two_imports_of_one_cluster_at_once(command: RunCommand, import_ur
     """Imports of one cluster, by whichever tool, wait for each other before they look at what there is; both succeed."""
     to = ("--folder-id", "f1", "--cluster-id", "c1")
     async with sql.transaction():
-        await sql.execute("SELECT pg_advisory_xact_lock(hashtextextended('backups import c1', 0))")
+        await lock_cluster(sql, "c1")
         running = [
             asyncio.ensure_future(command("import", *arguments, *to, BACKUPS_DATABASE_URL=import_url))
             for arguments in (
@@ -172,7 +173,7 @@ async def test_two_imports_of_one_cluster_at_once(command: RunCommand, import_ur
             )
         ]
         async with asyncio.timeout(50):
-            while await sql.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") < 3:
+            while await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 3:
                 await asyncio.sleep(0.05)
         assert await sql.fetchval("SELECT count(*) FROM backups") == 0
     done = await asyncio.gather(*running)

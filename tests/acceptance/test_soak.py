@@ -21,7 +21,7 @@ import pytest
 
 from service import pb
 from service.dev.embedded_postgres import EmbeddedPostgres
-from service.postgres.database import UNAVAILABLE
+from service.postgres.errors import UNAVAILABLE
 from service.postgres.migration import Roles
 from service.settings import Address
 from tests.acceptance.test_hostile_clients import Flood

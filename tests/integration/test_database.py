@@ -189,7 +189,7 @@ async def test_a_silent_host(postgres: Any, database_name: str, silent_port: int
     for attributes in ("any", "read-write", "prefer-standby"):
         async with open_database(f"{url}&target_session_attrs={attributes}", limits) as database:
             assert await _pid(database)
-            await database.leave_servers()
+            await database.reconnect()
             async with asyncio.timeout(1.8):
                 assert await _pid(database)
 
@@ -228,7 +228,7 @@ async def test_a_host_that_went_silent(postgres: Any, database_name: str) -> Non
             proxy.blackhole()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.5):
-                    await database.look(_PID)
+                    await database.probe(_PID)
             async with asyncio.timeout(5):  # a query may take ten
-                assert await database.look(_PID)
+                assert await database.probe(_PID)
                 assert await _pid(database)

@@ -9,6 +9,7 @@ from service.entry import Entry
 from service.errors import CatalogNotWritable, ForgetRefused
 from service.postgres.import_backups import Options, Target, load
 from service.postgres.remove_cluster import Cluster, Forgotten, forget, what_goes
+from service.postgres.session import lock_cluster
 from tests.support.catalog import AddBackups, Sql
 
 _TIME = datetime(2026, 11, 20, tzinfo=UTC)
@@ -81,10 +82,10 @@ async def test_imports_wait(import_url: str, sql: Sql) -> None:
     await _load(import_url, "f1", "c1", "walg", 1)
     goes = await what_goes(import_url, _C1)
     async with sql.transaction():
-        await sql.execute("SELECT pg_advisory_xact_lock(hashtextextended('backups import c1', 0))")
+        await lock_cluster(sql, "c1")
         forgetting = asyncio.ensure_future(forget(import_url, _C1, expected=goes))
         async with asyncio.timeout(20):
-            while not await sql.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
+            while not await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
                 await asyncio.sleep(0.01)
         await sql.execute("UPDATE backups SET created_at = created_at + interval '1 day'")
     with pytest.raises(ForgetRefused, match="changed meanwhile"):

@@ -153,7 +153,7 @@ async def test_advisory_locks_do_not_stop_migrate(installed: Installed) -> None:
     """No advisory lock that another role holds keeps `migrate` waiting."""
     connection = await installed.connect(Roles().service)
     await connection.execute("SELECT pg_advisory_lock(x'6261636B757073'::bigint)")
-    await asyncio.to_thread(migrate, _url(installed.postgres, OWNER), patience=timedelta(seconds=1))
+    await asyncio.to_thread(migrate, _url(installed.postgres, OWNER), timeout=timedelta(seconds=1))
     await connection.close()
 
 

@@ -16,7 +16,7 @@ from service import pb
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.database import Database, Limits, open_database
 from service.postgres.migration import Roles, migrate
-from service.postgres.replication import connect_to_fresh, replication_lag
+from service.postgres.replication import replication_lag
 from service.server import Server
 from service.settings import Settings
 from tests.support.catalog import Sql
@@ -221,9 +221,7 @@ async def test_a_standby_without_a_primary(pair: Pair, primary_sql: Sql, standby
     """Where a standby is preferred that is too old, and there is no primary, the standby is read from."""
     await _caught_up(primary_sql, standby_sql)
     url = pair.url("prefer-standby").replace(str(pair.primary.sockets), "/nowhere")
-    async with open_database(
-        url, _LIMITS, connect_preferring_standby=lambda connect: connect_to_fresh(connect, timedelta(seconds=-1))
-    ) as database:
+    async with open_database(url, _LIMITS, max_replication_lag=timedelta(seconds=-1)) as database:
         assert await _in_recovery(database)
 
 

@@ -18,7 +18,7 @@ from service.database_url import parse_database_url
 from service.dev.embedded_postgres import EmbeddedPostgres, server_user
 from service.errors import CatalogUnavailable, ConnectFailed
 from service.postgres.database import Limits, open_database
-from service.postgres.hosts import connecting
+from service.postgres.hosts import Hosts
 from service.postgres.migration import Roles, migrate
 from service.server import Server
 from service.settings import Settings
@@ -107,7 +107,7 @@ def _create_roles(server: TlsPostgres) -> None:
 
 
 async def _connected(url: str) -> asyncpg.Connection:
-    connection: asyncpg.Connection = await connecting(parse_database_url(url), unavailable=())(timeout=5, server_settings={})
+    connection: asyncpg.Connection = await Hosts(parse_database_url(url)).connect(timeout=5, server_settings={})
     return connection
 
 
@@ -129,7 +129,7 @@ async def test_modes(tls_postgres: TlsPostgres, host: str, mode: str) -> None:
 async def test_default(tls_postgres: TlsPostgres) -> None:
     """A host that is not local is verified without an sslmode; a local one is reached without TLS, which this server rejects."""
     assert await _is_encrypted(tls_postgres.url(tls_postgres.verified))
-    with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError, match="no encryption"):
+    with pytest.raises(ConnectFailed, match="no encryption"):
         await _connected(tls_postgres.url(tls_postgres.verified, host="127.0.0.1"))
 
 
@@ -218,9 +218,9 @@ async def test_client_certificates(tls_postgres: TlsPostgres) -> None:
     url = tls_postgres.url(f"{tls_postgres.verified}&sslcert={cert}&sslkey={key}", user="certified", password="")
     assert await _is_encrypted(url)
     key.chmod(0o644)
-    with pytest.raises(ConnectFailed, match="client.key is accessible to everybody"):
+    with pytest.raises(ConnectFailed, match="client.key is accessible to all users"):
         await _connected(url)
-    with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError, match="requires a valid client certificate"):
+    with pytest.raises(ConnectFailed, match="requires a valid client certificate"):
         await _connected(tls_postgres.url(tls_postgres.verified, user="certified"))
 
 
@@ -272,9 +272,8 @@ async def test_a_password_file_is_replaced_while_the_pool_is_open(tls_postgres: 
         with pytest.raises(CatalogUnavailable, match="the certificate is not trusted"):
             await database.fetch("SELECT 1")
         shutil.copy(tls_postgres.root_cert, root_cert)
-        with pytest.raises(CatalogUnavailable) as caught:
+        with pytest.raises(CatalogUnavailable, match='rejected the password of role "backups_service"'):
             await database.fetch("SELECT 1")
-        assert isinstance(caught.value.__cause__, asyncpg.InvalidPasswordError)
         _write(tmp_path / "new", f"*:*:*:{Roles().service}:{_PASSWORD}".encode(), owner=os.getuid(), mode=0o640)
         (tmp_path / "new").replace(passfile)
         assert await database.fetch("SELECT 1")

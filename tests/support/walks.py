@@ -16,7 +16,7 @@ import asyncpg
 import grpc
 
 from service import pb
-from service.postgres.database import UNAVAILABLE
+from service.postgres.errors import UNAVAILABLE
 from tests.support.catalog import Backup, insert
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

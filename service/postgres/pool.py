@@ -1,0 +1,151 @@
+"""Connection pool with bounded waits."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from service.errors import ConnectFailed
+from service.postgres.errors import UNAVAILABLE
+
+if TYPE_CHECKING:  # the class cannot be subscripted at run time
+    from asyncpg.pool import PoolConnectionProxy
+
+    _Connection = PoolConnectionProxy[asyncpg.Record]
+
+
+class Pool:
+    """Pool of connections that are opened on demand, so that it can be created while PostgreSQL is down.
+
+    A checkout from asyncpg's pool costs twice as much as a query. Therefore connections stay checked out here while they are idle. They
+    return to asyncpg's pool only if a query failed or was cancelled, or if they are too old.
+    """
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, size: int, acquire: timedelta, hosts: str) -> None:
+        """
+        Args:
+            pool: has one connection more than `size`, for queries without a permit.
+            acquire: how long to wait for a permit and a connection, and for PostgreSQL to cancel a query.
+            hosts: for error messages.
+        """
+        self._pool = pool
+        self._size = size
+        self._acquire_s = acquire.total_seconds()
+        self._hosts = hosts
+        self._permits = asyncio.Semaphore(size)
+        self._idle: list[_Connection] = []  # last in, first out, so that connections that are not needed grow old
+        self._generation = 0
+        self._releases: set[asyncio.Task[None]] = set()
+
+    async def acquire_permit(self) -> float:
+        """Wait until fewer than `size` queries run, and return the seconds that are left to connect in.
+
+        Raises:
+            ConnectFailed: the wait took too long.
+        """
+        if not self._permits.locked():
+            await self._permits.acquire()  # does not wait
+            return self._acquire_s
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._acquire_s):
+                await self._permits.acquire()
+        except TimeoutError as exc:
+            cause = f"no connection was free within {self._acquire_s:g} s: all {self._size} of the pool were in use"
+            raise ConnectFailed(cause) from exc
+        return self._acquire_s - (time.monotonic() - began)
+
+    def release_permit(self) -> None:
+        """Let the next query start."""
+        self._permits.release()
+
+    async def fetch(
+        self, query: str, args: tuple[object, ...], connected: Callable[[], None], *, within_s: float | None = None
+    ) -> list[asyncpg.Record]:
+        """Run a query on an idle or a new connection.
+
+        Args:
+            connected: called when there is a connection.
+            within_s: seconds in which to connect; None is the time for a permit and a connection.
+
+        Raises:
+            Any error of `service.postgres.errors.UNAVAILABLE`.
+        """
+        generation = self._generation
+        connection = self._take_idle() or await self._connect(self._acquire_s if within_s is None else within_s)
+        connected()
+        try:
+            rows: list[asyncpg.Record] = await connection.fetch(query, *args)
+        except BaseException:
+            self._release_in_background(connection)
+            raise
+        if generation == self._generation:
+            self._idle.append(connection)
+        else:
+            self._release_in_background(connection)  # `reconnect` was called during the query
+        return rows
+
+    async def _connect(self, within_s: float) -> "_Connection":
+        try:
+            return await self._pool.acquire(timeout=within_s)
+        except TimeoutError as exc:
+            raise ConnectFailed(f"cannot connect to {self._hosts}: no answer within {within_s:.3g} s") from exc
+
+    def _take_idle(self) -> "_Connection | None":
+        while self._idle:
+            connection = self._idle.pop()
+            with contextlib.suppress(asyncpg.InterfaceError):  # a lost connection has returned to asyncpg's pool
+                if not connection.is_closed():
+                    return connection
+            self._release_in_background(connection)
+        return None
+
+    def _release_in_background(self, connection: "_Connection") -> None:
+        """Return a connection without waiting: PostgreSQL may take long to cancel a query."""
+        task = asyncio.ensure_future(self._pool.release(connection, timeout=self._acquire_s))
+        self._releases.add(task)
+        task.add_done_callback(self._on_released)
+
+    def _on_released(self, task: "asyncio.Task[None]") -> None:
+        self._releases.discard(task)
+        if not task.cancelled():
+            task.exception()  # retrieved, so that it is not logged: asyncpg has terminated the connection
+
+    def _release_idle(self) -> None:
+        self._generation += 1
+        while self._idle:
+            self._release_in_background(self._idle.pop())
+
+    @property
+    def connections(self) -> int:
+        """Number of connections, in use or idle."""
+        return self._pool.get_size()
+
+    @property
+    def idle_connections(self) -> int:
+        """Number of connections that no query uses."""
+        return self._pool.get_idle_size() + len(self._idle)
+
+    async def reconnect(self) -> None:
+        """Replace all connections, and choose among the hosts again; connections in use are replaced after their query."""
+        await self._pool.expire_connections()
+        self._release_idle()
+
+    async def drop_idle(self) -> None:
+        """Terminate idle connections without a handshake, because the server is unresponsive, and replace the others."""
+        for connection in self._idle:
+            with contextlib.suppress(asyncpg.InterfaceError):  # a lost connection has returned to asyncpg's pool
+                connection.terminate()
+        await self.reconnect()
+
+    async def close(self) -> None:
+        """Wait for the queries in progress, then terminate those that have not finished in time."""
+        self._release_idle()
+        try:
+            await asyncio.wait_for(self._pool.close(), self._acquire_s)
+        except UNAVAILABLE:
+            self._pool.terminate()
