@@ -26,7 +26,7 @@ from bench.systems import Measure, Meter, System, drive, peer, service, watched
 from service import VERSION, pb
 from service.backup import Position
 from service.dev.embedded_postgres import EmbeddedPostgres
-from service.page_token import PageTokens
+from service.page_token import PageTokens, TokenScope
 
 _ROOT = Path(__file__).parents[1]
 _PEERS = ("ceiling", "usual", "careful", "go", "bare", "quiet")
@@ -170,7 +170,7 @@ class Bench:
             return {}
         created_at, backup_id = catalog.deepest
         tokens = {
-            "service": PageTokens().seal(Position(created_at, backup_id), folder_id=DEEP_FOLDER),
+            "service": PageTokens().seal(Position(created_at, backup_id), TokenScope(f"/{pb.BACKUP_SERVICE}/List", DEEP_FOLDER)),
             "usual": str((catalog.depth - 1) * 100),
         }
         first = Case("page 1", "List", _list([DEEP_FOLDER], 100), *_ONE)

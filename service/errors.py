@@ -65,10 +65,10 @@ class InvalidRequest(RequestError):
 
 
 class InvalidPageToken(InvalidRequest):
-    """The page token is not one that this service gave out for this folder."""
+    """The page token does not belong to this list."""
 
     def __init__(self) -> None:
-        super().__init__([Violation("page_token", "Must be the next_page_token of an earlier answer for the same folder.")])
+        super().__init__([Violation("page_token", "Must be the next_page_token of an earlier response for the same folder or cluster.")])
 
 
 class UndecodableRequest(RequestError):

@@ -1,16 +1,17 @@
-"""Page tokens: a position in one folder's list, sealed so that a client can neither read nor make one.
+"""Page tokens: positions in one list of backups, encrypted and authenticated.
 
     token = base64url(version byte, AES-SIV(created_at in microseconds as 8 bytes, id)), without padding
-    associated data: the method and the folder
+    associated data: the method, and the id of the folder or cluster
 
-A token grants nothing (the folder is authorised on every call); sealing keeps clients from depending on what is inside.
-1 + 16 + 8 + 50 bytes are 100 characters: all that the contract allows.
+A token grants no access: every call is authorized. Encryption keeps clients from depending on the content.
+1 + 16 + 8 + 50 bytes are 100 characters, the contract's limit.
 """
 
 import base64
 import re
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
@@ -18,53 +19,64 @@ from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from service.backup import ID_MAX_LENGTH, TIME_MAX, TIME_MIN, Position, is_backup_id
 from service.errors import InvalidPageToken
 
-# Published, so that a page token works between replicas that were given no key.
+# Published, so that replicas without a configured key accept each other's tokens.
 DEFAULT_KEY = b"greenplum-backup-service/default"
 KEY_LENGTHS = (32, 48, 64)
 
 _VERSION = b"\x01"
-_METHOD = b"/yandex.cloud.mdb.greenplum.v1.BackupService/List"
 _TIME_BYTES = 8
-_SHAPE = re.compile(r"[A-Za-z0-9_-]{35,100}")  # an id of one character to one of 50
+_SHAPE = re.compile(r"[A-Za-z0-9_-]{35,100}")  # ids of 1 to 50 characters
 _MICROSECOND = timedelta(microseconds=1)
 
 
-class PageTokens:
-    """Seals positions with one key, and opens what any of the accepted keys sealed.
+class TokenScope(NamedTuple):
+    """The list that a token belongs to. A token is rejected for every other list."""
 
-    Keys are rotated in three rolling steps: accept the new one everywhere, seal with it, drop the old one.
+    method: str
+    """Full path of the gRPC method, such as `/package.Service/List`."""
+    parent_id: str
+    """ID of the folder or cluster whose backups are listed."""
+
+    @property
+    def associated_data(self) -> list[bytes]:
+        return [self.method.encode(), self.parent_id.encode()]
+
+
+class PageTokens:
+    """Page tokens that are sealed with one key and opened with any of the accepted keys.
+
+    Keys are rotated in three rolling steps: accept the new key on every replica, seal with it, remove the old key.
     """
 
     def __init__(self, key: bytes = DEFAULT_KEY, *, accepted: Sequence[bytes] = ()) -> None:
         self._sealer = AESSIV(key)
         self._openers = [self._sealer, *(AESSIV(other) for other in accepted)]
 
-    def seal(self, position: Position, *, folder_id: str) -> str:
-        """The token of the page after this position."""
+    def seal(self, position: Position, scope: TokenScope) -> str:
+        """Return the token of the page after this position."""
         created_at_us = (position.created_at - TIME_MIN) // _MICROSECOND
         plaintext = created_at_us.to_bytes(_TIME_BYTES) + position.id.encode("ascii")
-        return _encode(_VERSION + self._sealer.encrypt(plaintext, [_METHOD, folder_id.encode()]))
+        return _encode(_VERSION + self._sealer.encrypt(plaintext, scope.associated_data))
 
-    def open(self, token: str, *, folder_id: str) -> Position | None:
-        """The position that a token was sealed for; None for an empty token, which asks for the first page.
+    def open(self, token: str, scope: TokenScope) -> Position | None:
+        """Return the position that a token was sealed with; None for an empty token, which requests the first page.
 
         Raises:
-            InvalidPageToken: no accepted key sealed it, for this folder, in this very spelling.
+            InvalidPageToken: no accepted key sealed this token for this list, or it is not in canonical base64url.
         """
         if not token:
             return None
         sealed = _decode(token)
-        associated = [_METHOD, folder_id.encode()]
         for opener in self._openers:
             try:
-                return _position(opener.decrypt(sealed, associated))
+                return _position(opener.decrypt(sealed, scope.associated_data))
             except InvalidTag:
                 continue
         raise InvalidPageToken
 
 
 def _position(plaintext: bytes) -> Position:
-    """Checks what it reads: with the published key, anybody can seal anything."""
+    """Parse and check a position: with the published key, anyone can seal any bytes."""
     created_at_us = int.from_bytes(plaintext[:_TIME_BYTES])
     backup_id = plaintext[_TIME_BYTES:].decode("ascii", errors="replace")
     if created_at_us > (TIME_MAX - TIME_MIN) // _MICROSECOND or not is_backup_id(backup_id):
@@ -77,7 +89,7 @@ def _encode(data: bytes) -> str:
 
 
 def _decode(token: str) -> bytes:
-    """The sealed bytes; base64 has several spellings of the same bytes, and only ours is accepted."""
+    """Return the sealed bytes. Of the texts that base64 decodes to the same bytes, only the canonical one is accepted."""
     if not _SHAPE.fullmatch(token) or len(token) % 4 == 1:
         raise InvalidPageToken
     data = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))

@@ -27,6 +27,7 @@ from service.api.backup_service import BackupService
 from service.api.certificate import FollowedCertificate, TlsFiles
 from service.api.client_address import ClientAddresses
 from service.api.client_names import ClientNames
+from service.api.cluster_service import ClusterService
 from service.api.health import Health, keep_ready
 from service.api.interceptor import Interceptor
 from service.api.rpc_task import create_task
@@ -165,13 +166,16 @@ class Server:
             settings.page_token_key.get_secret_value(),
             accepted=[key.get_secret_value() for key in settings.page_token_keys_accepted],
         )
-        pb.add_BackupServiceServicer_to_server(BackupService(catalog=Catalog(database), page_tokens=page_tokens), self._grpc)
+        catalog = Catalog(database)
+        pb.add_BackupServiceServicer_to_server(BackupService(catalog=catalog, page_tokens=page_tokens), self._grpc)
+        pb.add_ClusterServiceServicer_to_server(ClusterService(catalog=catalog, page_tokens=page_tokens), self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._grpc)
         if settings.public_address:
             pb.add_ApiEndpointServiceServicer_to_server(ApiEndpointService(str(settings.public_address)), self._grpc)
         if settings.reflection:
             discovery = (pb.API_ENDPOINT_SERVICE,) if settings.public_address else ()
-            names = (pb.BACKUP_SERVICE, *discovery, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+            health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+            names = (pb.BACKUP_SERVICE, pb.CLUSTER_SERVICE, *discovery, health, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
 
     def _listen(self, address: Address) -> Address:

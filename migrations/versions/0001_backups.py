@@ -138,6 +138,10 @@ CREATE TABLE backups (
 # A page is an index-only scan because the index includes `wire`.
 BACKUPS_PAGE = "CREATE INDEX backups_page ON backups (folder_id, created_at DESC, id DESC) INCLUDE (wire)"
 
+# A page of a cluster is an index-only scan too (docs/decisions/0010-index-of-clusters.md).
+BACKUPS_CLUSTER_PAGE = """
+CREATE INDEX backups_cluster_page ON backups (source_cluster_id, folder_id, created_at DESC, id DESC) INCLUDE (wire)"""
+
 # For imports, which compare a cluster's rows with a listing.
 BACKUPS_CLUSTER = "CREATE INDEX backups_cluster ON backups (source_cluster_id, tool, created_at DESC, id)"
 
@@ -229,7 +233,7 @@ COMMENT ON TABLE cluster_locks IS 'Rows that imports lock, one for each cluster'
 def upgrade() -> None:
     for statement in (
         REQUIRE_UTF8, VARINT, DELIMITED, STRING, NUMBER, TIMESTAMP, METHOD, BACKUP,
-        BACKUPS, BACKUPS_PAGE, BACKUPS_CLUSTER, IMPORTS, ATTEMPTS, FRESHNESS, CLUSTER_LOCKS, CLUSTER_LOCKS_ROWS,
+        BACKUPS, BACKUPS_PAGE, BACKUPS_CLUSTER_PAGE, BACKUPS_CLUSTER, IMPORTS, ATTEMPTS, FRESHNESS, CLUSTER_LOCKS, CLUSTER_LOCKS_ROWS,
         *COMMENTS.split(";"),
     ):  # fmt: skip
         op.execute(statement)

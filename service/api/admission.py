@@ -32,7 +32,7 @@ _LONGEST_WAIT_S = 5.0
 
 def cost_of(request: object) -> int:
     """Return the cost of a request: 1, and 1 more for each hundred backups that a page may have."""
-    if not isinstance(request, pb.ListBackupsRequest):
+    if not isinstance(request, pb.ListBackupsRequest | pb.ListClusterBackupsRequest):
         return 1
     size = request.page_size or DEFAULT_PAGE_SIZE
     return 1 + min(max(size, 0), _MAX_PAGE_SIZE) // 100

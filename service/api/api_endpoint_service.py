@@ -1,29 +1,34 @@
-"""Where official clients look first: the addresses of the services that they ask.
+"""`ApiEndpointService`: addresses of the services, which official clients look up first.
 
-Needs neither database nor token: a client asks before it has one. Served where a public address is set, and nowhere else: a server does
-not know under which name its clients reach it, and an empty list would make them fail on a missing id, where UNIMPLEMENTED says what it is.
+It needs neither the database nor a token, because clients call it before they have a token. It is served only if a public address is set:
+the server does not know the name by which clients reach it, and with an empty list they would fail with an error about a missing id
+instead of UNIMPLEMENTED.
 """
 
 from service import pb
 from service.errors import ApiEndpointNotFound
 
-# `iam` is needed even by clients that bring a token: they look its address up before they use any other.
+# Clients look up `iam` before anything else, even if they already have a token.
 _IDS = ("iam", "managed-greenplum")
 
 
 class ApiEndpointService(pb.ApiEndpointServiceServicer):
-    """Everything is at one address."""
+    """The same address for every service."""
 
     def __init__(self, address: str) -> None:
         self._endpoints = {each: pb.ApiEndpoint(id=each, address=address) for each in _IDS}
 
     async def Get(self, request: pb.GetApiEndpointRequest, context: object) -> pb.ApiEndpoint:
-        """One endpoint."""
+        """Return one endpoint.
+
+        Raises:
+            ApiEndpointNotFound: no service has this id.
+        """
         try:
             return self._endpoints[request.api_endpoint_id]
         except KeyError:
             raise ApiEndpointNotFound(request.api_endpoint_id) from None
 
     async def List(self, request: pb.ListApiEndpointsRequest, context: object) -> pb.ListApiEndpointsResponse:
-        """All endpoints, whatever page is asked for, as the public API does."""
+        """Return all endpoints. The page size and token are ignored, as in the public API."""
         return pb.ListApiEndpointsResponse(endpoints=self._endpoints.values())

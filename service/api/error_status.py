@@ -35,7 +35,7 @@ INTERNAL = Status(StatusCode.INTERNAL, "INTERNAL", "Internal error. Quote the re
 
 TABLE: dict[type[Exception], Status] = {
     errors.InvalidRequest: Status(StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "The request breaks limits of the API."),
-    errors.InvalidPageToken: Status(StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN", "The page token is not valid for this folder."),
+    errors.InvalidPageToken: Status(StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN", "The page token is not valid for this list."),
     errors.UndecodableRequest: Status(
         StatusCode.INVALID_ARGUMENT, "UNDECODABLE_REQUEST", "The request's bytes are not a message of this method."
     ),

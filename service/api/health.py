@@ -22,7 +22,7 @@ _Context = ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheck
 LIVENESS = "liveness"
 """The name to ask by whether the process itself answers: SERVING, whatever PostgreSQL does. To start it again would mend nothing there."""
 
-_READINESS = ("", pb.BACKUP_SERVICE)
+_READINESS = ("", pb.BACKUP_SERVICE, pb.CLUSTER_SERVICE)
 _MAX_WATCHERS = 1000
 _STEPS = 10
 

@@ -1,27 +1,46 @@
-"""Reads of the API: one backup, and one page of a folder's backups."""
+"""Queries of the API: one backup, a page of a folder's or a cluster's backups."""
+
+import asyncpg
 
 from service.backup import TIME_MIN, Page, Position, is_backup_id
 from service.errors import BackupNotFound
 from service.postgres.database import Database
 
-_GET = "SELECT folder_id, wire FROM backups WHERE id = $1"
+GET = "SELECT folder_id, wire FROM backups WHERE id = $1"
 
-# One row more than the page has: if there is such a row, there is a next page.
-_FIRST_PAGE = """
+# LIMIT is one more than the page: an extra row means that there is a next page.
+FIRST_PAGE = """
     SELECT wire FROM backups
     WHERE folder_id = $1
     ORDER BY created_at DESC, id DESC
     LIMIT $2 + 1"""
 
-_NEXT_PAGE = """
+NEXT_PAGE = """
     SELECT wire FROM backups
     WHERE folder_id = $1 AND (created_at, id) < ($3, $4)
     ORDER BY created_at DESC, id DESC
     LIMIT $2 + 1"""
 
+# Imports keep all backups of a cluster in one folder. If other writers use several, the first one in byte order counts.
+CLUSTER_FOLDER = "SELECT folder_id FROM backups WHERE source_cluster_id = $1 ORDER BY folder_id LIMIT 1"
+
+FIRST_CLUSTER_PAGE = """
+    SELECT wire FROM backups
+    WHERE source_cluster_id = $1 AND folder_id = $2
+    ORDER BY created_at DESC, id DESC
+    LIMIT $3 + 1"""
+
+NEXT_CLUSTER_PAGE = """
+    SELECT wire FROM backups
+    WHERE source_cluster_id = $1 AND folder_id = $2 AND (created_at, id) < ($4, $5)
+    ORDER BY created_at DESC, id DESC
+    LIMIT $3 + 1"""
+
+_EMPTY = Page([], has_more=False)
+
 
 class Catalog:
-    """The table `backups`. Its column `wire` is the row as the API sends it, so that no Python runs for each row."""
+    """Reads backups in the encoding that the API sends: the column `wire` holds it, so no Python code runs for each row."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -32,40 +51,75 @@ class Catalog:
         Raises:
             CatalogUnavailable: see `Database.probe`.
         """
-        await self._database.probe(_GET, "")
-        await self._database.probe(_FIRST_PAGE, "", 0)
-        await self._database.probe(_NEXT_PAGE, "", 0, TIME_MIN, "")
+        await self._database.probe(GET, "")
+        await self._database.probe(FIRST_PAGE, "", 0)
+        await self._database.probe(NEXT_PAGE, "", 0, TIME_MIN, "")
+        await self._database.probe(CLUSTER_FOLDER, "")
+        await self._database.probe(FIRST_CLUSTER_PAGE, "", "", 0)
+        await self._database.probe(NEXT_CLUSTER_PAGE, "", "", 0, TIME_MIN, "")
 
     async def get(self, backup_id: str, *, folders: frozenset[str] | None) -> bytes:
-        """Return a backup as an element of `ListBackupsResponse.backups`, tag and length included.
+        """Return a backup as an element of `ListBackupsResponse.backups`, with its tag and length.
 
-        A hidden backup is like an absent one, also in time: comparing the folder here takes the same time for any number of folders
+        Hidden and absent backups raise the same error after the same time: a set lookup does not depend on the number of folders
         (docs/decisions/0009-where-a-folder-is-compared.md).
 
         Args:
+            backup_id: any text that a client sent.
             folders: those that the caller may read; None means all.
 
         Raises:
-            BackupNotFound: there is no such backup in these folders.
+            BackupNotFound: these folders have no such backup.
             CatalogUnavailable: see `Database.fetch`.
         """
-        if not is_backup_id(backup_id):  # SQL would reject NUL
+        if not is_backup_id(backup_id):  # PostgreSQL rejects texts with NUL
             raise BackupNotFound(backup_id)
-        rows = await self._database.fetch(_GET, backup_id)
+        rows = await self._database.fetch(GET, backup_id)
         if not rows or (folders is not None and rows[0][0] not in folders):
             raise BackupNotFound(backup_id)
         return bytes(rows[0][1])
 
     async def page(self, folder_id: str, *, after: Position | None, size: int) -> Page:
-        """Return the folder's newest backups after this position, at most `size` of them.
+        """Return at most `size` of a folder's backups after a position, newest first; None is the position before the newest.
 
         Raises:
             CatalogUnavailable: see `Database.fetch`.
         """
-        if "\0" in folder_id:  # SQL would reject NUL
-            return Page([], has_more=False)
+        if "\0" in folder_id:  # PostgreSQL rejects it, so no folder has this id
+            return _EMPTY
         if after is None:
-            rows = await self._database.fetch(_FIRST_PAGE, folder_id, size)
+            rows = await self._database.fetch(FIRST_PAGE, folder_id, size)
         else:
-            rows = await self._database.fetch(_NEXT_PAGE, folder_id, size, after.created_at, after.id)
-        return Page([row[0] for row in rows[:size]], has_more=len(rows) > size)  # by position: by name takes half as long again
+            rows = await self._database.fetch(NEXT_PAGE, folder_id, size, after.created_at, after.id)
+        return _page(rows, size)
+
+    async def cluster_page(self, cluster_id: str, *, folders: frozenset[str] | None, after: Position | None, size: int) -> Page:
+        """Return at most `size` of a cluster's backups after a position, newest first; None is the position before the newest.
+
+        The page has the backups in the cluster's folder only. An unknown cluster and one in a hidden folder give an empty page after
+        the same time: both cost one lookup of the folder, and a set lookup does not depend on the number of folders.
+
+        Args:
+            cluster_id: any text that a client sent.
+            folders: those that the caller may read; None means all.
+            after: the position.
+            size: the number of backups.
+
+        Raises:
+            CatalogUnavailable: see `Database.fetch`.
+        """
+        if "\0" in cluster_id:
+            return _EMPTY
+        found = await self._database.fetch(CLUSTER_FOLDER, cluster_id)
+        if not found or (folders is not None and found[0][0] not in folders):
+            return _EMPTY
+        if after is None:
+            rows = await self._database.fetch(FIRST_CLUSTER_PAGE, cluster_id, found[0][0], size)
+        else:
+            rows = await self._database.fetch(NEXT_CLUSTER_PAGE, cluster_id, found[0][0], size, after.created_at, after.id)
+        return _page(rows, size)
+
+
+def _page(rows: list[asyncpg.Record], size: int) -> Page:
+    # Access by position: by name takes half as long again.
+    return Page([row[0] for row in rows[:size]], has_more=len(rows) > size)

@@ -21,6 +21,7 @@ from service.server import Server
 from tests.support.answers import failure
 from tests.support.catalog import AddBackups, Sql
 from tests.support.http2 import Connection, message
+from tests.support.page_tokens import folder_scope
 from tests.support.server import StartServer
 
 _GET = "/yandex.cloud.mdb.greenplum.v1.BackupService/Get"
@@ -77,10 +78,10 @@ async def test_page_tokens_that_are_not_ours(start_server: StartServer, add_back
     async with start_server() as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         stub = pb.BackupServiceStub(channel)
         token = (await stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=1))).next_page_token
-        position = PageTokens(DEFAULT_KEY).open(token, folder_id="f1")
+        position = PageTokens(DEFAULT_KEY).open(token, folder_scope("f1"))
         assert position
-        bad = ["x", "\0", "🐘", token[:-1], token + "A", token + "=", token.lower(), other_key.seal(position, folder_id="f1"),
-               PageTokens().seal(position, folder_id="f2"), base64.b64encode(b"1").decode()]  # fmt: skip
+        bad = ["x", "\0", "🐘", token[:-1], token + "A", token + "=", token.lower(), other_key.seal(position, folder_scope("f1")),
+               PageTokens().seal(position, folder_scope("f2")), base64.b64encode(b"1").decode()]  # fmt: skip
         async with _no_sql(owner_url):
             for page_token in bad:
                 answer = await failure(stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=1, page_token=page_token)))

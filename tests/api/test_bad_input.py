@@ -13,6 +13,7 @@ from service import pb
 from service.backup import Position
 from service.page_token import PageTokens
 from service.server import Server
+from tests.support.page_tokens import folder_scope
 
 _METHODS = ["/yandex.cloud.mdb.greenplum.v1.BackupService/Get", "/yandex.cloud.mdb.greenplum.v1.BackupService/List"]
 _FORESEEN = {StatusCode.OK, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND}
@@ -85,7 +86,7 @@ async def test_the_largest_request(stub: pb.BackupServiceStub) -> None:
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_page_tokens_with_any_bit_flipped(stub: pb.BackupServiceStub, data: st.DataObject) -> None:
     """A page token with a single bit flipped is INVALID_ARGUMENT."""
-    token = bytearray(PageTokens().seal(Position(datetime(2026, 11, 20, tzinfo=UTC), "backup-1"), folder_id="f1"), "ascii")
+    token = bytearray(PageTokens().seal(Position(datetime(2026, 11, 20, tzinfo=UTC), "backup-1"), folder_scope("f1")), "ascii")
     token[data.draw(st.integers(0, len(token) - 1))] ^= 1 << data.draw(st.integers(0, 6))
     request = pb.ListBackupsRequest(folder_id="f1", page_token=token.decode())
     assert await _code(stub.List(request)) is StatusCode.INVALID_ARGUMENT

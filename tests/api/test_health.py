@@ -40,7 +40,7 @@ def _health(channel: grpc.aio.Channel) -> Any:
     return health_pb2_grpc.HealthStub(channel)
 
 
-@pytest.mark.parametrize("service", ["", pb.BACKUP_SERVICE])
+@pytest.mark.parametrize("service", ["", pb.BACKUP_SERVICE, pb.CLUSTER_SERVICE])
 async def test_serving(health: Any, service: str) -> None:
     """With a migrated database the server is SERVING, as a whole and by the service's name."""
     await _until(health, _SERVING, service)
@@ -186,7 +186,7 @@ async def test_reflection(channel: grpc.aio.Channel) -> None:
     """Reflection names the services, and gives the files that describe them."""
     answer = await _reflect(channel, list_services="")
     assert {service.name for service in answer.list_services_response.service} == {
-        pb.BACKUP_SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection",
+        pb.BACKUP_SERVICE, pb.CLUSTER_SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection",
     }  # fmt: skip
     answer = await _reflect(channel, file_containing_symbol=pb.BACKUP_SERVICE)
     assert pb.DESCRIPTOR.serialized_pb in answer.file_descriptor_response.file_descriptor_proto
@@ -247,4 +247,4 @@ async def test_list(health: Any) -> None:
     answer = await health.List(health_pb2.HealthListRequest())  # type: ignore[attr-defined]  # the stubs are older than the method
     statuses = {name: response.status for name, response in answer.statuses.items()}
     assert statuses == {name: (await health.Check(health_pb2.HealthCheckRequest(service=name))).status for name in statuses}
-    assert statuses.keys() == {"", pb.BACKUP_SERVICE, LIVENESS}
+    assert statuses.keys() == {"", pb.BACKUP_SERVICE, pb.CLUSTER_SERVICE, LIVENESS}

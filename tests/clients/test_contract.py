@@ -1,4 +1,4 @@
-"""What is served, against what the official client knows of it."""
+"""The descriptors of the service, compared with those of the official Python client."""
 
 import json
 import os
@@ -14,18 +14,17 @@ from tests.clients.programs import HERE, command
 
 _Descriptor = dict[str, Any]
 
-# What the public API has gained since, and this service does not serve.
-_SINCE = {
-    "Backup.type": 7,
-    "Backup.method": 8,
-    "Backup.journal_size": 9,
-    "Backup.shared_size": 11,
-    "BackupService.Delete": None,
-}
+_FILES = (
+    pb.ApiEndpoint.DESCRIPTOR.file,
+    pb.ListApiEndpointsRequest.DESCRIPTOR.file,
+    pb.Backup.DESCRIPTOR.file,
+    pb.ListBackupsRequest.DESCRIPTOR.file,
+    pb.ListClusterBackupsRequest.DESCRIPTOR.file,
+)
 
 
-@pytest.fixture(name="theirs", scope="module")
-def _theirs() -> dict[str, _Descriptor]:
+@pytest.fixture(name="public", scope="module")
+def _public() -> dict[str, _Descriptor]:
     python, _ = command("python")
     done = subprocess.run(
         [python, str(HERE / "python" / "describe.py")], env={"PATH": os.defpath}, capture_output=True, check=True, timeout=60
@@ -34,35 +33,50 @@ def _theirs() -> dict[str, _Descriptor]:
     return files
 
 
-def _ours() -> dict[str, _Descriptor]:
+def _served() -> dict[str, _Descriptor]:
     files = {}
-    for descriptor in (
-        pb.Backup.DESCRIPTOR.file, pb.DESCRIPTOR, pb.ApiEndpoint.DESCRIPTOR.file, pb.ListApiEndpointsRequest.DESCRIPTOR.file,
-    ):  # fmt: skip
+    for descriptor in _FILES:
         file = FileDescriptorProto()
         descriptor.CopyToProto(file)
         files[file.name] = MessageToDict(file)
     return files
 
 
-def _members(files: dict[str, _Descriptor]) -> dict[str, _Descriptor]:
-    """Every field and method, by `Message.field` or `Service.Method`, with all that is declared of it."""
-    return {
-        f"{owner['name']}.{member['name']}": member
+def _members(files: dict[str, _Descriptor]) -> dict[str, Any]:
+    """Return every field, enum and method with its declaration, and the reserved numbers, by `Message.field` or `Service.Method`."""
+    owners = [
+        (owner, kind)
         for file in files.values()
-        for kind, inner in [("messageType", "field"), ("service", "method")]
-        for owner in file.get(kind, [])
+        for kind, name in (("message", "messageType"), ("service", "service"))
+        for owner in file.get(name, [])
+    ]
+    members = {
+        f"{owner['name']}.{member['name']}": member
+        for owner, kind in owners
+        for inner in (("field", "enumType") if kind == "message" else ("method",))
         for member in owner.get(inner, [])
-        if not owner["name"].startswith("DeleteBackup")
     }
+    return members | {f"{owner['name']}.reserved": owner["reservedRange"] for owner, _ in owners if "reservedRange" in owner}
 
 
-def test_all_that_is_served_is_the_public_apis(theirs: dict[str, _Descriptor]) -> None:
-    """Each file, message, field and method has the public API's name, number, type, limits and path; the rest of the API is known."""
-    ours = _ours()
-    assert ours.keys() == theirs.keys()
-    assert {name: file["package"] for name, file in ours.items()} == {name: file["package"] for name, file in theirs.items()}
-    served, public = _members(ours), _members(theirs)
-    public["Backup.id"].pop("options")  # says that it is required, of an answer
-    assert served == {name: public[name] for name in served}
-    assert {name: public[name].get("number") for name in public.keys() - served.keys()} == _SINCE
+def test_served_descriptors_are_public(public: dict[str, _Descriptor]) -> None:
+    """Each served file, message, field, enum and method has the public API's name, number, type, limits and path."""
+    served = _served()
+    assert served.keys() == public.keys()
+    assert {name: file["package"] for name, file in served.items()} == {name: file["package"] for name, file in public.items()}
+    ours, theirs = _members(served), _members(public)
+    theirs["Backup.id"].pop("options")  # "required", which means nothing in a response
+    assert ours == {name: theirs[name] for name in ours}
+
+
+def test_served_messages_are_complete(public: dict[str, _Descriptor]) -> None:
+    """Each served message has every public field, and each service every public method but the known ones that change something."""
+    ours, theirs = _members(_served()), _members(public)
+    messages = {name.partition(".")[0] for name in ours} - {"ClusterService"}
+    missing = {name for name in theirs.keys() - ours.keys() if name.partition(".")[0] in messages}
+    assert missing == {"BackupService.Delete"}
+
+
+def test_only_one_method_of_clusters() -> None:
+    """The cluster service declares ListBackups and no other method."""
+    assert [method.name for method in pb.CLUSTER_DESCRIPTOR.services_by_name["ClusterService"].methods] == ["ListBackups"]

@@ -25,6 +25,7 @@ from service.api.admission import Admission, IncompleteRequests
 from service.api.authentication import Anonymous
 from service.api.backup_service import BackupService
 from service.api.client_address import ClientAddresses
+from service.api.cluster_service import ClusterService
 from service.api.error_status import DETAILS_KEY, REQUEST_ID_KEY
 from service.api.interceptor import Interceptor
 from service.backup import is_backup_id
@@ -33,7 +34,8 @@ from service.errors import CommandError, InvalidListing, InvalidPageToken
 from service.importers import gpbackup, walg
 from service.observability.metrics import Metrics
 from service.page_token import DEFAULT_KEY, PageTokens
-from service.postgres.catalog import Catalog
+from service.postgres.catalog import CLUSTER_FOLDER, Catalog
+from tests.support.page_tokens import cluster_scope, folder_scope
 
 Target: TypeAlias = Callable[[bytes], None]
 
@@ -42,27 +44,31 @@ _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59,
 
 @contextlib.contextmanager
 def page_token() -> Iterator[Target]:
-    """A folder, a line feed, and a token of it; what follows the folder is also sealed, as anybody may with the published key.
+    """An id of a folder, a line feed, and a token of the folder. The token's bytes are also sealed with the published key.
 
-    A token that opens is the one spelling of what it seals, and names a position that the catalog can hold.
+    A token that opens is the canonical encoding of a position that the catalog can hold, and does not open for the cluster with that id.
     """
     tokens, cipher = PageTokens(), AESSIV(DEFAULT_KEY)
 
     def check(token: str, folder_id: str) -> None:
+        scope = folder_scope(folder_id)
         with contextlib.suppress(InvalidPageToken):
-            position = tokens.open(token, folder_id=folder_id)
+            position = tokens.open(token, scope)
             assert (position is None) == (token == "")
             if position is not None:
                 assert is_backup_id(position.id)
                 assert _FIRST <= position.created_at <= _LAST
-                assert tokens.seal(position, folder_id=folder_id) == token
+                assert tokens.seal(position, scope) == token
+                with contextlib.suppress(InvalidPageToken):
+                    tokens.open(token, cluster_scope(folder_id))
+                    raise AssertionError("a token of a folder opens for a cluster")
 
     def target(data: bytes) -> None:
         folder, _, rest = data.partition(b"\n")
         folder_id = folder.decode(errors="replace")
         check(rest.decode(errors="replace"), folder_id)
         if rest:
-            sealed = cipher.encrypt(rest, [b"/yandex.cloud.mdb.greenplum.v1.BackupService/List", folder_id.encode()])
+            sealed = cipher.encrypt(rest, folder_scope(folder_id).associated_data)
             check(base64.urlsafe_b64encode(b"\x01" + sealed).rstrip(b"=").decode(), folder_id)
 
     yield target
@@ -100,7 +106,10 @@ class _Context:
 
 
 class _EmptyDatabase:
-    """Has no row, and takes what PostgreSQL takes: tests/api/test_bad_input.py asks a real one, call by call."""
+    """A database without backups that accepts the arguments that PostgreSQL accepts. tests/api/test_bad_input.py uses a real one.
+
+    Every cluster has a folder, so that pages of clusters are read too.
+    """
 
     async def fetch(self, query: str, *arguments: object) -> list[Any]:
         for argument in arguments:
@@ -114,16 +123,18 @@ class _EmptyDatabase:
                     assert _FIRST <= argument <= _LAST
                 case _:
                     assert argument is None, "anonymous callers may read all folders"
-        return []
+        return [("f1",)] if query == CLUSTER_FOLDER else []
 
 
 @contextlib.contextmanager
 def request() -> Iterator[Target]:
-    """A byte, odd for List and even for Get, and the request's bytes, through all that surrounds a call, over an empty catalog.
+    """A byte that selects the method, and the bytes of a request, through the interceptor and the handler, over an empty catalog.
 
-    The answer is the empty page, INVALID_ARGUMENT or NOT_FOUND.
+    The response is an empty page, INVALID_ARGUMENT or NOT_FOUND.
     """
-    service = BackupService(catalog=Catalog(_EmptyDatabase()), page_tokens=PageTokens())  # type: ignore[arg-type]
+    catalog, page_tokens = Catalog(_EmptyDatabase()), PageTokens()  # type: ignore[arg-type]
+    backups = BackupService(catalog=catalog, page_tokens=page_tokens)
+    clusters = ClusterService(catalog=catalog, page_tokens=page_tokens)
     interceptor = Interceptor(
         admission=Admission(100),
         incomplete=IncompleteRequests(100),
@@ -133,33 +144,37 @@ def request() -> Iterator[Target]:
         request_timeout=timedelta(seconds=10),
     )
     methods: list[tuple[str, Any]] = [
-        ("Get", grpc.unary_unary_rpc_method_handler(service.Get, pb.GetBackupRequest.FromString)),
-        ("List", grpc.unary_unary_rpc_method_handler(service.List, pb.ListBackupsRequest.FromString)),
+        (f"/{pb.BACKUP_SERVICE}/Get", grpc.unary_unary_rpc_method_handler(backups.Get, pb.GetBackupRequest.FromString)),
+        (f"/{pb.BACKUP_SERVICE}/List", grpc.unary_unary_rpc_method_handler(backups.List, pb.ListBackupsRequest.FromString)),
+        (
+            f"/{pb.CLUSTER_SERVICE}/ListBackups",
+            grpc.unary_unary_rpc_method_handler(clusters.ListBackups, pb.ListClusterBackupsRequest.FromString),
+        ),
     ]
 
-    async def surrounded(name: str, handler: Any) -> Any:
+    async def wrapped(method: str, handler: Any) -> Any:
         async def continuation(_: object) -> Any:
             return handler
 
-        details: Any = type("Details", (), {"method": f"/{pb.BACKUP_SERVICE}/{name}", "invocation_metadata": ()})
+        details: Any = type("Details", (), {"method": method, "invocation_metadata": ()})
         found: Any = await interceptor.intercept_service(continuation, details)
         return found.stream_unary
 
     loop = asyncio.new_event_loop()
-    handlers = [loop.run_until_complete(surrounded(*method)) for method in methods]
+    handlers = [loop.run_until_complete(wrapped(*method)) for method in methods]
 
     def target(data: bytes) -> None:
         if not data:
             return
         context = _Context(data[1:])
-        answer = loop.run_until_complete(handlers[data[0] % 2](None, context))
+        answer = loop.run_until_complete(handlers[data[0] % len(handlers)](None, context))
         if context.answer:
             code, status = context.answer
             assert code in (StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND), status
             assert status.code == code.value[0]
             assert status.details
         else:
-            assert data[0] % 2, "Get finds nothing in an empty catalog"
+            assert data[0] % len(handlers), "Get finds nothing in an empty catalog"
             assert answer == b""
 
     try:

@@ -1,4 +1,4 @@
-"""How PostgreSQL finds what the service asks for: the plans, over a table of some size."""
+"""Query plans of the API, over a table of 100,000 backups."""
 
 import json
 from typing import Any
@@ -11,45 +11,71 @@ from tests.support.catalog import Sql
 
 @pytest.fixture(name="many")
 async def _many(sql: Sql) -> Sql:
-    """100,000 backups in ten folders, vacuumed as after an import."""
+    """100,000 backups of 20 clusters in ten folders, and 5,000 more of the cluster c1 in another folder; vacuumed as after an import."""
     await sql.execute("""
         INSERT INTO backups (id, folder_id, created_at, source_cluster_id, started_at, size, tool)
-        SELECT 'b' || n, 'f' || n % 10, '2026-01-01 00:00:00+00'::timestamptz + n * interval '1 minute', 'c' || n % 100,
+        SELECT 'b' || n, 'f' || n % 10, '2026-01-01 00:00:00+00'::timestamptz + n * interval '1 minute', 'c' || n % 20,
                '2026-01-01 00:00:00+00', n, 'manual'
         FROM generate_series(1, 100000) AS n""")
+    await sql.execute("""
+        INSERT INTO backups (id, folder_id, created_at, source_cluster_id, started_at, size, tool)
+        SELECT 'g' || n, 'g', '2026-01-01 00:00:00+00'::timestamptz + n * interval '1 minute', 'c1', '2026-01-01 00:00:00+00', n, 'manual'
+        FROM generate_series(1, 5000) AS n""")
     await sql.execute("VACUUM (ANALYZE) backups")
-    await sql.execute("SET plan_cache_mode = force_generic_plan")  # what a prepared statement comes to use
+    await sql.execute("SET plan_cache_mode = force_generic_plan")  # the plan that a prepared statement uses after a few executions
     return sql
 
 
 async def _plan(sql: Sql, query: str, types: str, arguments: str) -> dict[str, Any]:
     await sql.execute(f"PREPARE planned ({types}) AS {query}")
     [row] = await sql.fetch(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE planned ({arguments})")
+    await sql.execute("DEALLOCATE planned")
     plan: dict[str, Any] = json.loads(row[0])[0]["Plan"]
     return plan
 
 
+def _blocks(node: dict[str, Any]) -> int:
+    return int(node["Shared Hit Blocks"]) + int(node["Shared Read Blocks"])
+
+
 @pytest.mark.parametrize(
-    ("query", "types", "arguments"),
+    ("index", "query", "types", "arguments"),
     [
-        (catalog._FIRST_PAGE, "text, bigint", "'f1', 1000"),
-        (catalog._NEXT_PAGE, "text, bigint, timestamptz, text", "'f1', 1000, '2026-02-01 00:00:00+00', 'b500'"),
+        ("backups_page", catalog.FIRST_PAGE, "text, bigint", "'f1', 1000"),
+        ("backups_page", catalog.NEXT_PAGE, "text, bigint, timestamptz, text", "'f1', 1000, '2026-02-01 00:00:00+00', 'b500'"),
+        ("backups_cluster_page", catalog.FIRST_CLUSTER_PAGE, "text, text, bigint", "'c1', 'f1', 1000"),
+        (
+            "backups_cluster_page",
+            catalog.NEXT_CLUSTER_PAGE,
+            "text, text, bigint, timestamptz, text",
+            "'c1', 'f1', 1000, '2026-02-01 00:00:00+00', 'b500'",
+        ),
     ],
 )
-async def test_a_page_is_an_index_only_scan(many: Sql, query: str, types: str, arguments: str) -> None:
-    """A page reads its rows from the index alone, in order, and not one more than it answers with."""
+async def test_a_page_is_an_index_only_scan(many: Sql, index: str, query: str, types: str, arguments: str) -> None:
+    """A page is read from the index alone, in order, and no row is read that the page does not need."""
     limit = await _plan(many, query, types, arguments)
     [scan] = limit["Plans"]
-    assert (limit["Node Type"], scan["Node Type"], scan["Index Name"]) == ("Limit", "Index Only Scan", "backups_page")
+    assert (limit["Node Type"], scan["Node Type"], scan["Index Name"]) == ("Limit", "Index Only Scan", index)
     assert scan["Heap Fetches"] == 0
     assert scan["Actual Rows"] == 1001
     assert scan.get("Rows Removed by Filter", 0) == 0
-    assert scan["Shared Hit Blocks"] + scan["Shared Read Blocks"] < 70  # the plain index would read a block of the table for each row
+    assert _blocks(scan) < 70  # without `wire` in the index, each row would need a block of the table
 
 
-@pytest.mark.parametrize("folders", ["NULL", "ARRAY['f1', 'f2']"])
-async def test_get_is_by_the_primary_key(many: Sql, folders: str) -> None:
+@pytest.mark.parametrize("cluster_id", ["c1", "c2", "unknown"])
+async def test_folder_of_a_cluster_is_one_index_entry(many: Sql, cluster_id: str) -> None:
+    """The folder of a cluster is found by reading one index entry, however many backups the cluster has, in one folder or several."""
+    limit = await _plan(many, catalog.CLUSTER_FOLDER, "text", f"'{cluster_id}'")
+    [scan] = limit["Plans"]
+    assert (limit["Node Type"], scan["Node Type"], scan["Index Name"]) == ("Limit", "Index Only Scan", "backups_cluster_page")
+    assert scan["Actual Rows"] == (0 if cluster_id == "unknown" else 1)
+    assert scan["Heap Fetches"] == 0
+    assert _blocks(scan) <= 5
+
+
+async def test_get_is_by_the_primary_key(many: Sql) -> None:
     """One backup is found by the primary key."""
-    scan = await _plan(many, catalog._GET, "text, text[]", f"'b77', {folders}")
+    scan = await _plan(many, catalog.GET, "text", "'b77'")
     assert (scan["Node Type"], scan["Index Name"]) == ("Index Scan", "backups_pkey")
-    assert scan["Shared Hit Blocks"] + scan["Shared Read Blocks"] <= 5
+    assert _blocks(scan) <= 5

@@ -18,16 +18,16 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ApiEndpoint(_message.Message):
-    """Where a service of the public API is."""
+    """Address of a service of the public API."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """ID of the service: "managed-greenplum", or "iam"."""
+    """ID of the service: "managed-greenplum" or "iam"."""
     address: _builtins.str
-    """Where it is served over TLS, as host:port."""
+    """host:port at which the service is reached over TLS."""
     def __init__(
         self,
         *,

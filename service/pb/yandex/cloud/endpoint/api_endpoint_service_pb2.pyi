@@ -53,22 +53,22 @@ class ListApiEndpointsRequest(_message.Message):
     @_builtins.property
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def page_size(self) -> _builtins.int:
-        """Ignored: the answer has all endpoints."""
+        """Ignored: the response has all endpoints."""
 
     @page_size.setter
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def page_size(self, value: _builtins.int) -> None:
-        """Ignored: the answer has all endpoints."""
+        """Ignored: the response has all endpoints."""
 
     @_builtins.property
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def page_token(self) -> _builtins.str:
-        """Ignored: the answer has all endpoints."""
+        """Ignored: the response has all endpoints."""
 
     @page_token.setter
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def page_token(self, value: _builtins.str) -> None:
-        """Ignored: the answer has all endpoints."""
+        """Ignored: the response has all endpoints."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class ApiEndpointServiceStub:
-    """Where official clients look first. Needs no token; served where BACKUPS_PUBLIC_ADDRESS is set.
+    """Addresses of the services, which official clients look up first. Needs no token; served only if BACKUPS_PUBLIC_ADDRESS is set.
     """
 
     def __init__(self, channel):
@@ -49,7 +49,7 @@ class ApiEndpointServiceStub:
 
 
 class ApiEndpointServiceServicer:
-    """Where official clients look first. Needs no token; served where BACKUPS_PUBLIC_ADDRESS is set.
+    """Addresses of the services, which official clients look up first. Needs no token; served only if BACKUPS_PUBLIC_ADDRESS is set.
     """
 
     def Get(self, request, context):
@@ -88,7 +88,7 @@ def add_ApiEndpointServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ApiEndpointService:
-    """Where official clients look first. Needs no token; served where BACKUPS_PUBLIC_ADDRESS is set.
+    """Addresses of the services, which official clients look up first. Needs no token; served only if BACKUPS_PUBLIC_ADDRESS is set.
     """
 
     @staticmethod

@@ -14,7 +14,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ApiEndpointServiceStub:
-    """Where official clients look first. Needs no token; served where BACKUPS_PUBLIC_ADDRESS is set."""
+    """Addresses of the services, which official clients look up first. Needs no token; served only if BACKUPS_PUBLIC_ADDRESS is set."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Get: _aio.UnaryUnaryMultiCallable[_api_endpoint_service_pb2.GetApiEndpointRequest, _api_endpoint_pb2.ApiEndpoint]
@@ -23,7 +23,7 @@ class ApiEndpointServiceStub:
     """Returns all endpoints."""
 
 class ApiEndpointServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Where official clients look first. Needs no token; served where BACKUPS_PUBLIC_ADDRESS is set."""
+    """Addresses of the services, which official clients look up first. Needs no token; served only if BACKUPS_PUBLIC_ADDRESS is set."""
 
     @_abc_1.abstractmethod
     def Get(

@@ -6,6 +6,7 @@ isort:skip_file
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -23,27 +24,81 @@ class Backup(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _BackupMethod:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _BackupMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Backup._BackupMethod.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        BACKUP_METHOD_UNSPECIFIED: Backup._BackupMethod.ValueType  # 0
+        """The tool does not record the method, or the backup is partial."""
+        BASE: Backup._BackupMethod.ValueType  # 1
+        """The backup can be restored without another one."""
+        INCREMENTAL: Backup._BackupMethod.ValueType  # 2
+        """A restore needs the backups that this one depends on."""
+
+    class BackupMethod(_BackupMethod, metaclass=_BackupMethodEnumTypeWrapper): ...
+    BACKUP_METHOD_UNSPECIFIED: Backup.BackupMethod.ValueType  # 0
+    """The tool does not record the method, or the backup is partial."""
+    BASE: Backup.BackupMethod.ValueType  # 1
+    """The backup can be restored without another one."""
+    INCREMENTAL: Backup.BackupMethod.ValueType  # 2
+    """A restore needs the backups that this one depends on."""
+
+    class _BackupCreationType:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _BackupCreationTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Backup._BackupCreationType.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        BACKUP_CREATION_TYPE_UNSPECIFIED: Backup._BackupCreationType.ValueType  # 0
+        """No tool records whether a backup was started automatically or manually."""
+        AUTOMATED: Backup._BackupCreationType.ValueType  # 1
+        """The backup was started by a schedule."""
+        MANUAL: Backup._BackupCreationType.ValueType  # 2
+        """The backup was started by a user."""
+
+    class BackupCreationType(_BackupCreationType, metaclass=_BackupCreationTypeEnumTypeWrapper): ...
+    BACKUP_CREATION_TYPE_UNSPECIFIED: Backup.BackupCreationType.ValueType  # 0
+    """No tool records whether a backup was started automatically or manually."""
+    AUTOMATED: Backup.BackupCreationType.ValueType  # 1
+    """The backup was started by a schedule."""
+    MANUAL: Backup.BackupCreationType.ValueType  # 2
+    """The backup was started by a user."""
+
     ID_FIELD_NUMBER: _builtins.int
     FOLDER_ID_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     SOURCE_CLUSTER_ID_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    JOURNAL_SIZE_FIELD_NUMBER: _builtins.int
+    SHARED_SIZE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """ID of the backup: 1 to 50 printable ASCII characters without space."""
+    """ID of the backup: 1 to 50 printable ASCII characters without spaces."""
     folder_id: _builtins.str
     """ID of the folder that the backup belongs to."""
     source_cluster_id: _builtins.str
-    """ID of the cluster that the backup was made of."""
+    """ID of the cluster that was backed up."""
     size: _builtins.int
-    """Size of the backup, in bytes; 0 where the tool that made it records none."""
+    """Size of the backup in bytes, or 0 if it is unknown."""
+    type: Global___Backup.BackupCreationType.ValueType
+    """How the backup was started. Always unset: no tool records it."""
+    method: Global___Backup.BackupMethod.ValueType
+    """Whether the backup depends on an earlier one. Set only for backups of the whole content, and only if the tool records it."""
+    journal_size: _builtins.int
+    """Size of the journal in bytes. Always unset: no tool records it."""
+    shared_size: _builtins.int
+    """Size of the data that is shared with other backups, in bytes. Always unset: no tool records it."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
-        """When the backup was completed, to the microsecond."""
+        """When the backup was completed, with microseconds."""
 
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
-        """When the backup was started, to the microsecond."""
+        """When the backup was started, with microseconds."""
 
     def __init__(
         self,
@@ -54,10 +109,14 @@ class Backup(_message.Message):
         source_cluster_id: _builtins.str = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
         size: _builtins.int = ...,
+        type: Global___Backup.BackupCreationType.ValueType = ...,
+        method: Global___Backup.BackupMethod.ValueType = ...,
+        journal_size: _builtins.int = ...,
+        shared_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "folder_id", b"folder_id", "id", b"id", "size", b"size", "source_cluster_id", b"source_cluster_id", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "folder_id", b"folder_id", "id", b"id", "journal_size", b"journal_size", "method", b"method", "shared_size", b"shared_size", "size", b"size", "source_cluster_id", b"source_cluster_id", "started_at", b"started_at", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

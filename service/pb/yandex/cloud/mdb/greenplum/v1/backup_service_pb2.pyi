@@ -49,9 +49,9 @@ class ListBackupsRequest(_message.Message):
     folder_id: _builtins.str
     """ID of the folder whose backups to list."""
     page_size: _builtins.int
-    """The most backups that the page may have; 0 means 100."""
+    """Maximum number of backups on the page; 0 means 100."""
     page_token: _builtins.str
-    """Where the page starts: next_page_token of the page before it, or empty for the first page."""
+    """next_page_token of the previous page, or empty for the first page."""
     def __init__(
         self,
         *,
@@ -74,10 +74,10 @@ class ListBackupsResponse(_message.Message):
     BACKUPS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """page_token of the next page; empty on the last one."""
+    """page_token of the next page; empty on the last page."""
     @_builtins.property
     def backups(self) -> _containers.RepeatedCompositeFieldContainer[_backup_pb2.Backup]:
-        """The page's backups."""
+        """Backups of the page."""
 
     def __init__(
         self,

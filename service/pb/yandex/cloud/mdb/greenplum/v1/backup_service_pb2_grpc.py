@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class BackupServiceStub:
-    """Which backups exist.
+    """Backups of Greenplum clusters.
     """
 
     def __init__(self, channel):
@@ -49,7 +49,7 @@ class BackupServiceStub:
 
 
 class BackupServiceServicer:
-    """Which backups exist.
+    """Backups of Greenplum clusters.
     """
 
     def Get(self, request, context):
@@ -60,7 +60,7 @@ class BackupServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Returns a page of a folder's backups, newest first: by created_at, then by id, both descending.
+        """Returns a page of a folder's backups, newest first: ordered by created_at, then by id, both descending.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,7 +88,7 @@ def add_BackupServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BackupService:
-    """Which backups exist.
+    """Backups of Greenplum clusters.
     """
 
     @staticmethod

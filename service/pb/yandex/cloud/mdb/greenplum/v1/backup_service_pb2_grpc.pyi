@@ -14,16 +14,16 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class BackupServiceStub:
-    """Which backups exist."""
+    """Backups of Greenplum clusters."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Get: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.GetBackupRequest, _backup_pb2.Backup]
     """Returns one backup."""
     List: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.ListBackupsRequest, _backup_service_pb2.ListBackupsResponse]
-    """Returns a page of a folder's backups, newest first: by created_at, then by id, both descending."""
+    """Returns a page of a folder's backups, newest first: ordered by created_at, then by id, both descending."""
 
 class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Which backups exist."""
+    """Backups of Greenplum clusters."""
 
     @_abc_1.abstractmethod
     def Get(
@@ -39,6 +39,6 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _backup_service_pb2.ListBackupsRequest,
         context: _aio.ServicerContext[_backup_service_pb2.ListBackupsRequest, _abc.Awaitable[_backup_service_pb2.ListBackupsResponse]],
     ) -> _abc.Awaitable[_backup_service_pb2.ListBackupsResponse]:
-        """Returns a page of a folder's backups, newest first: by created_at, then by id, both descending."""
+        """Returns a page of a folder's backups, newest first: ordered by created_at, then by id, both descending."""
 
 def add_BackupServiceServicer_to_server(servicer: BackupServiceServicer, server: _aio.Server) -> None: ...
