@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import pb
 from tests.support.eventually import eventually
-from tests.support.server import StartGuarded, StartServer
+from tests.support.server import StartGuarded, StartGuardedChannel, StartServer
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer, Source
 
 
@@ -35,16 +35,28 @@ def _source() -> Iterator[Source]:
         yield source
 
 
-@pytest.fixture(name="guarded")
-def _guarded(start_server: StartServer) -> StartGuarded:
-    """Starts a server that requires tokens, and waits until it has read its keys."""
+@pytest.fixture(name="guarded_channel")
+def _guarded_channel(start_server: StartServer) -> StartGuardedChannel:
+    """Start a server that requires tokens, and wait until it has read its keys."""
 
     @contextlib.asynccontextmanager
-    async def start(jwks: Any, *, wait: bool = True, **settings: Any) -> AsyncIterator[pb.BackupServiceStub]:
+    async def start(jwks: Any, *, wait: bool = True, **settings: Any) -> AsyncIterator[grpc.aio.Channel]:
         settings = {"auth": "jwt", "jwks": str(jwks), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE} | settings
         async with start_server(**settings) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
             if wait:
                 await eventually(lambda: _health(channel), health_pb2.HealthCheckResponse.SERVING)
+            yield channel
+
+    return start
+
+
+@pytest.fixture(name="guarded")
+def _guarded(guarded_channel: StartGuardedChannel) -> StartGuarded:
+    """Start a server that requires tokens, and wait until it has read its keys."""
+
+    @contextlib.asynccontextmanager
+    async def start(jwks: Any, **settings: Any) -> AsyncIterator[pb.BackupServiceStub]:
+        async with guarded_channel(jwks, **settings) as channel:
             yield pb.BackupServiceStub(channel)
 
     return start

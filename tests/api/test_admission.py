@@ -27,6 +27,8 @@ def test_costs() -> None:
         (pb.ListBackupsRequest(), 2),
         (pb.ListBackupsRequest(page_size=99), 1),
         (pb.ListBackupsRequest(page_size=1000), 11),
+        (pb.ListClusterBackupsRequest(), 2),
+        (pb.ListClusterBackupsRequest(page_size=1000), 11),
         (pb.ListBackupsRequest(page_size=2**63 - 1), 11),
         (pb.ListBackupsRequest(page_size=-(2**63)), 1),
     ]:

@@ -15,7 +15,7 @@ from service.page_token import PageTokens
 from service.server import Server
 from tests.support.page_tokens import folder_scope
 
-_METHODS = ["/yandex.cloud.mdb.greenplum.v1.BackupService/Get", "/yandex.cloud.mdb.greenplum.v1.BackupService/List"]
+_METHODS = [f"/{pb.BACKUP_SERVICE}/Get", f"/{pb.BACKUP_SERVICE}/List", f"/{pb.CLUSTER_SERVICE}/ListBackups"]
 _FORESEEN = {StatusCode.OK, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND}
 _settings = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -54,6 +54,15 @@ async def test_any_fields_of_list(stub: pb.BackupServiceStub, folder_id: str, pa
     """Any texts and any number in List."""
     request = pb.ListBackupsRequest(folder_id=folder_id, page_size=page_size, page_token=page_token)
     assert await _code(stub.List(request)) in _FORESEEN
+
+
+@given(cluster_id=_texts, page_size=st.integers(-(2**63), 2**63 - 1), page_token=_texts)
+@example(cluster_id="c1\0", page_size=1, page_token="")
+@_settings
+async def test_any_fields_of_list_backups(channel: Any, cluster_id: str, page_size: int, page_token: str) -> None:
+    """Any texts and any number in ListBackups."""
+    request = pb.ListClusterBackupsRequest(cluster_id=cluster_id, page_size=page_size, page_token=page_token)
+    assert await _code(pb.ClusterServiceStub(channel).ListBackups(request)) in _FORESEEN
 
 
 @given(_texts)

@@ -3,11 +3,16 @@
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
+import grpc
+
 from service import pb
 from service.server import Server
 
 StartServer = Callable[..., AbstractAsyncContextManager[Server]]
 """Starts a server over the database of the test; takes settings as keyword arguments."""
+
+StartGuardedChannel = Callable[..., AbstractAsyncContextManager[grpc.aio.Channel]]
+"""Starts a server that requires tokens and connects to it; takes the JWKS, and settings as keyword arguments."""
 
 StartGuarded = Callable[..., AbstractAsyncContextManager[pb.BackupServiceStub]]
 """Starts a server that requires tokens; takes the JWKS, and settings as keyword arguments."""

@@ -19,6 +19,7 @@ _MANY = "Must have 0 to {} characters."
         pb.ListBackupsRequest(folder_id="f"),
         pb.ListBackupsRequest(folder_id="f" * 50, page_size=1000, page_token="t" * 100),
         pb.ListBackupsRequest(folder_id="\U0001f418" * 50, page_size=0),
+        pb.ListClusterBackupsRequest(cluster_id="c" * 50, page_size=1000, page_token="t" * 100),
     ],
 )
 def test_within_the_limits(request_: pb.GetBackupRequest | pb.ListBackupsRequest) -> None:
@@ -37,6 +38,9 @@ def test_within_the_limits(request_: pb.GetBackupRequest | pb.ListBackupsRequest
         (pb.ListBackupsRequest(folder_id="f", page_size=2**63 - 1), [("page_size", "Must be from 0 to 1000.")]),
         (pb.ListBackupsRequest(folder_id="f", page_size=-(2**63)), [("page_size", "Must be from 0 to 1000.")]),
         (pb.ListBackupsRequest(folder_id="f", page_token="t" * 101), [("page_token", _MANY.format(100))]),
+        (pb.ListClusterBackupsRequest(), [("cluster_id", "Is required.")]),
+        (pb.ListClusterBackupsRequest(cluster_id="c", page_size=-1), [("page_size", "Must be from 0 to 1000.")]),
+        (pb.ListClusterBackupsRequest(cluster_id="c", page_size=1001), [("page_size", "Must be from 0 to 1000.")]),
         (
             pb.ListBackupsRequest(folder_id="", page_size=-5, page_token="t" * 101),
             [("folder_id", "Is required."), ("page_size", "Must be from 0 to 1000."), ("page_token", _MANY.format(100))],
