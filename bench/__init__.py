@@ -1,1 +1,1 @@
-"""What a call costs, beside other ways of writing the same service: see bench/README.md."""
+"""Benchmark of the service and of other implementations of its API: see bench/README.md."""

@@ -1,4 +1,4 @@
-"""`make bench`: the service and its peers over one catalog, in turn, in the same run; see bench/README.md for what each figure means."""
+"""Compare the service with its peers over one catalog, in one run. bench/README.md describes the method and the results."""
 
 import argparse
 import json
@@ -19,28 +19,28 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bench import report
-from bench.catalog import DEEP_FOLDER, Catalog, filled, warm
+from bench.catalog import DEEP_FOLDER, Catalog, create_catalog, warm
 from bench.imports import measure_import
-from bench.load import Orders
-from bench.systems import Measure, Meter, System, drive, peer, service, watched
+from bench.load import Workload
+from bench.systems import Measure, Meter, System, measured_event_loop, peer, run_workloads, service
 from service import VERSION, pb
 from service.backup import Position
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.page_token import PageTokens, TokenScope
 
 _ROOT = Path(__file__).parents[1]
-_PEERS = ("ceiling", "usual", "careful", "go", "bare", "quiet")
+_PEERS = ("constant", "sqlalchemy", "asyncpg", "go", "no interceptor", "no log")
 _FOLDERS = 100
-_ONE, _MANY = (1, 1), (8, 4)  # connections, calls at once of each
+_ONE, _MANY = (1, 1), (8, 4)  # connections, concurrent calls of each
 _SCALE = (10_000, 1_000_000, 10_000_000)
-_DURABLE_BUT_LARGE = {"max_wal_size": "8GB", "checkpoint_timeout": "30min"}  # a checkpoint meanwhile would be in somebody's figures
+_RARE_CHECKPOINTS = {"max_wal_size": "8GB", "checkpoint_timeout": "30min"}  # a checkpoint would slow down the case that is running
 
 Measures = dict[str, dict[str, list[Measure]]]
-"""By case and system, one a round."""
+"""By case and system, one for each round."""
 
 
 class Case(NamedTuple):
-    """What is called, and over how many connections."""
+    """A method, its requests, and the number of connections."""
 
     name: str
     method: str
@@ -48,9 +48,9 @@ class Case(NamedTuple):
     connections: int
     calls_at_once: int
 
-    def orders(self, system: System, seconds: float) -> Orders:
+    def workload(self, system: System, seconds: float) -> Workload:
         path = f"/{pb.BACKUP_SERVICE}/{self.method}"
-        return Orders(system.address, path, self.bodies, self.connections, self.calls_at_once, seconds)
+        return Workload(system.address, path, self.bodies, self.connections, self.calls_at_once, seconds)
 
 
 def _get(catalog: Catalog) -> list[str]:
@@ -63,26 +63,26 @@ def _list(folders: list[str], size: int, token: str = "") -> list[str]:
 
 
 def _cases(catalog: Catalog, connections: tuple[tuple[int, int], ...] = (_ONE, _MANY)) -> list[Case]:
-    kinds = (
+    calls = (
         ("Get", "Get", _get(catalog)),
         ("List 100", "List", _list(catalog.folders, 100)),
         ("List 1000", "List", _list(catalog.folders, 1000)),
     )
     return [
-        Case(f"{name}, {count} connection{'s' * (count > 1)}", method, bodies, count, calls)
-        for count, calls in connections
-        for name, method, bodies in kinds
+        Case(f"{name}, {count} connection{'s' * (count > 1)}", method, bodies, count, concurrent)
+        for count, concurrent in connections
+        for name, method, bodies in calls
     ]
 
 
 class Bench:
-    """One run: PostgreSQL, what is measured on it, and the results."""
+    """A run of the benchmark, with its PostgreSQL and its results."""
 
     def __init__(self, options: argparse.Namespace, progress: Progress) -> None:
         self._options, self._progress = options, progress
         self._folder: Path = options.data
         memory_mb = int(Path("/proc/meminfo").read_text().split()[1]) // 1024
-        settings = _DURABLE_BUT_LARGE | {"shared_buffers": f"{min(memory_mb // 3, 8192)}MB"}
+        settings = _RARE_CHECKPOINTS | {"shared_buffers": f"{min(memory_mb // 3, 8192)}MB"}
         self._postgres = EmbeddedPostgres(self._folder / "postgres", settings=settings)
         self.results: dict[str, Any] = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -102,19 +102,19 @@ class Bench:
 
     def _default(self, stack: ExitStack) -> None:
         backups = self._options.backups
-        catalog = filled(self._postgres, backups=backups, folders=_FOLDERS, deep=backups, progress=self._progress)
+        catalog = create_catalog(self._postgres, backups=backups, folders=_FOLDERS, deep=backups, progress=self._progress)
         url = self._url(catalog)
         warm(self._postgres.url(catalog.name))
         self.results["start_to_ready_s"] = self._starts(url)
         systems = self._started(url, stack)
         self.results["calls"] = self._rounds("Calls", [[case] * len(systems) for case in _cases(catalog)], systems)
-        ours = [system for system in systems if system.name in ("service", "usual")]
-        self.results["depth"] = self._depth(catalog, ours)
-        self.results["crowd"] = self._crowd(catalog, systems[0])
-        with watched(url, self._folder) as (system, held):
-            if failed := self._crowd(catalog, system)["failed"]:
+        paged = [system for system in systems if system.name in ("service", "sqlalchemy")]
+        self.results["depth"] = self._depth(catalog, paged)
+        self.results["concurrent_pages"] = self._concurrent_pages(catalog, systems[0])
+        with measured_event_loop(url, self._folder) as (system, blocked):
+            if failed := self._concurrent_pages(catalog, system)["failed"]:
                 raise RuntimeError(f"{system.name}: {failed:.0f} calls failed")
-        self.results["crowd"] |= held
+        self.results["concurrent_pages"] |= blocked
         if self._options.imports:
             self.results["import"] = measure_import(self._postgres, self._folder, entries=self._options.imports, progress=self._progress)
 
@@ -124,7 +124,7 @@ class Bench:
     def _started(self, url: str, stack: ExitStack) -> list[System]:
         systems = [stack.enter_context(service(url, self._folder))]
         for name in self._options.peers:
-            if name == "quiet":  # the service again, which writes no line a call
+            if name == "no log":  # the service without a log line for each call
                 systems.append(stack.enter_context(service(url, self._folder, name=name, BACKUPS_LOG_LEVEL="warning")))
             elif name != "go":
                 systems.append(stack.enter_context(peer(name, url, self._folder)))
@@ -134,22 +134,22 @@ class Bench:
 
     def _built_go(self) -> Path | None:
         if not shutil.which("go"):
-            self._progress.print("No Go toolchain: the peer in Go is left out.")
+            self._progress.print("The peer in Go is left out, because there is no Go toolchain.")
             return None
         program = self._folder / "go-peer"
         built = subprocess.run([_ROOT / "bench/peers/go/build", program], capture_output=True, text=True)
         if built.returncode:
-            self._progress.print(f"The peer in Go cannot be built, and is left out: {built.stderr.strip()[-500:]}")
+            self._progress.print(f"The peer in Go is left out, because its build failed: {built.stderr.strip()[-500:]}")
             return None
         return program
 
     def _rounds(self, title: str, cases: list[list[Case]], systems: list[System]) -> Measures:
-        """In turn: what else the machine does meanwhile meets all of them.
+        """Measure each system in turn in each round, so that other load on the machine affects all of them.
 
         Args:
-            title: of the progress bar.
-            cases: for each row of the table, what each system is asked; they share a name.
-            systems: in the order of those.
+            title: title of the progress bar.
+            cases: for each row of the table, one case for each system; the cases of a row have the same name.
+            systems: the systems, in the order of the cases of a row.
         """
         meter = Meter(self._postgres)
         measures: Measures = {row[0].name: {system.name: [] for system in systems} for row in cases}
@@ -157,35 +157,36 @@ class Bench:
         for number in range(self._options.rounds + 1):
             for row in cases:
                 for case, system in zip(row, systems, strict=True):
-                    seconds = self._options.seconds if number else self._options.seconds / 4  # the first warms up
-                    measure = meter.measure(system, case.orders(system, seconds))
+                    seconds = self._options.seconds if number else self._options.seconds / 4  # the first round warms up
+                    measure = meter.measure(system, case.workload(system, seconds))
                     if number:
                         measures[case.name][system.name].append(measure)
                     self._progress.advance(task)
         return measures
 
     def _depth(self, catalog: Catalog, systems: list[System]) -> Measures:
-        """The first page of the deep folder, and its last."""
+        """Measure the first and the last page of the deep folder."""
         if catalog.deepest is None:
             return {}
         created_at, backup_id = catalog.deepest
         tokens = {
             "service": PageTokens().seal(Position(created_at, backup_id), TokenScope(f"/{pb.BACKUP_SERVICE}/List", DEEP_FOLDER)),
-            "usual": str((catalog.depth - 1) * 100),
+            "sqlalchemy": str((catalog.depth - 1) * 100),
         }
         first = Case("page 1", "List", _list([DEEP_FOLDER], 100), *_ONE)
         last = [Case(f"page {catalog.depth:,}", "List", _list([DEEP_FOLDER], 100, tokens[system.name]), *_ONE) for system in systems]
         return self._rounds("Depth", [[first] * len(systems), last], systems)
 
-    def _crowd(self, catalog: Catalog, system: System) -> dict[str, float]:
-        """64 Lists of 1000 at once, and beside them one Get after the other."""
+    def _concurrent_pages(self, catalog: Catalog, system: System) -> dict[str, float]:
+        """Send 64 concurrent Lists of 1000, and one Get after the other next to them."""
         lists = Case("", "List", _list(catalog.folders, 1000), 16, 4)
         gets = Case("", "Get", _get(catalog), 1, 1)
-        before, _ = system.memory_mb()
-        listed, got = drive([case.orders(system, self._options.seconds * 3) for case in (lists, gets)])
-        after, most = system.memory_mb()
+        memory_before, _ = system.memory_mb()
+        listed, got = run_workloads([case.workload(system, self._options.seconds * 3) for case in (lists, gets)])
+        memory_after, memory_max = system.memory_mb()
         return {
-            "memory_before_mb": before, "memory_after_mb": after, "memory_most_mb": most, "failed": listed.failed + got.failed,
+            "memory_before_mb": memory_before, "memory_after_mb": memory_after, "memory_max_mb": memory_max,
+            "failed": listed.failed + got.failed,
             "list_p50_ms": listed.p50_ms, "list_p99_ms": listed.p99_ms, "get_p50_ms": got.p50_ms, "get_p99_ms": got.p99_ms,
         }  # fmt: skip
 
@@ -193,12 +194,12 @@ class Bench:
         return statistics.median(_start_s(url, self._folder) for _ in range(self._options.rounds))
 
     def _scale(self, stack: ExitStack) -> None:
-        """The same calls over catalogs of several sizes; then cold, each after a restart of PostgreSQL."""
+        """Measure the same calls over catalogs of several sizes, and then each of them after a restart of PostgreSQL."""
         sizes = self._options.sizes
         catalogs = []
         for size in sizes:
-            folders = max(min(_FOLDERS, size // 1000), 1)  # so that a page of a thousand is whole
-            catalogs.append(filled(self._postgres, backups=size, folders=folders, deep=0, progress=self._progress))
+            folders = max(min(_FOLDERS, size // 1000), 1)  # so that each folder has a page of a thousand
+            catalogs.append(create_catalog(self._postgres, backups=size, folders=folders, deep=0, progress=self._progress))
         for catalog in catalogs:
             warm(self._postgres.url(catalog.name))
         self.results["sizes"] = [report.sizes(self._postgres.url(catalog.name)) for catalog in catalogs]
@@ -212,17 +213,17 @@ class Bench:
         self.results["cold"] = [self._cold(catalog, size, stack) for catalog, size in zip(catalogs, sizes, strict=True)]
 
     def _cold(self, catalog: Catalog, size: int, stack: ExitStack) -> dict[str, Any]:
-        """Blocks that random Gets and first pages read, each kind once PostgreSQL has nothing in its buffers."""
-        found: dict[str, Any] = {"backups": size}
+        """Count the blocks that random Gets and first pages read from empty buffers."""
+        measured: dict[str, Any] = {"backups": size}
         url = self._postgres.url(catalog.name)
         for case in _cases(catalog, (_ONE,)):
             stack.close()
             stack.enter_context(self._postgres.running())
             before = report.blocks_read(url)
             with service(self._url(catalog), self._folder) as system:
-                [result] = drive([case.orders(system, self._options.seconds / 4)])
-            found[case.name] = {"calls": result.calls, "p99_ms": result.p99_ms, "blocks_read": report.blocks_read(url) - before}
-        return found
+                [result] = run_workloads([case.workload(system, self._options.seconds / 4)])
+            measured[case.name] = {"calls": result.calls, "p99_ms": result.p99_ms, "blocks_read": report.blocks_read(url) - before}
+        return measured
 
 
 def _start_s(url: str, folder: Path) -> float:
@@ -237,26 +238,39 @@ def _progress() -> Iterator[Progress]:
         yield progress
 
 
+def _peers(text: str) -> list[str]:
+    return [name.replace("-", " ") for name in text.split(",") if name]
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--backups", type=int, default=1_000_000, help="of the catalog, in 100 folders; one deep folder has as many more")
-    parser.add_argument("--peers", type=lambda text: [name for name in text.split(",") if name], default=list(_PEERS), help="with commas")
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each run")
-    parser.add_argument("--imports", type=int, default=1_000_000, help="entries of the listing that is imported; 0 for none")
-    parser.add_argument("--scale", action="store_true", help="catalogs of several sizes in place of the peers; cold ones too")
-    parser.add_argument("--sizes", type=lambda text: [int(size) for size in text.split(",")], default=list(_SCALE), help="with --scale")
-    parser.add_argument("--data", type=Path, default=_ROOT / ".data" / "bench", help="where PostgreSQL and logs are; catalogs are kept")
-    parser.add_argument("--output", type=Path, default=_ROOT / "bench" / "results", help="folder of the tables, the JSON and the plot")
+    parser.add_argument("--backups", type=int, default=1_000_000, help="backups in 100 folders; one more folder has the same number")
+    parser.add_argument(
+        "--peers", type=_peers, default=list(_PEERS), help="separated by commas, with - for spaces, such as constant,no-log"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds; results are medians")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of each case")
+    parser.add_argument("--imports", type=int, default=1_000_000, help="entries of the imported listing; 0 for no import")
+    parser.add_argument("--scale", action="store_true", help="measure catalogs of several sizes instead of peers, also with empty buffers")
+    parser.add_argument(
+        "--sizes",
+        type=lambda text: [int(size) for size in text.split(",")],
+        default=list(_SCALE),
+        help="backups of each catalog of --scale",
+    )
+    parser.add_argument(
+        "--data", type=Path, default=_ROOT / ".data" / "bench", help="folder of PostgreSQL, whose catalogs are used again, and of logs"
+    )
+    parser.add_argument("--output", type=Path, default=_ROOT / "bench" / "results", help="folder of the results: tables, JSON and plot")
     options = parser.parse_args()
     if unknown := set(options.peers) - set(_PEERS):
-        parser.error(f"no such peers: {', '.join(sorted(unknown))}")
+        parser.error(f"unknown peers: {', '.join(sorted(unknown))}")
     return options
 
 
 def main() -> None:
-    """Runs, and prints the tables."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whatever was started is stopped
+    """Run the benchmark, print the tables and write the results."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stops all child processes
     options = _options()
     options.data.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -268,7 +282,7 @@ def main() -> None:
     (options.output / f"{name}.md").write_text(tables)
     (options.output / f"{name}.json").write_text(json.dumps(report.plain(bench.results), indent=1) + "\n")
     if not options.scale and not report.plot(bench.results, options.output / "calls.png"):
-        print("No plot: matplotlib is not installed (`make bench` installs it).", file=sys.stderr)
+        print("The plot is left out, because matplotlib is not installed (`make bench` installs it).", file=sys.stderr)
     print(tables)
 
 

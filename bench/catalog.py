@@ -1,4 +1,7 @@
-"""Catalogs of any size: rows as WAL-G's import writes them, in the order of time, so that indexes have grown as they do in production."""
+"""Catalogs of a given size.
+
+Their rows are inserted in the order of time, as imports of WAL-G insert them, so that the indexes have the same shape as in production.
+"""
 
 import asyncio
 from datetime import datetime
@@ -14,7 +17,7 @@ DEEP_FOLDER = "b1gdeep"
 _CLUSTERS = 10  # of each folder
 _CHUNK = 50_000  # rows
 
-# A folder is 20 characters, as is a cluster; an id is the cluster and WAL-G's name: 44. As a message, 127 bytes.
+# Ids of folders and clusters have 20 characters. A backup's id, the cluster and WAL-G's name, has 44. The message has 127 bytes.
 _FILL = """
     INSERT INTO backups (id, folder_id, created_at, source_cluster_id, started_at, size, tool)
     SELECT cluster || to_char(t AT TIME ZONE 'UTC', '":backup_"YYYYMMDD"T"HH24MISS"Z"'), folder, t, cluster,
@@ -24,7 +27,7 @@ _FILL = """
                  'c9q' || substr(md5(coalesce($4, 'cluster') || n % ($3 * $5)), 1, 17) AS cluster
           FROM generate_series($1::bigint, $2::bigint) AS n) AS numbered"""
 
-# From one folder to the next by the index: DISTINCT would read all of it.
+# Skip from one folder to the next in the index, because DISTINCT would read all of it.
 _FOLDERS = """
     WITH RECURSIVE found AS (
       (SELECT folder_id FROM backups ORDER BY folder_id LIMIT 1)
@@ -33,31 +36,31 @@ _FOLDERS = """
       FROM found WHERE found.folder_id IS NOT NULL)
     SELECT folder_id FROM found WHERE folder_id <> $1"""
 
-_WARM = (
+_READ_ALL = (
     "SELECT sum(length(wire)) FROM (SELECT wire FROM backups ORDER BY folder_id, created_at DESC, id DESC OFFSET 0) AS read",
     "SELECT sum(size) FROM (SELECT size FROM backups ORDER BY id OFFSET 0) AS read",
 )
 
 
 class Catalog(NamedTuple):
-    """A database that is filled."""
+    """A filled database."""
 
     name: str
     folders: list[str]
     ids: list[str]
-    """Some thousands, drawn at random."""
+    """Ids of about 20,000 random backups."""
     depth: int
-    """Pages of 100 in the deep folder."""
+    """Number of pages of 100 in the deep folder."""
     deepest: tuple[datetime, str] | None
-    """`created_at` and id of the row before the last page."""
+    """`created_at` and id of the row before the last page; None if the deep folder has fewer than two pages."""
 
 
-def filled(postgres: EmbeddedPostgres, *, backups: int, folders: int, deep: int, progress: Progress) -> Catalog:
-    """A catalog of so many backups, and as a folder of its own of `deep` more; one that an earlier run has filled is used again."""
-    return asyncio.run(_filled(postgres, backups, folders, deep, progress))
+def create_catalog(postgres: EmbeddedPostgres, *, backups: int, folders: int, deep: int, progress: Progress) -> Catalog:
+    """Return a catalog of `backups` in `folders`, and of `deep` backups in one more folder. The catalog of an earlier run is used again."""
+    return asyncio.run(_create_catalog(postgres, backups, folders, deep, progress))
 
 
-async def _filled(postgres: EmbeddedPostgres, backups: int, folders: int, deep: int, progress: Progress) -> Catalog:
+async def _create_catalog(postgres: EmbeddedPostgres, backups: int, folders: int, deep: int, progress: Progress) -> Catalog:
     name = f"bench_{backups}_{folders}_{deep}"
     admin = await asyncpg.connect(postgres.url("postgres"))
     try:
@@ -72,7 +75,7 @@ async def _filled(postgres: EmbeddedPostgres, backups: int, folders: int, deep: 
             await admin.execute(f"ALTER DATABASE bench_unfinished RENAME TO {name}")
     finally:
         await admin.close()
-    return await _described(postgres.url(name), name, deep)
+    return await _describe(postgres.url(name), name, deep)
 
 
 async def _fill(url: str, backups: int, folders: int, deep: int, progress: Progress) -> None:
@@ -85,7 +88,7 @@ async def _fill(url: str, backups: int, folders: int, deep: int, progress: Progr
                 end = min(start + _CHUNK, last)
                 await connection.execute(_FILL, start, end - 1, of_folders, folder, _CLUSTERS)
                 progress.update(task, completed=end)
-        # A commit that is not on disk yet is not taken for visible to all: index-only scans would read the table for its rows.
+        # VACUUM marks rows as visible to all only if their commit is on disk. Otherwise index-only scans would read the table.
         await connection.execute("CHECKPOINT")
         await connection.execute("VACUUM (ANALYZE) backups")
         await connection.execute("CHECKPOINT")
@@ -93,7 +96,7 @@ async def _fill(url: str, backups: int, folders: int, deep: int, progress: Progr
         await connection.close()
 
 
-async def _described(url: str, name: str, deep: int) -> Catalog:
+async def _describe(url: str, name: str, deep: int) -> Catalog:
     connection = await asyncpg.connect(url)
     try:
         folders = [row[0] for row in await connection.fetch(_FOLDERS, DEEP_FOLDER)]
@@ -111,16 +114,16 @@ async def _described(url: str, name: str, deep: int) -> Catalog:
         await connection.close()
 
 
-async def _warm(url: str) -> None:
+async def _read_all(url: str) -> None:
     connection = await asyncpg.connect(url)
     try:
         await connection.execute("SET enable_seqscan = off; SET enable_sort = off; SET max_parallel_workers_per_gather = 0")
-        for query in _WARM:
+        for query in _READ_ALL:
             await connection.execute(query)
     finally:
         await connection.close()
 
 
 def warm(url: str) -> None:
-    """Reads every block of a catalog that a call may read."""
-    asyncio.run(_warm(url))
+    """Read every block of a catalog that a call can read."""
+    asyncio.run(_read_all(url))

@@ -1,4 +1,4 @@
-"""What an import of many entries takes: the command itself, from a file that is a single line."""
+"""Measurement of `import walg` with a listing of many entries on a single line."""
 
 import json
 import os
@@ -22,19 +22,19 @@ _FIRST = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def measure_import(postgres: EmbeddedPostgres, folder: Path, *, entries: int, progress: Progress) -> dict[str, Any]:
-    """Imports a listing into an empty catalog, then again, when nothing has changed."""
+    """Import a listing into an empty catalog, then import it again without changes; return time, CPU and memory of both."""
     uvloop.run(_new_database(postgres))
     url = postgres.url(_DATABASE)
     migrate(url)
     listing = folder / "listing.json"
     _write(listing, entries)
-    found: dict[str, Any] = {"entries": entries, "bytes": listing.stat().st_size}
+    measured: dict[str, Any] = {"entries": entries, "bytes": listing.stat().st_size}
     task = progress.add_task("Import", total=2)
     for name in ("first", "unchanged"):
-        found[name] = _import(listing, url)
+        measured[name] = _import(listing, url)
         progress.advance(task)
     listing.unlink()
-    return found
+    return measured
 
 
 async def _new_database(postgres: EmbeddedPostgres) -> None:
@@ -45,7 +45,7 @@ async def _new_database(postgres: EmbeddedPostgres) -> None:
 
 
 def _write(listing: Path, entries: int) -> None:
-    """The keys of WAL-G's listing for Greenplum, on one line."""
+    """Write a listing with the keys of WAL-G for Greenplum, on one line."""
     with listing.open("w") as stream:
         stream.write("[")
         for number in range(entries):
@@ -87,4 +87,4 @@ def _import(listing: Path, url: str) -> dict[str, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError("the import failed")
-    return {"seconds": time.monotonic() - began, "cpu_s": used.ru_utime + used.ru_stime, "memory_most_mb": used.ru_maxrss / 1024}
+    return {"seconds": time.monotonic() - began, "cpu_s": used.ru_utime + used.ru_stime, "memory_max_mb": used.ru_maxrss / 1024}

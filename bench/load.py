@@ -1,9 +1,9 @@
-"""A client that costs little: gRPC calls as HTTP/2 frames made beforehand, over a number of connections, each with calls at once.
+"""Load generator that sends prepared HTTP/2 frames, so that it uses about 20 µs of CPU per call.
 
-h2load sends one and the same body all the time, and so asks for one hot id; the usual clients take more CPU than the servers measured
-here. This one takes some 20 µs a call. What has no message is an error, and counts apart.
+The gRPC clients of Python and Go use more CPU than the measured servers, and h2load always sends the same body.
+Answers without a message are counted as errors.
 
-    python -m bench.load < orders.json > results.json
+    python -m bench.load < workloads.json > results.json
 """
 
 import asyncio
@@ -26,52 +26,53 @@ _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 
 _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
 _HEADER_TABLE_SIZE, _MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE = 1, 3, 4
 _WINDOW = 2**31 - 1
-_REFILL = 1 << 20  # bytes received, before the connection's window is opened anew
-_PREFIX = 5  # bytes before a message: whether it is compressed, and its length
+_REFILL = 1 << 20  # bytes received before the connection's window is extended
+_FRAME_HEADER = 9  # bytes: length 3, type 1, flags 1, stream 4
+_PREFIX = 5  # bytes before a message: the compression flag and the length
 _TICK = 0.01  # seconds
 
 _STATUSES = {str(code.value[0]): code.name for code in StatusCode}
 
 
 @dataclass(frozen=True)
-class Orders:
-    """What to call, and how."""
+class Workload:
+    """Calls to send."""
 
     address: str
     path: str
     bodies: list[str]
-    """Requests, in hexadecimal; drawn at random."""
+    """Encoded requests in hexadecimal, one of which is selected at random for each call."""
     connections: int
     calls_at_once: int
-    """Of each connection, where there is no rate."""
+    """Concurrent calls of each connection. Not used with a rate."""
     seconds: float
     rate: float = 0
-    """Calls a second of all connections together, whatever becomes of those before; 0: each answer is followed by the next call."""
+    """Calls per second of all connections, independent of answers. If 0, each answer is followed by the next call."""
     token: str = ""
     deadline_s: int = 60
-    """Of each call; an answer that comes later is an error."""
+    """Deadline of each call. A later answer is an error."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it."""
+    """Outcome of a workload."""
 
     calls: int
-    """With a message."""
+    """Calls whose answer has a message."""
     failed: int
     errors: dict[str, int]
-    """By their status, and whether it came with pushback, which says when to come again; `late`, `never sent`, `RST_STREAM` with its code,
-    `connection lost`, `no status`."""
+    """Numbers of errors by status, such as `UNAVAILABLE` or `RESOURCE_EXHAUSTED with pushback` (a retry delay), or else by `late`,
+    `never sent`, `RST_STREAM` with its code, `connection lost` or `no status`."""
     seconds: float
     bytes_a_call: float
     p50_ms: float
     p99_ms: float
     client_us: float
-    """CPU of this client, a call."""
+    """CPU time of this client per call."""
 
     @property
     def answered_per_second(self) -> float:
-        """Until the last of them was answered."""
+        """Answers per second until the last answer."""
         return self.calls / self.seconds
 
 
@@ -79,39 +80,39 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
 
 
-def _headers(orders: Orders) -> bytes:
-    """A call's headers but its deadline, none of which is left in HPACK's table: so that the same bytes serve all calls."""
-    headers = [(":method", "POST"), (":scheme", "http"), (":path", orders.path), (":authority", orders.address),
+def _headers(workload: Workload) -> bytes:
+    """Return the headers of a call without its deadline. They are never indexed, so the same bytes can be sent for each call."""
+    headers = [(":method", "POST"), (":scheme", "http"), (":path", workload.path), (":authority", workload.address),
                ("content-type", "application/grpc"), ("te", "trailers")]  # fmt: skip
-    headers += [("authorization", f"Bearer {orders.token}")] if orders.token else []
+    headers += [("authorization", f"Bearer {workload.token}")] if workload.token else []
     return bytes(Encoder().encode([(name, value, True) for name, value in headers], huffman=False))
 
 
 @lru_cache(1000)
 def _error(trailers: bytes) -> str:
-    """The status in a block of trailers."""
+    """Return the name of the status in a block of trailers."""
     headers = {str(name): str(value) for name, value in Decoder().decode(trailers)}
     status = _STATUSES.get(headers.get("grpc-status", ""), "no status")
     return f"{status} with pushback" if "grpc-retry-pushback-ms" in headers else status
 
 
 class _Connection(asyncio.Protocol):
-    """Keeps its number of calls, or its rate, going until the time is over.
+    """Connection that sends calls until the time is over.
 
-    As every client, it has no more calls open than the server allows; the others wait here.
+    Like other clients, it has at most as many open calls as the server allows. Further calls wait here.
     """
 
-    def __init__(self, orders: Orders, ends_at: float) -> None:
+    def __init__(self, workload: Workload, ends_at: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._orders, self._ends_at = orders, ends_at
-        self._due = random.random()  # not all connections at the same moment
-        self._headers = _headers(orders)
-        self._bodies = [bytes.fromhex(body) for body in orders.bodies]
+        self._workload, self._ends_at = workload, ends_at
+        self._due = random.random()  # connections do not send at the same moment
+        self._headers = _headers(workload)
+        self._bodies = [bytes.fromhex(body) for body in workload.bodies]
         self._received = bytearray()
         self._unrefilled = 0
         self._next_stream = 1
         self._waiting: deque[float] = deque()
-        self._most_open = 100  # until the server has said how many
+        self._max_open = 100  # until the server's SETTINGS arrive
         self._open: dict[int, float] = {}
         self._sizes: dict[int, int] = {}
         self.latencies: list[float] = []
@@ -124,22 +125,22 @@ class _Connection(asyncio.Protocol):
         settings = struct.pack(">HIHI", _HEADER_TABLE_SIZE, 0, _INITIAL_WINDOW_SIZE, _WINDOW)
         opening = _frame(_SETTINGS, 0, 0, settings) + _frame(_WINDOW_UPDATE, 0, 0, (_WINDOW - 65535).to_bytes(4))
         transport.write(_PREFACE + opening)
-        if self._orders.rate:
-            self._keep_pace(time.perf_counter())
+        if self._workload.rate:
+            self._send_at_rate(time.perf_counter())
         else:
-            self._waiting.extend([time.perf_counter()] * self._orders.calls_at_once)
+            self._waiting.extend([time.perf_counter()] * self._workload.calls_at_once)
             transport.write(self._calls())
 
-    def _keep_pace(self, last: float) -> None:
+    def _send_at_rate(self, last: float) -> None:
         if self._transport.is_closing():
             return
         now = time.perf_counter()
-        self._due += (now - last) * self._orders.rate / self._orders.connections
+        self._due += (now - last) * self._workload.rate / self._workload.connections
         self._waiting.extend([now] * int(self._due))
         self._due %= 1
         self._transport.write(self._calls())
         if now < self._ends_at:
-            self._loop.call_later(_TICK, self._keep_pace, now)
+            self._loop.call_later(_TICK, self._send_at_rate, now)
         else:
             self._close_after_the_last()
 
@@ -154,11 +155,11 @@ class _Connection(asyncio.Protocol):
             self.done.set_result(None)
 
     def _calls(self) -> bytes:
-        """The frames of the calls that wait and may be made; those that have waited too long are given up."""
+        """Return the frames of waiting calls that the server allows. Drop calls whose deadline has passed."""
         calls, now = [], time.perf_counter()
-        while self._waiting and len(self._open) < self._most_open:
+        while self._waiting and len(self._open) < self._max_open:
             began = self._waiting.popleft()
-            if (left := self._orders.deadline_s - (now - began)) > 0:
+            if (left := self._workload.deadline_s - (now - began)) > 0:
                 calls.append(self._call(began, left))
             else:
                 self.errors["never sent"] += 1
@@ -174,42 +175,46 @@ class _Connection(asyncio.Protocol):
         return _frame(_HEADERS, _END_HEADERS, stream, headers) + _frame(_DATA, _END_STREAM, stream, message)
 
     def data_received(self, data: bytes) -> None:
-        received, answers = self._received, []
+        received = self._received
         received += data
+        replies: list[bytes] = []
         at = 0
-        while len(received) - at >= 9:
-            size = int.from_bytes(received[at : at + 3])
-            if len(received) - at < 9 + size:
+        while len(received) - at >= _FRAME_HEADER:
+            end = at + _FRAME_HEADER + int.from_bytes(received[at : at + 3])
+            if len(received) < end:
                 break
-            kind, flags = received[at + 3], received[at + 4]
-            stream = int.from_bytes(received[at + 5 : at + 9])
-            if kind == _DATA:
-                self._sizes[stream] += size
-                self._unrefilled += size
-            elif kind == _PING and not flags & _ACK:
-                answers.append(_frame(_PING, _ACK, 0, bytes(received[at + 9 : at + 9 + size])))
-            elif kind == _SETTINGS and not flags & _ACK:
-                settings = dict(struct.iter_unpack(">HI", received[at + 9 : at + 9 + size]))
-                self._most_open = settings.get(_MAX_CONCURRENT_STREAMS, self._most_open)
-                answers.append(_frame(_SETTINGS, _ACK, 0))
-            elif kind == _GOAWAY:
-                self._transport.close()
-            if ((kind in (_DATA, _HEADERS) and flags & _END_STREAM) or kind == _RST_STREAM) and stream in self._open:
-                self._ended(stream, kind, received[at + 9 : at + 9 + size])
-            at += 9 + size
+            stream = int.from_bytes(received[at + 5 : at + _FRAME_HEADER])
+            self._handle(received[at + 3], received[at + 4], stream, received[at + _FRAME_HEADER : end], replies)
+            at = end
         del received[:at]
         if self._unrefilled > _REFILL:
-            answers.append(_frame(_WINDOW_UPDATE, 0, 0, self._unrefilled.to_bytes(4)))
+            replies.append(_frame(_WINDOW_UPDATE, 0, 0, self._unrefilled.to_bytes(4)))
             self._unrefilled = 0
-        self._transport.write(b"".join(answers) + self._calls())
+        self._transport.write(b"".join(replies) + self._calls())
         if time.perf_counter() >= self._ends_at:
             self._close_after_the_last()
 
-    def _ended(self, stream: int, kind: int, payload: bytearray) -> None:
+    def _handle(self, kind: int, flags: int, stream: int, payload: bytearray, replies: list[bytes]) -> None:
+        if kind == _DATA:
+            self._sizes[stream] += len(payload)
+            self._unrefilled += len(payload)
+        elif kind == _PING and not flags & _ACK:
+            replies.append(_frame(_PING, _ACK, 0, bytes(payload)))
+        elif kind == _SETTINGS and not flags & _ACK:
+            settings = dict(struct.iter_unpack(">HI", payload))
+            self._max_open = settings.get(_MAX_CONCURRENT_STREAMS, self._max_open)
+            replies.append(_frame(_SETTINGS, _ACK, 0))
+        elif kind == _GOAWAY:
+            self._transport.close()
+        is_last = kind in (_DATA, _HEADERS) and flags & _END_STREAM
+        if (is_last or kind == _RST_STREAM) and stream in self._open:
+            self._finish(stream, kind, payload)
+
+    def _finish(self, stream: int, kind: int, payload: bytearray) -> None:
         now = time.perf_counter()
         began, size = self._open.pop(stream), self._sizes.pop(stream)
-        is_late = now - began > self._orders.deadline_s
-        if kind == _RST_STREAM:  # when the deadline has passed on either side, gRPC ends the stream without a status
+        is_late = now - began > self._workload.deadline_s
+        if kind == _RST_STREAM:  # gRPC resets the stream when the deadline passes on either side
             self.errors["late" if is_late else f"RST_STREAM {int.from_bytes(payload)}"] += 1
         elif size <= _PREFIX:  # an error has no message
             self.errors[_error(bytes(payload)) if kind == _HEADERS else "no status"] += 1
@@ -218,21 +223,21 @@ class _Connection(asyncio.Protocol):
         else:
             self.latencies.append(now - began)
             self.bytes += size - _PREFIX
-        if now < self._ends_at and not self._orders.rate:
+        if now < self._ends_at and not self._workload.rate:
             self._waiting.append(now)
 
 
-async def carried_out(orders: Orders) -> Result:
-    """One client's calls, for as long as they are ordered."""
+async def run_workload(workload: Workload) -> Result:
+    """Send the calls of one workload."""
     loop = asyncio.get_running_loop()
-    host, port = orders.address.rsplit(":", 1)
+    host, port = workload.address.rsplit(":", 1)
     began, cpu = time.perf_counter(), time.process_time()
-    ends_at = began + orders.seconds
-    made: list[tuple[Any, _Connection]] = [
-        await loop.create_connection(lambda: _Connection(orders, ends_at), host, int(port)) for _ in range(orders.connections)
+    ends_at = began + workload.seconds
+    created: list[tuple[Any, _Connection]] = [
+        await loop.create_connection(lambda: _Connection(workload, ends_at), host, int(port)) for _ in range(workload.connections)
     ]
-    connections = [connection for _, connection in made]
-    await asyncio.wait_for(asyncio.gather(*(connection.done for connection in connections)), orders.seconds + 30)
+    connections = [connection for _, connection in created]
+    await asyncio.wait_for(asyncio.gather(*(connection.done for connection in connections)), workload.seconds + 30)
     latencies = sorted(latency for connection in connections for latency in connection.latencies)
     calls = len(latencies)
     errors = sum((connection.errors for connection in connections), Counter[str]())
@@ -248,14 +253,14 @@ async def carried_out(orders: Orders) -> Result:
     )
 
 
-async def _run_all(orders: list[Orders]) -> list[Result]:
-    return list(await asyncio.gather(*(carried_out(order) for order in orders)))
+async def _run_all(workloads: list[Workload]) -> list[Result]:
+    return list(await asyncio.gather(*(run_workload(workload) for workload in workloads)))
 
 
 def main() -> None:
-    """Carries out all orders at the same time."""
-    orders = [Orders(**order) for order in json.load(sys.stdin)]
-    json.dump([asdict(result) for result in uvloop.run(_run_all(orders))], sys.stdout)
+    """Run all workloads of standard input at the same time, and print their results."""
+    workloads = [Workload(**workload) for workload in json.load(sys.stdin)]
+    json.dump([asdict(result) for result in uvloop.run(_run_all(workloads))], sys.stdout)
 
 
 if __name__ == "__main__":

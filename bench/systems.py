@@ -1,4 +1,4 @@
-"""The service and its peers as processes: started, loaded, and what they took of the processor."""
+"""Processes of the service and its peers, and measurements of their CPU time."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import IO, NamedTuple
 
-from bench.load import Orders, Result
+from bench.load import Result, Workload
 from service.dev.embedded_postgres import EmbeddedPostgres
 
 _ROOT = Path(__file__).parents[1]
@@ -23,39 +23,41 @@ _SCRAPE_PERIOD_S = 5
 
 
 class System(NamedTuple):
-    """A server that runs."""
+    """A running server."""
 
     name: str
     pid: int
     address: str
 
     def memory_mb(self) -> tuple[float, float]:
-        """Resident: now, and at its most."""
+        """Return the current and the maximum resident size."""
         facts = dict(line.split(":", 1) for line in Path(f"/proc/{self.pid}/status").read_text().splitlines())
         return int(facts["VmRSS"].split()[0]) / 1024, int(facts["VmHWM"].split()[0]) / 1024
 
 
 class Measure(NamedTuple):
-    """One run of one case on one system."""
+    """Measurement of one case on one system."""
 
     calls_s: float
     p50_ms: float
     p99_ms: float
     server_us: float
-    """CPU of the server, a call."""
+    """CPU time of the server per call."""
     postgres_us: float
+    """CPU time of PostgreSQL per call."""
     bytes_a_call: float
     client_us: float
+    """CPU time of the load generator per call."""
 
 
 @contextmanager
 def service(url: str, folder: Path, *, name: str = "service", **settings: str) -> Iterator[System]:
-    """`serve` as in production: a line of JSON for each call into a file, and metrics that are scraped."""
+    """Run `serve` as in production: each call is logged to a file, and metrics are scraped."""
     port, metrics = _free_port(), _free_port()
     address = f"127.0.0.1:{port}"
     environment = {"BACKUPS_DATABASE_URL": url, "BACKUPS_LISTEN": address, "BACKUPS_METRICS_LISTEN": f"127.0.0.1:{metrics}"}
     command = [sys.executable, "-m", "service", "serve"]
-    with (folder / f"{name}.log").open("wb") as stderr, _running(command, environment | settings, stderr=stderr) as process:
+    with _log(folder, name).open("wb") as stderr, _running(command, environment | settings, stderr=stderr) as process:
         _wait_ready(metrics, process, stderr.name)
         with _scraped(metrics):
             yield System(name, process.pid, address)
@@ -63,22 +65,26 @@ def service(url: str, folder: Path, *, name: str = "service", **settings: str) -
 
 @contextmanager
 def peer(name: str, url: str, folder: Path, *, program: list[str] | None = None) -> Iterator[System]:
-    """One of bench/peers, or a program that prints its port in the same way."""
-    command = program or [sys.executable, "-m", f"bench.peers.{name}"]
-    with (folder / f"{name}.log").open("wb") as stderr, _running([*command, url], {}, stderr=stderr, stdout=subprocess.PIPE) as process:
+    """Run a peer: a module of bench/peers, or a program with the same interface."""
+    command = program or [sys.executable, "-m", f"bench.peers.{name.replace(' ', '_')}"]
+    with _log(folder, name).open("wb") as stderr, _running([*command, url], {}, stderr=stderr, stdout=subprocess.PIPE) as process:
         yield System(name, process.pid, _address(process, stderr.name))
 
 
 @contextmanager
-def watched(url: str, folder: Path) -> Iterator[tuple[System, dict[str, float]]]:
-    """The service, and for how long its event loop was held, which is there once it has ended."""
-    held: dict[str, float] = {}
-    command = [sys.executable, "-m", "bench.watched", url]
-    with (folder / "watched.log").open("wb") as stderr, _running(command, {}, stderr=stderr, stdout=subprocess.PIPE) as process:
-        yield System("watched", process.pid, _address(process, stderr.name)), held
+def measured_event_loop(url: str, folder: Path) -> Iterator[tuple[System, dict[str, float]]]:
+    """Run the service and measure how long its event loop is blocked. The dictionary is filled when the context exits."""
+    blocked: dict[str, float] = {}
+    command = [sys.executable, "-m", "bench.event_loop", url]
+    with _log(folder, "event loop").open("wb") as stderr, _running(command, {}, stderr=stderr, stdout=subprocess.PIPE) as process:
+        yield System("event loop", process.pid, _address(process, stderr.name)), blocked
         process.terminate()
         assert process.stdout
-        held |= json.load(process.stdout)
+        blocked |= json.load(process.stdout)
+
+
+def _log(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace(' ', '-')}.log"
 
 
 @contextmanager
@@ -98,7 +104,7 @@ def _address(process: "subprocess.Popen[bytes]", log: str) -> str:
     assert process.stdout
     port = process.stdout.readline().strip()
     if not port:
-        raise RuntimeError(f"it does not start: see {log}")
+        raise RuntimeError(f"the server does not start: see {log}")
     return f"127.0.0.1:{int(port)}"
 
 
@@ -114,13 +120,13 @@ def _wait_ready(metrics: int, process: "subprocess.Popen[bytes]", log: str) -> N
 
 def _scrape(metrics: int) -> bytes:
     with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as response:
-        found: bytes = response.read()
-    return found
+        body: bytes = response.read()
+    return body
 
 
 @contextmanager
 def _scraped(metrics: int) -> Iterator[None]:
-    """As by Prometheus."""
+    """Scrape metrics in the background, as Prometheus does."""
     stopped = Event()
 
     def scrape() -> None:
@@ -144,23 +150,24 @@ def _free_port() -> int:
 
 
 def _cpu_s(pid: int) -> float:
-    """The CPU that a process has used, its threads that have ended too: the clock that the kernel keeps of each process."""
+    """Return the CPU time of a process, including its finished threads: the process clock of clock_gettime(2)."""
     return time.clock_gettime((~pid << 3) | 2)
 
 
 class Meter:
-    """Runs calls, and sees what they cost."""
+    """Measures the CPU time that calls take."""
 
     def __init__(self, postgres: EmbeddedPostgres) -> None:
         self._postmaster = int((postgres.folder / "data" / "postmaster.pid").read_text().split("\n", 1)[0])
 
-    def measure(self, system: System, orders: Orders) -> Measure:
-        """
+    def measure(self, system: System, workload: Workload) -> Measure:
+        """Send a workload to a system and return its rate, latencies and CPU time.
+
         Raises:
-            RuntimeError: a call was not answered as it must be; then a figure would mean nothing.
+            RuntimeError: a call failed, so the measurement would mean nothing.
         """
         server_before, postgres_before = _cpu_s(system.pid), self._postgres_cpu_s()
-        [result] = drive([orders])
+        [result] = run_workloads([workload])
         server, postgres = _cpu_s(system.pid) - server_before, self._used_since(postgres_before)
         if result.failed or not result.calls:
             raise RuntimeError(f"{system.name}: {result.failed} of {result.failed + result.calls} calls failed")
@@ -179,7 +186,7 @@ class Meter:
         pids = [self._postmaster, *map(int, Path(f"/proc/{self._postmaster}/task/{self._postmaster}/children").read_text().split())]
         used = {}
         for pid in pids:
-            with suppress(OSError):  # it has just ended
+            with suppress(OSError):  # the process has just exited
                 used[pid] = _cpu_s(pid)
         return used
 
@@ -187,12 +194,12 @@ class Meter:
         return sum(used - before.get(pid, 0) for pid, used in self._postgres_cpu_s().items())
 
 
-def drive(orders: list[Orders]) -> list[Result]:
-    """Has all orders carried out at once, by a process of their own."""
+def run_workloads(workloads: list[Workload]) -> list[Result]:
+    """Run all workloads at the same time, in a process of their own."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.load"],
         cwd=_ROOT,
-        input=json.dumps([asdict(order) for order in orders]).encode(),
+        input=json.dumps([asdict(workload) for workload in workloads]).encode(),
         stdout=subprocess.PIPE,
         check=True,
     )

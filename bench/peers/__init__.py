@@ -1,1 +1,1 @@
-"""The same service as others write it; each is a program that takes PostgreSQL's URL and prints its port."""
+"""Other implementations of the API. Each is a program whose argument is the URL of PostgreSQL, and which prints its port."""

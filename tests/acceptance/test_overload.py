@@ -20,8 +20,8 @@ import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bench.load import Orders, Result
-from bench.systems import drive
+from bench.load import Result, Workload
+from bench.systems import run_workloads
 from service import pb
 from tests.support.bars import Figure
 from tests.support.catalog import AddBackups
@@ -74,8 +74,8 @@ async def _drive(target: Target, seconds: float, rate: float = 0) -> Result:
     Without a rate, as many callers as find room wait for their answers.
     """
     connections = _CONNECTIONS if rate else _ROOM
-    orders = Orders(target.address, _LIST, [_REQUEST.hex()], connections, 1, seconds, rate, target.token, _DEADLINE_S)
-    [result] = await asyncio.to_thread(drive, [orders])
+    workload = Workload(target.address, _LIST, [_REQUEST.hex()], connections, 1, seconds, rate, target.token, _DEADLINE_S)
+    [result] = await asyncio.to_thread(run_workloads, [workload])
     return result
 
 

@@ -1,4 +1,4 @@
-// Command go is the same service as a good team writes it in Go: grpc-go, pgx and its pool, keyset paging, messages built from rows.
+// Command go implements the API with grpc-go and pgx: pgx's pool, keyset paging, messages built from rows.
 package main
 
 import (
@@ -39,7 +39,7 @@ type server struct {
 func (s *server) Get(ctx context.Context, request *pb.GetBackupRequest) (*pb.Backup, error) {
 	backup, err := scan(s.pool.QueryRow(ctx, getSQL, request.BackupId))
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, status.Error(codes.NotFound, "There is no such backup.")
+		return nil, status.Error(codes.NotFound, "The backup does not exist.")
 	}
 	return backup, err
 }
@@ -75,7 +75,7 @@ func (s *server) page(ctx context.Context, request *pb.ListBackupsRequest, size 
 	}
 	createdAt, id, err := open(request.PageToken)
 	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, "The page token is not one of this service.")
+		return nil, status.Error(codes.InvalidArgument, "The page token is invalid.")
 	}
 	return s.pool.Query(ctx, nextPage, request.FolderId, size+1, createdAt, id)
 }

@@ -1,4 +1,4 @@
-"""*usual*: SQLAlchemy's objects turned into messages, LIMIT and OFFSET, on asyncio's own loop."""
+"""*sqlalchemy*: SQLAlchemy's ORM, LIMIT and OFFSET, messages built from objects, asyncio's default event loop."""
 
 import asyncio
 from datetime import datetime
@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, DateTime, String, select
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from bench.peers.running import run
+from bench.peers.server import run
 from service import pb
 
 
@@ -35,7 +35,7 @@ class Backup(_Base):
         return message
 
 
-class Usual(pb.BackupServiceServicer):
+class SqlalchemyBackupService(pb.BackupServiceServicer):
     def __init__(self, url: str) -> None:
         engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(url))
         self._sessions = async_sessionmaker(engine, expire_on_commit=False)
@@ -44,7 +44,7 @@ class Usual(pb.BackupServiceServicer):
         async with self._sessions() as session:
             backup = await session.get(Backup, request.backup_id)
         if backup is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such backup.")
+            await context.abort(grpc.StatusCode.NOT_FOUND, "The backup does not exist.")
         return backup.to_message()
 
     async def List(self, request: Any, context: Any) -> Any:
@@ -57,4 +57,4 @@ class Usual(pb.BackupServiceServicer):
 
 
 if __name__ == "__main__":
-    run(Usual, loop=asyncio)
+    run(SqlalchemyBackupService, loop=asyncio)

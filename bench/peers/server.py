@@ -1,4 +1,4 @@
-"""How a peer in Python runs: a plain grpc.aio server, without interceptors, logs or metrics."""
+"""The server of each peer in Python: plain grpc.aio, without interceptors, logs or metrics."""
 
 import asyncio
 import inspect
@@ -12,20 +12,20 @@ import uvloop
 from service import pb
 
 
-def run(make: Callable[[str], Any], *, raw: bool = False, loop: Any = uvloop) -> None:
-    """Serves until it is killed; prints its port.
+def run(build: Callable[[str], Any], *, raw: bool = False, loop: Any = uvloop) -> None:
+    """Print the port, and serve until the process is killed.
 
     Args:
-        make: gives the servicer of a PostgreSQL's URL, perhaps by a coroutine.
-        raw: its handlers take and give bytes.
+        build: returns the servicer for the URL of PostgreSQL, or a coroutine that does.
+        raw: the servicer's methods receive and return bytes.
         loop: `uvloop` or `asyncio`.
     """
-    loop.run(_serve(make, raw=raw))
+    loop.run(_serve(build, raw=raw))
 
 
-async def _serve(make: Callable[[str], Any], *, raw: bool) -> None:
-    made = make(sys.argv[1])
-    servicer = await made if inspect.isawaitable(made) else made
+async def _serve(build: Callable[[str], Any], *, raw: bool) -> None:
+    built = build(sys.argv[1])
+    servicer = await built if inspect.isawaitable(built) else built
     server = grpc.aio.server()
     if raw:
         handlers = {name: grpc.unary_unary_rpc_method_handler(getattr(servicer, name)) for name in ("Get", "List")}

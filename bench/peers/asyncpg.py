@@ -1,4 +1,4 @@
-"""*careful*: asyncpg and its pool as they come, keyset paging, messages built from rows."""
+"""*asyncpg*: asyncpg's pool with its defaults, keyset paging, messages built from rows."""
 
 import base64
 from datetime import datetime
@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import grpc
 
-from bench.peers.running import run
+from bench.peers.server import run
 from service import pb
 
 _COLUMNS = "id, folder_id, created_at, source_cluster_id, started_at, size"
@@ -17,14 +17,14 @@ _NEXT_PAGE = f"""
     SELECT {_COLUMNS} FROM backups WHERE folder_id = $1 AND (created_at, id) < ($3, $4) ORDER BY created_at DESC, id DESC LIMIT $2"""
 
 
-class Careful(pb.BackupServiceServicer):
+class AsyncpgBackupService(pb.BackupServiceServicer):
     def __init__(self, pool: Any) -> None:
         self._pool = pool
 
     async def Get(self, request: Any, context: Any) -> Any:
         row = await self._pool.fetchrow(_GET, request.backup_id)
         if row is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such backup.")
+            await context.abort(grpc.StatusCode.NOT_FOUND, "The backup does not exist.")
         return _backup(row)
 
     async def List(self, request: Any, context: Any) -> Any:
@@ -55,9 +55,9 @@ def _open(token: str) -> tuple[datetime, str]:
     return datetime.fromisoformat(created_at), backup_id
 
 
-async def _make(url: str) -> Careful:
-    return Careful(await asyncpg.create_pool(url))
+async def _build(url: str) -> AsyncpgBackupService:
+    return AsyncpgBackupService(await asyncpg.create_pool(url))
 
 
 if __name__ == "__main__":
-    run(_make)
+    run(_build)

@@ -1,10 +1,10 @@
-"""*bare*: this service's own handlers without what surrounds a call: the difference is what that costs."""
+"""*no interceptor*: the handlers of this service without its interceptor. The difference is the interceptor's cost."""
 
 import contextlib
 from datetime import timedelta
 from typing import Any
 
-from bench.peers.running import run
+from bench.peers.server import run
 from service import pb
 from service.api.authentication import ANYBODY, set_current_caller
 from service.api.backup_service import BackupService
@@ -15,8 +15,8 @@ from service.postgres.database import Limits, open_database
 _TEN = timedelta(seconds=10)
 
 
-class Bare:
-    """Takes and gives bytes, as the interceptor does."""
+class RawBackupService:
+    """Handlers that receive and return bytes, as the interceptor does."""
 
     def __init__(self, service: BackupService, opened: contextlib.AsyncExitStack) -> None:
         self._service, self._opened = service, opened
@@ -30,12 +30,12 @@ class Bare:
         return await self._service.List(pb.ListBackupsRequest.FromString(request), context)
 
 
-async def _make(url: str) -> Bare:
+async def _build(url: str) -> RawBackupService:
     limits = Limits(pool_size=10, connect=_TEN, acquire=_TEN, statement=_TEN, max_age=_TEN)
     opened = contextlib.AsyncExitStack()
     database = await opened.enter_async_context(open_database(url, limits))
-    return Bare(BackupService(catalog=Catalog(database), page_tokens=PageTokens()), opened)
+    return RawBackupService(BackupService(catalog=Catalog(database), page_tokens=PageTokens()), opened)
 
 
 if __name__ == "__main__":
-    run(_make, raw=True)
+    run(_build, raw=True)

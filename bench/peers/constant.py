@@ -1,8 +1,8 @@
-"""*ceiling*: answers constants of the catalog's sizes. What grpc.aio itself costs: nothing written with it is faster."""
+"""*constant*: constant answers of the same size. This is the cost of grpc.aio itself, so no service that uses it is faster."""
 
 from typing import Any
 
-from bench.peers.running import run
+from bench.peers.server import run
 from service import pb
 
 _BACKUP = pb.Backup(
@@ -17,8 +17,8 @@ _ANSWER = _BACKUP.SerializeToString()
 _PAGES = {size: pb.ListBackupsResponse(backups=[_BACKUP] * size).SerializeToString() for size in (100, 1000)}
 
 
-class Ceiling:
-    """Handlers that take and give bytes."""
+class ConstantBackupService:
+    """Handlers that receive and return bytes."""
 
     async def Get(self, request: bytes, context: Any) -> bytes:
         return _ANSWER
@@ -28,4 +28,4 @@ class Ceiling:
 
 
 if __name__ == "__main__":
-    run(lambda url: Ceiling(), raw=True)
+    run(lambda url: ConstantBackupService(), raw=True)
