@@ -28,7 +28,7 @@ Error
     ├── InvalidListing              what is no listing of that tool
     ├── InvalidEntry                entry, field, reason
     ├── ImportRefused
-    ├── ForgetRefused
+    ├── RemovalRejected
     ├── CatalogNotWritable
     ├── SchemaError
     ├── EmbeddedPostgresError
@@ -220,8 +220,8 @@ class ImportRefused(CommandError):
     """The import would do what was not asked for."""
 
 
-class ForgetRefused(CommandError):
-    """The catalog has nothing of this cluster, or not what was confirmed."""
+class RemovalRejected(CommandError):
+    """The catalog has nothing of this cluster, or its rows changed after the preview."""
 
 
 class CatalogNotWritable(CommandError):

@@ -1,49 +1,76 @@
-"""The command `backup-service`: parse, call one function, print."""
+"""The command `backup-service`: each command parses its arguments, calls one function and prints the result."""
 
-import io
 import sys
+from typing import Annotated
 
 import typer
 
-from service.cli import calls, catalog, imports, servers
+from service import VERSION
+from service.cli import import_listing, migrate, read, remove_cluster, serve, status, streams
 from service.cli.environment import print_warnings
+from service.cli.formatting import printable
 from service.errors import Error
 from service.settings import check_environment
 
 app = typer.Typer(
     name="backup-service",
-    help="Which backups of Greenplum clusters exist: the server, what fills its catalog, and a client.",
+    help="A catalog of the backups of Greenplum clusters: its server, the imports that fill it, and a client.",
     epilog="""\b
-Exit status: 0 done; 1 it failed, and says why on standard error;
-2 the command line was not understood, or `status --max-age` found something too old.""",
+Exit status: 0: success;
+1: failure, with the reason on standard error;
+2: wrong command line; of status --max-age: a backup or import is too old.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"backup-service {VERSION}")
+        raise typer.Exit
+
+
 @app.callback()
-def _check_environment(context: typer.Context) -> None:
+def _check_environment(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
     warnings = check_environment()
     if context.invoked_subcommand not in ("dev", "serve"):  # these log them
         print_warnings(warnings)
 
 
-app.add_typer(servers.commands)
-app.add_typer(imports.commands, name="import")
-app.add_typer(catalog.commands)
-app.add_typer(calls.commands)
+app.add_typer(serve.commands)
+app.add_typer(migrate.commands)
+app.add_typer(import_listing.commands, name="import")
+app.add_typer(status.commands)
+app.add_typer(remove_cluster.commands)
+app.add_typer(read.commands)
 
 
 def main() -> None:
-    """Run the command. An expected error is one message on standard error, with exit status 1."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None if the command was started with it closed
-            stream.reconfigure(errors="backslashreplace")  # a locale may lack a character of an id
+    """Run the command and exit. An expected error is one message on standard error, with exit status 1."""
+    streams.prepare()
+    try:
+        status = _run()
+        sys.stdout.flush()
+    except OSError as exc:
+        if not streams.is_output_error(exc):
+            raise
+        streams.discard_output()
+        streams.report_output_error(exc)
+        status = 1
+    sys.exit(status)
+
+
+def _run() -> int | str | None:
+    """Return the exit status."""
     try:
         app(prog_name="backup-service")
-    except Error as exc:
-        from service.cli.output import printable
-
-        print("backup-service:", "\n".join(map(printable, str(exc).split("\n"))), file=sys.stderr)  # the text may be a server's
-        sys.exit(1)
+    except SystemExit as exc:
+        return exc.code
+    except Error as exc:  # its text may be that of a service
+        print("backup-service:", "\n".join(map(printable, str(exc).split("\n"))), file=sys.stderr)
+    return 1

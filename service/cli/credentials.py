@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from service.cli.formatting import printable
 from service.cli.input_files import read_small
-from service.cli.output import printable
 from service.errors import CommandError
 
 TOKEN_VARIABLE = "BACKUPS_TOKEN"  # noqa: S105  # a name
@@ -19,7 +19,7 @@ ReadToken = Callable[[], str | None]
 
 
 def token_reader(token_file: Path | None) -> ReadToken:
-    """Return a function that returns the token for the next call: that of the file, else that of BACKUPS_TOKEN, else None."""
+    """Return a function that returns the token for the next call: from the file, else from BACKUPS_TOKEN, else None."""
     return TokenFile(token_file).read if token_file else _token_of_environment
 
 
@@ -40,7 +40,7 @@ class TokenFile:
         """Return the token without surrounding white space.
 
         Raises:
-            CommandError: The file cannot be read, or does not contain a token. The message does not have its content.
+            CommandError: The file cannot be read, or does not contain a token. The message does not contain the file's content.
         """
         if self._from_pipe is not None:
             return self._from_pipe

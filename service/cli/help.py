@@ -1,6 +1,6 @@
-"""What the commands' help is made of."""
+"""Parts of the commands' help texts."""
 
 
 def example(*commands: str) -> str:
-    """What ends a command's help; unwrapped, so that it can be copied."""
+    """Return the epilog of a command's help. Click does not wrap it, so that the example can be copied."""
     return "\b\nExample:\n" + "\n".join(f"  {command}" for command in commands)

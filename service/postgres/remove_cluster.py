@@ -1,14 +1,14 @@
-"""Removing a cluster that is no more: all of its backups, whatever tool made them, and the record of their imports."""
+"""Removal of a decommissioned cluster: the backups of every tool, and the records of their imports."""
 
 from datetime import datetime
 from typing import NamedTuple
 
 import asyncpg
 
-from service.errors import ForgetRefused
+from service.errors import RemovalRejected
 from service.postgres.session import lock_cluster, open_session, vacuum_after
 
-_FORGOTTEN = """
+_PREVIEW = """
     SELECT folder_id, tool, backups, imports, last_created_at
     FROM (SELECT folder_id, tool, count(*) AS backups, max(created_at) AS last_created_at FROM backups
           WHERE source_cluster_id = $1 AND ($2::text IS NULL OR folder_id = $2) GROUP BY folder_id, tool) AS removed
@@ -21,54 +21,58 @@ _BACKUPS = "DELETE FROM backups WHERE source_cluster_id = $1 AND ($2::text IS NU
 _IMPORTS = "DELETE FROM imports WHERE source_cluster_id = $1 AND ($2::text IS NULL OR folder_id = $2)"
 
 
-class Forgotten(NamedTuple):
-    """What goes, or would go, of a cluster in one folder by one tool."""
+class Removal(NamedTuple):
+    """Rows of a cluster to remove, in one folder and by one tool."""
 
     folder_id: str
     tool: str
     backups: int
     was_imported: bool
+    """Whether there is a record of an import."""
     last_created_at: datetime | None
 
 
 class Cluster(NamedTuple):
-    """Whose rows go: all, or those in one folder."""
+    """A cluster, in all folders or in one."""
 
     cluster_id: str
     folder_id: str | None
 
 
-async def what_goes(url: str, cluster: Cluster) -> list[Forgotten]:
-    """What `forget` would remove.
+async def removal_preview(url: str, cluster: Cluster) -> list[Removal]:
+    """Return the rows that `remove_cluster` would remove.
 
     Raises:
-        ForgetRefused: there is nothing of this cluster.
-        CatalogUnavailable: PostgreSQL is gone, going or too slow.
+        RemovalRejected: the catalog has nothing of this cluster.
+        CatalogUnavailable: PostgreSQL cannot be used.
     """
     async with open_session(url) as connection:
-        return await _what_goes(connection, cluster)
+        return await _preview(connection, cluster)
 
 
-async def forget(url: str, cluster: Cluster, *, expected: list[Forgotten]) -> None:
-    """Removes what was expected, in one transaction; imports of this cluster wait meanwhile.
+async def remove_cluster(url: str, cluster: Cluster, *, expected: list[Removal]) -> None:
+    """Remove the expected rows in one transaction. Imports of this cluster wait until it ends.
 
     Raises:
-        ForgetRefused: there is something else than that by now; nothing is removed, as with every other error.
-        CatalogUnavailable: PostgreSQL is gone, going or too slow.
+        RemovalRejected: the catalog no longer has exactly the expected rows; nothing is removed, as with every other error.
+        CatalogUnavailable: PostgreSQL cannot be used.
     """
     async with open_session(url) as connection:
         async with connection.transaction():
             await lock_cluster(connection, cluster.cluster_id)
-            if await _what_goes(connection, cluster) != expected:
-                raise ForgetRefused(f"the catalog has changed meanwhile: nothing of cluster {cluster.cluster_id} was removed; look again")
+            if await _preview(connection, cluster) != expected:
+                raise RemovalRejected(
+                    f"nothing was removed: the catalog's rows of cluster {cluster.cluster_id} changed after the preview. "
+                    "Run the command again"
+                )
             await connection.execute(_BACKUPS, *cluster)
             await connection.execute(_IMPORTS, *cluster)
         await vacuum_after(connection, sum(each.backups for each in expected))
 
 
-async def _what_goes(connection: asyncpg.Connection, cluster: Cluster) -> list[Forgotten]:
-    rows = await connection.fetch(_FORGOTTEN, *cluster)
+async def _preview(connection: asyncpg.Connection, cluster: Cluster) -> list[Removal]:
+    rows = await connection.fetch(_PREVIEW, *cluster)
     if not rows:
-        where = f" in folder {cluster.folder_id}" if cluster.folder_id else ""
-        raise ForgetRefused(f"the catalog has nothing of cluster {cluster.cluster_id}{where}")
-    return [Forgotten(row["folder_id"], row["tool"], row["backups"] or 0, bool(row["imports"]), row["last_created_at"]) for row in rows]
+        folder = f" in folder {cluster.folder_id}" if cluster.folder_id else ""
+        raise RemovalRejected(f"the catalog has nothing of cluster {cluster.cluster_id}{folder}")
+    return [Removal(row["folder_id"], row["tool"], row["backups"] or 0, bool(row["imports"]), row["last_created_at"]) for row in rows]

@@ -1,4 +1,4 @@
-"""The command as people and scripts use it, in processes of its own, against a real server and database."""
+"""The command in its own process, with a real server and database."""
 
 import asyncio
 import contextlib
@@ -18,6 +18,7 @@ from service.server import Server
 from tests.support import processes
 from tests.support.catalog import AddBackups, Sql
 from tests.support.commands import Done, RunCommand, environment
+from tests.support.eventually import eventually
 from tests.support.ports import free_ports
 from tests.support.repository import ROOT
 
@@ -27,7 +28,7 @@ _OF_C1 = ("--folder-id", "f1", "--cluster-id", "c1")
 
 
 class _Cli:
-    """The command, pointed at the test's database and server."""
+    """The command with the address of the test's server and the URL of its database."""
 
     def __init__(self, run: RunCommand, import_url: str, server: Server) -> None:
         self._run = run
@@ -36,8 +37,8 @@ class _Cli:
     async def __call__(self, *arguments: str, stdin: bytes = b"") -> Done:
         return await self._run(*arguments, stdin=stdin, **self._settings)
 
-    async def refused(self, *arguments: str, stdin: bytes = b"") -> str:
-        """What a command that fails says: its exit status is 1, and it prints nothing else."""
+    async def error(self, *arguments: str, stdin: bytes = b"") -> str:
+        """Run a command that fails with status 1 and prints nothing else; return its error message."""
         done = await self(*arguments, stdin=stdin)
         assert (done.status, done.stdout) == (1, "")
         assert "Traceback" not in done.stderr
@@ -51,7 +52,7 @@ def _cli(command: RunCommand, import_url: str, server: Server) -> _Cli:
 
 
 async def test_import_and_list(cli: _Cli, tmp_path: Path) -> None:
-    """A listing comes from a file or from standard input; the second import changes nothing and says so; the list is newest first."""
+    """A listing is imported from a file or standard input; a second import changes nothing; `list` shows the newest backup first."""
     file = tmp_path / "listing.json"
     file.write_bytes(_SAMPLE)
     added = await cli("import", "walg", str(file), *_OF_C1)
@@ -61,7 +62,7 @@ async def test_import_and_list(cli: _Cli, tmp_path: Path) -> None:
     again = await cli("import", "walg", *_OF_C1, stdin=_SAMPLE)
     assert again.stdout.splitlines() == [
         "Imported cluster c1 into folder f1: 0 added, 0 changed, 4 unchanged, 0 removed, 0 skipped.",
-        "The catalog already said all this: nothing changed.",
+        "The catalog is already up to date.",
     ]
 
     listed = await cli("list", "--folder-id", "f1")
@@ -74,11 +75,11 @@ async def test_import_and_list(cli: _Cli, tmp_path: Path) -> None:
         "c1:backup_20261120T031501Z",
     ]
     assert "2026-11-23 20:02:11Z" in listed.stdout
-    assert listed.stdout.splitlines()[1].endswith("2h 22m    851.0 GiB")
+    assert listed.stdout.splitlines()[1].endswith("    2h 22m   851.0 GiB")
 
 
-async def test_list_follows_the_pages(cli: _Cli, add_backups: AddBackups) -> None:
-    """One page says how to go on, --page-token does, and --all follows to the end."""
+async def test_pages_of_a_list(cli: _Cli, add_backups: AddBackups) -> None:
+    """A page ends with its next page token, --page-token continues there, and --all prints all pages."""
     backups = await add_backups(25)
     ids = [backup.id for backup in backups]
 
@@ -94,7 +95,7 @@ async def test_list_follows_the_pages(cli: _Cli, add_backups: AddBackups) -> Non
 
 
 async def test_json(cli: _Cli, add_backups: AddBackups) -> None:
-    """With --json, what is printed is protobuf's JSON: of one page with its token, of all pages, of nothing, of one backup."""
+    """--json prints protobuf's JSON of one page with its token, of all pages, of an empty list and of one backup."""
     [*_, oldest] = await add_backups(5)
 
     page = json.loads((await cli("list", "--folder-id", "f1", "--page-size", "2", "--json")).stdout)
@@ -111,45 +112,42 @@ async def test_json(cli: _Cli, add_backups: AddBackups) -> None:
 
 
 async def test_get(cli: _Cli, add_backups: AddBackups) -> None:
-    """One backup is shown a line a field."""
+    """`get` prints a line for each field."""
     [backup] = await add_backups(1)
     done = await cli("get", backup.id)
     assert dict(line.split(maxsplit=1) for line in done.stdout.splitlines())["id"] == backup.id
 
 
 async def test_errors_of_the_service(cli: _Cli) -> None:
-    """An error prints the status, the message and every violation, and the request id."""
-    message = await cli.refused("list", "--folder-id", "f" * 51, "--page-size", "1001")
+    """For an error of the service, the status, the message, the request id and every violation are printed."""
+    message = await cli.error("list", "--folder-id", "f" * 51, "--page-size", "1001")
     lines = message.splitlines()
     assert lines[0] == "INVALID_ARGUMENT: The request breaks limits of the API."
     assert lines[1].startswith("  request id: ")
     assert lines[2:] == ["  folder_id: Must have 0 to 50 characters.", "  page_size: Must be from 0 to 1000."]
 
-    assert (await cli.refused("get", "none")).startswith("NOT_FOUND: There is no such backup.")
-    assert (await cli.refused("list", "--folder-id", "f" * 51, "--json")).startswith("INVALID_ARGUMENT: ")
+    assert (await cli.error("get", "none")).startswith("NOT_FOUND: There is no such backup.")
+    assert (await cli.error("list", "--folder-id", "f" * 51, "--json")).startswith("INVALID_ARGUMENT: ")
 
 
 async def test_health(cli: _Cli, start_server: Any) -> None:
-    """`health` is 0 for a server that is ready, and 1 with the reason for one that is not."""
-    async with asyncio.timeout(20):
-        while (done := await cli("health")).status:
-            pass
-    assert done.stdout == "SERVING\n"
+    """`health` exits with 0 if the server is ready, and with 1 and a message if it is not."""
+    await eventually(lambda: cli("health"), Done(0, "SERVING\n", ""), timeout_s=20)
     async with start_server(database_url="postgresql://127.0.0.1:1/none") as down:
-        assert "is not ready" in await cli.refused("health", "--address", str(down.address))
+        assert "is not ready" in await cli.error("health", "--address", str(down.address))
 
 
-async def test_output_that_nobody_reads_on(cli: _Cli, command: RunCommand, server: Server, add_backups: AddBackups) -> None:
-    """A pipe that is closed early, as by head, ends the command without a traceback."""
+async def test_closed_pipe(cli: _Cli, command: RunCommand, server: Server, add_backups: AddBackups) -> None:
+    """A command whose output pipe is closed early, as by `head`, ends without a message."""
     await add_backups(1000)
     pipeline = f"{sys.executable} -m service list --folder-id f1 --page-size 100 --all | head -n 1"
     done = await processes.run("/bin/sh", "-c", pipeline, cwd=ROOT, env=environment(BACKUPS_ADDRESS=str(server.address)))
     assert done.stdout.startswith(b"ID ")
-    assert b"Traceback" not in done.stderr
+    assert done.stderr == b""
 
 
-async def test_a_locale_without_the_characters(command: RunCommand, server: Server, add_backups: AddBackups) -> None:
-    """What a locale cannot show is escaped, and no reason to fail."""
+async def test_locale_without_the_characters(command: RunCommand, server: Server, add_backups: AddBackups) -> None:
+    """Characters that the encoding of the locale lacks are escaped."""
     await add_backups(1, source_cluster_id="кластер")
     done = await command(
         "list", "--folder-id", "f1", BACKUPS_ADDRESS=str(server.address), LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"
@@ -171,45 +169,46 @@ async def test_a_locale_without_the_characters(command: RunCommand, server: Serv
         (json.dumps([_ENTRY, _ENTRY | {"compressed_size": 1}]).encode(), "differ, but would both take the id c1:backup_20261120T031501Z"),
     ],
 )
-async def test_refused_imports(cli: _Cli, sql: Sql, listing: bytes, message: str) -> None:
-    """What cannot be imported exits with 1, says why, and writes nothing."""
-    assert message in await cli.refused("import", "walg", *_OF_C1, stdin=listing)
+async def test_rejected_imports(cli: _Cli, sql: Sql, listing: bytes, message: str) -> None:
+    """A listing that cannot be imported exits with 1 and the reason, and writes nothing."""
+    assert message in await cli.error("import", "walg", *_OF_C1, stdin=listing)
     assert await sql.fetchval("SELECT count(*) FROM backups") == 0
     assert await sql.fetchval("SELECT count(*) FROM imports") == 0
 
 
 async def test_import_options(cli: _Cli, sql: Sql) -> None:
-    """Prune, its guard, dry runs, another folder and another prefix, from the command's side."""
+    """--prune, --prune-any, --dry-run, --move-folder and --id-prefix have the documented effects."""
     await cli("import", "walg", *_OF_C1, stdin=_SAMPLE)
     one = json.dumps(json.loads(_SAMPLE)[:1]).encode()
 
-    refused = await cli.refused("import", "walg", *_OF_C1, "--prune", stdin=one)
-    assert refused.startswith("3 of this cluster's 4 backups are not in the listing")
+    assert "--prune-any needs --prune" in (await cli("import", "walg", *_OF_C1, "--prune-any", stdin=one)).stderr
+    rejected = await cli.error("import", "walg", *_OF_C1, "--prune", stdin=one)
+    assert rejected.startswith("3 of this cluster's 4 backups are not in the listing")
     dry = await cli("import", "walg", *_OF_C1, "--prune", "--dry-run", stdin=one)
     assert dry.stdout.splitlines()[0] == "Would import cluster c1 into folder f1: 0 added, 0 changed, 1 unchanged, 3 removed, 0 skipped."
-    assert "It would be refused: 3 of this cluster's 4" in dry.stdout
+    assert "The import would be rejected: 3 of this cluster's 4" in dry.stdout
     assert await sql.fetchval("SELECT count(*) FROM backups") == 4
     done = await cli("import", "walg", *_OF_C1, "--prune", "--prune-any", stdin=one)
     assert "3 removed" in done.stdout
 
-    assert "--move-folder" in await cli.refused("import", "walg", "--folder-id", "f2", "--cluster-id", "c1", stdin=one)
+    assert "--move-folder" in await cli.error("import", "walg", "--folder-id", "f2", "--cluster-id", "c1", stdin=one)
     moved = await cli("import", "walg", "--folder-id", "f2", "--cluster-id", "c1", "--move-folder", stdin=one)
     assert "1 moved to this folder" in moved.stdout
 
     uuid = "6f1c2d3e-4b5a-6978-8796-a5b4c3d2e1f0"
-    assert "--id-prefix" in await cli.refused("import", "walg", "--folder-id", "f1", "--cluster-id", uuid, stdin=one)
+    assert "--id-prefix" in await cli.error("import", "walg", "--folder-id", "f1", "--cluster-id", uuid, stdin=one)
     done = await cli("import", "walg", "--folder-id", "f1", "--cluster-id", uuid, "--id-prefix", "c7", stdin=one)
     assert done.status == 0
     assert await sql.fetchval("SELECT id FROM backups WHERE source_cluster_id = $1", uuid) == "c7:backup_20261120T031501Z"
 
 
-async def test_import_of_a_file_that_is_not_there(cli: _Cli) -> None:
-    """A file that cannot be read is one line."""
-    assert await cli.refused("import", "walg", "/none/listing.json", *_OF_C1) == "/none/listing.json: No such file or directory"
+async def test_import_of_a_missing_file(cli: _Cli) -> None:
+    """A missing file is an error of one line with its name."""
+    assert await cli.error("import", "walg", "/none/listing.json", *_OF_C1) == "/none/listing.json: No such file or directory"
 
 
-async def test_from_the_future_and_in_any_order(cli: _Cli) -> None:
-    """A backup from the future is imported, and first; the order of the listing does not matter."""
+async def test_future_dates_and_any_order(cli: _Cli) -> None:
+    """A backup dated in the future is imported and listed first; the order of the listing does not matter."""
     soon = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=2)
     listing = json.loads(_SAMPLE)
     listing[1] |= {"finish_time": soon.isoformat().replace("+00:00", "Z")}
@@ -220,7 +219,7 @@ async def test_from_the_future_and_in_any_order(cli: _Cli) -> None:
 
 
 async def test_progress_on_a_terminal(import_url: str, tmp_path: Path) -> None:
-    """On a terminal a bar shows how far an import is, and leaves only the summary."""
+    """On a terminal an import shows a progress bar, and only the summary stays."""
     file = tmp_path / "listing.json"
     file.write_bytes(_SAMPLE)
     leader, follower = pty.openpty()
@@ -241,22 +240,22 @@ async def test_progress_on_a_terminal(import_url: str, tmp_path: Path) -> None:
 
 
 async def test_dry_run_of_migrate(command: RunCommand) -> None:
-    """`migrate --dry-run` prints SQL, and needs no database."""
+    """`migrate --dry-run` prints SQL and needs no database."""
     done = await command("migrate", "--dry-run")
     assert (done.status, done.stderr) == (0, "")
     assert "CREATE TABLE backups" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [["serve"], ["migrate"], ["import", "walg", *_OF_C1]])
-async def test_no_database_named(command: RunCommand, arguments: list[str]) -> None:
-    """Without BACKUPS_DATABASE_URL, what needs one says so in one line."""
+async def test_no_database_url(command: RunCommand, arguments: list[str]) -> None:
+    """A command that needs BACKUPS_DATABASE_URL fails with one line if it is not set."""
     done = await command(*arguments, stdin=_SAMPLE)
     assert (done.status, done.stdout) == (1, "")
     assert done.stderr == "backup-service: BACKUPS_DATABASE_URL is not set (postgresql://user:password@host:port/database)\n"
 
 
 async def test_bad_settings(command: RunCommand) -> None:
-    """A bad setting is a clear message at the start, without its value."""
+    """A bad setting is an error at the start, with its name and without its value."""
     done = await command("serve", BACKUPS_PAGE_TOKEN_KEY="hunter2", BACKUPS_POOL_SIZE="0")
     assert done.status == 1
     assert "BACKUPS_PAGE_TOKEN_KEY: must be base64" in done.stderr
@@ -273,8 +272,8 @@ def _serve(database_url: str, port: int) -> contextlib.AbstractAsyncContextManag
     )
 
 
-async def test_serve_from_start_to_end(database_url: str, command: RunCommand) -> None:
-    """`serve` logs JSON, a second one on its port is one clear line, and SIGTERM ends it with 0."""
+async def test_serve_until_sigterm(database_url: str, command: RunCommand) -> None:
+    """`serve` logs JSON and exits with 0 after SIGTERM; a second server on the same port fails with one clear line."""
     [port] = free_ports(1)
     async with _serve(database_url, port) as process:
         assert process.stderr
@@ -300,7 +299,7 @@ async def test_serve_from_start_to_end(database_url: str, command: RunCommand) -
         ["migrate", "--dry-run"],
         ["import", "walg", "--folder-id", "f", "--cluster-id", "c"],
         ["status"],
-        ["forget", "--cluster-id", "c"],
+        ["remove-cluster", "--cluster-id", "c"],
         ["list", "--folder-id", "f"],
         ["get", "b"],
         ["health"],

@@ -62,7 +62,7 @@ async def test_each_cluster_and_tool(start_server: StartServer, import_url: str,
         await _load(import_url, "c2", 1)
         await _until(server, lambda scraped: _clusters(scraped) == {"c1", "c2"})
         c1 = remove_cluster.Cluster("c1", None)
-        await remove_cluster.forget(import_url, c1, expected=await remove_cluster.what_goes(import_url, c1))
+        await remove_cluster.remove_cluster(import_url, c1, expected=await remove_cluster.removal_preview(import_url, c1))
         await _until(server, lambda scraped: _clusters(scraped, "backup_catalog_backups") == {"c2"})
 
 

@@ -86,7 +86,12 @@ async def test_no_password_for_an_impostor(host: str, mode: str, requests: list[
 
 @pytest.mark.parametrize(
     "arguments",
-    [["migrate"], ["status"], ["import", "walg", "--folder-id", "f", "--cluster-id", "c"], ["forget", "--cluster-id", "c", "--yes"]],
+    [
+        ["migrate"],
+        ["status"],
+        ["import", "walg", "--folder-id", "f", "--cluster-id", "c"],
+        ["remove-cluster", "--cluster-id", "c", "--yes"],
+    ],
 )
 async def test_no_command_sends_the_password(command: RunCommand, arguments: list[str]) -> None:
     """Every command that connects to PostgreSQL fails with the reason, without a traceback or the password."""

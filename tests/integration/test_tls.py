@@ -226,7 +226,12 @@ async def test_client_certificates(tls_postgres: TlsPostgres) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["migrate"], ["status"], ["import", "walg", "--folder-id", "f", "--cluster-id", "c"], ["forget", "--cluster-id", "c", "--yes"]],
+    [
+        ["migrate"],
+        ["status"],
+        ["import", "walg", "--folder-id", "f", "--cluster-id", "c"],
+        ["remove-cluster", "--cluster-id", "c", "--yes"],
+    ],
 )
 async def test_every_command_reports_errors_of_tls(tls_postgres: TlsPostgres, command: RunCommand, arguments: list[str]) -> None:
     """Every command verifies the server, and reports a certificate that is not trusted as such."""

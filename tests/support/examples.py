@@ -24,8 +24,8 @@ def examples(page: Path) -> list[Example]:
 
 def comparable(text: str) -> str:
     """Without what differs from run to run: ages, times of imports, the ids of requests, and how wide these make a column."""
-    text = re.sub(r"\d+  +\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  [\dsmhd ]+$", "IMPORTED", text, flags=re.MULTILINE)
-    text = re.sub(r"(\d\dZ  )\d\S*( \d+\S)? ", r"\1AGE ", text)
+    text = re.sub(r"\d+  +\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  +[\dsmhd ]+$", "IMPORTED", text, flags=re.MULTILINE)
+    text = re.sub(r"(\d\dZ) +\d\S*( \d+\S)? ", r"\1  AGE ", text)
     text = re.sub(r"(was completed|last import was) .+? ago", r"\1 AGE ago", text)
     text = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", text)
     return re.sub(r"(?<=\S)  +", "  ", text)

@@ -1,4 +1,4 @@
-"""The command's own help."""
+"""Help and version of the command."""
 
 import re
 import shlex
@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
+from service import VERSION
 from service.cli import app
 
 
@@ -23,15 +25,15 @@ _COMMANDS = dict(_commands(typer.main.get_command(app)))
 
 
 def test_all_commands_are_found() -> None:
-    """The commands that the tests below look at are all there are."""
+    """The tests of this module cover every command."""
     assert set(_COMMANDS) == {
-        *("dev", "serve", "migrate", "import walg", "import gpbackup", "status", "forget", "list", "get", "health"),
+        *("dev", "serve", "migrate", "import walg", "import gpbackup", "status", "remove-cluster", "list", "get", "health"),
     }
 
 
 @pytest.mark.parametrize("name", _COMMANDS)
 def test_help_has_an_example(name: str) -> None:
-    """Each command's help ends with an example of that command, which the command itself understands."""
+    """The help of each command ends with an example of that command, which the command can parse."""
     command = _COMMANDS[name]
     assert command.help
     _, colon, example = command.epilog.partition("Example:\n")
@@ -43,7 +45,21 @@ def test_help_has_an_example(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", _COMMANDS)
-def test_every_option_is_explained(name: str) -> None:
-    """Each option and argument has a text."""
+def test_every_option_has_a_help_text(name: str) -> None:
+    """Each option and argument has a help text."""
     for parameter in _COMMANDS[name].params:
         assert re.fullmatch(r"[A-Z`a-z].+\.", parameter.help), parameter.name
+
+
+@pytest.mark.parametrize("name", ["", "import", *_COMMANDS])
+def test_short_help_option(name: str) -> None:
+    """`-h` prints the same help as `--help` for the program, each group and each command, at 80 columns."""
+    short, long = (CliRunner().invoke(app, [*name.split(), option], env={"COLUMNS": "80"}) for option in ("-h", "--help"))
+    assert (short.exit_code, short.output) == (0, long.output)
+    assert max(len(line) for line in short.output.partition("Example:")[0].splitlines()) <= 80
+
+
+def test_version() -> None:
+    """`--version` prints the name and the version."""
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"backup-service {VERSION}\n")

@@ -1,4 +1,4 @@
-"""What people and scripts read."""
+"""Text and JSON that commands print."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -6,8 +6,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from service import pb
-from service.cli import output
+from service.cli import formatting, output, status_report
+from service.cli.import_summary import summary_lines
+from service.cli.table import Column, Table
 from service.postgres.import_backups import Noted, Pruned, Summary, Target
+from service.postgres.last_imports import Imported
 
 _NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
 
@@ -26,8 +29,8 @@ def _backup(**fields: object) -> pb.Backup:
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (913800120559, "851.0 GiB"), (2**63 - 1, "8.0 EiB"), (10**15, "909.5 TiB")],
 )
 def test_sizes(size: int, text: str) -> None:
-    """Bytes are shown in binary units."""
-    assert output.size(size) == text
+    """Sizes are shown in binary units."""
+    assert formatting.size(size) == text
 
 
 @pytest.mark.parametrize(
@@ -41,31 +44,65 @@ def test_sizes(size: int, text: str) -> None:
     ],
 )
 def test_durations(length: timedelta, text: str) -> None:
-    """A duration shows its two largest units; a backup from the future has a negative age."""
-    assert output.duration(length) == text
+    """A duration shows its two largest units; a backup dated in the future has a negative age."""
+    assert formatting.duration(length) == text
 
 
-def test_table() -> None:
-    """Columns line up over pages; the header stands once."""
-    table = output.Table(_NOW)
-    lines = [*table.lines([_backup(), _backup(id="longer")]), *table.lines([_backup(id="b3")])]
-    assert lines == [
-        "ID      CLUSTER  COMPLETED             AGE     DURATION  SIZE",
-        "b1      c1       2026-11-23 20:02:11Z  1d 15h  2h 22m    851.0 GiB",
-        "longer  c1       2026-11-23 20:02:11Z  1d 15h  2h 22m    851.0 GiB",
-        "b3      c1       2026-11-23 20:02:11Z  1d 15h  2h 22m    851.0 GiB",
+def test_table_of_backups() -> None:
+    """Columns keep their width over pages, numbers are aligned right, and the header is printed once."""
+    table = Table(output.columns(_NOW))
+    later = _backup(id="b3", size=5)
+    later.created_at.FromDatetime(datetime(2026, 1, 1, 2, 3, 4, tzinfo=UTC))
+    later.started_at.FromDatetime(datetime(2026, 1, 1, 2, 3, 3, tzinfo=UTC))
+    assert [*table.lines([_backup(), _backup(id="longer")]), *table.lines([later])] == [
+        "ID      CLUSTER  COMPLETED                  AGE  DURATION        SIZE",
+        "b1      c1       2026-11-23 20:02:11Z    1d 15h    2h 22m   851.0 GiB",
+        "longer  c1       2026-11-23 20:02:11Z    1d 15h    2h 22m   851.0 GiB",
+        "b3      c1       2026-01-01 02:03:04Z   328d 9h        1s         5 B",
     ]
 
 
-def test_no_control_characters() -> None:
-    """What a terminal would obey is shown, not sent."""
-    [_, line] = output.Table(_NOW).lines([_backup(source_cluster_id="c\x1b[2Jж")])
+def test_cells_that_are_too_long() -> None:
+    """A cell that is longer than its column moves the rest of its own row, only as far as needed."""
+    columns: list[Column[str]] = [
+        Column(header="NAME", text=str),
+        Column(header="COUNT", text=lambda _: "1", align="right", min_width=8),
+        Column(header="LAST", text=lambda _: "x"),
+    ]
+    table = Table(columns)
+    assert [*table.lines(["a"]), *table.lines(["abcdefg", "abcdefghijklmnop"])] == [
+        "NAME     COUNT  LAST",
+        "a            1  x",
+        "abcdefg      1  x",
+        "abcdefghijklmnop  1  x",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("width", "headers", "left_out"),
+    [
+        (120, ["ID", "CLUSTER", "COMPLETED", "AGE", "DURATION", "SIZE"], []),
+        (80, ["ID", "COMPLETED", "AGE", "SIZE"], ["DURATION", "CLUSTER"]),
+        (20, ["ID", "COMPLETED"], ["DURATION", "CLUSTER", "SIZE", "AGE"]),
+    ],
+)
+def test_narrow_terminals(width: int, headers: list[str], left_out: list[str]) -> None:
+    """Columns that do not fit the terminal are left out, the least important first, and named."""
+    table = Table(output.columns(_NOW), max_width=width)
+    lines = list(table.lines([_backup(id="demo-cluster:20261122T031502Z_D", source_cluster_id="demo-cluster")]))
+    assert (lines[0].split(), table.left_out) == (headers, left_out)
+    assert max(map(len, lines)) <= max(width, len("demo-cluster:20261122T031502Z_D  2026-11-23 20:02:11Z"))
+
+
+def test_control_characters() -> None:
+    """Characters that a terminal would interpret are escaped."""
+    [_, line] = Table(output.columns(_NOW)).lines([_backup(source_cluster_id="c\x1b[2Jж")])
     assert "c\\x1b[2Jж" in line
     assert line.isprintable()
 
 
-def test_json_is_protobufs() -> None:
-    """JSON has the public API's names; an int64 is a string."""
+def test_json_of_a_backup() -> None:
+    """JSON has the public API's names, and an int64 is a string, as protobuf specifies."""
     assert json.loads(output.json(_backup())) == {
         "id": "b1",
         "folderId": "f1",
@@ -76,43 +113,105 @@ def test_json_is_protobufs() -> None:
     }
 
 
-def test_summary() -> None:
-    """The summary of an import counts everything, and says why entries were skipped."""
-    summary = Summary(
-        dry_run=False, entries=9, added=1, changed=2, unchanged=3, pruned=Pruned(4, None), moved=0, skipped={"too old": 2, "running": 1}
-    )
-    assert list(output.summary_lines(summary, Target("f1", "c1", "walg"))) == [
+_ROW = Imported(
+    folder_id="f1",
+    source_cluster_id="c\x1b1",
+    tool="walg",
+    imported_at=_NOW - timedelta(minutes=5),
+    backups=1234,
+    last_backup_id="b1",
+    last_created_at=_NOW - timedelta(hours=3),
+    last_duration=timedelta(seconds=90.5),
+    last_size=1536,
+)
+_ROW_WITHOUT_BACKUP = _ROW._replace(backups=0, last_backup_id=None, last_created_at=None, last_duration=None, last_size=None)
+
+
+def test_table_and_json_of_status() -> None:
+    """The table and the JSON of `status` show the same facts, because both come from one list of fields."""
+    table = list(Table(status_report.columns(_NOW)).lines([_ROW]))
+    assert table == [
+        "FOLDER  CLUSTER  TOOL  LAST COMPLETED          AGE  DURATION     SIZE  BACKUPS  LAST IMPORTED         IMPORT AGE",
+        r"f1      c\x1b1   walg  2026-11-25 09:00:00Z  3h 0m    1m 30s  1.5 KiB     1234  2026-11-25 11:55:00Z       5m 0s",
+    ]
+    assert json.loads(status_report.status_json([_ROW], _NOW, None)) == {
+        "clusters": [
+            {
+                "folderId": "f1",
+                "clusterId": "c\x1b1",
+                "tool": "walg",
+                "lastBackupId": "b1",
+                "lastCompletedAt": "2026-11-25T09:00:00Z",
+                "ageSeconds": 10800.0,
+                "durationSeconds": 90.5,
+                "sizeBytes": 1536,
+                "backups": 1234,
+                "lastImportedAt": "2026-11-25T11:55:00Z",
+                "importAgeSeconds": 300.0,
+            }
+        ]
+    }
+    assert [field.name for field in status_report.FIELDS] == list(json.loads(status_report.status_json([_ROW], _NOW, None))["clusters"][0])
+
+
+def test_status_without_a_backup() -> None:
+    """Unknown facts are `-` in the table and null in JSON; with a limit, JSON has the reasons why the cluster is overdue."""
+    line = list(Table(status_report.columns(_NOW)).lines([_ROW_WITHOUT_BACKUP]))[1]
+    assert line.split()[3:8] == ["-", "-", "-", "-", "0"]
+    [shown] = json.loads(status_report.status_json([_ROW_WITHOUT_BACKUP], _NOW, timedelta(minutes=1)))["clusters"]
+    assert [shown[name] for name in ("lastBackupId", "lastCompletedAt", "ageSeconds", "durationSeconds", "sizeBytes")] == [None] * 5
+    assert shown["overdue"] == ["there is no backup", "the last import was 5m 0s ago"]
+
+
+def test_status_at_80_columns() -> None:
+    """At 80 columns `status` keeps the folder, cluster, tool, ages and counts."""
+    row = _ROW._replace(folder_id="demo-folder", source_cluster_id="demo-cluster", tool="gpbackup")
+    table = Table(status_report.columns(_NOW), max_width=80)
+    lines = list(table.lines([row]))
+    assert lines[0].split() == ["FOLDER", "CLUSTER", "TOOL", "AGE", "SIZE", "BACKUPS", "IMPORT", "AGE"]
+    assert max(map(len, lines)) <= 80
+
+
+_TARGET = Target("f1", "c1", "gpbackup")
+_SUMMARY = Summary(dry_run=False, entries=9, added=1, changed=2, unchanged=3, pruned=Pruned(4, None), moved=0, skipped={})
+
+
+def test_summary_of_an_import() -> None:
+    """The summary of an import has all counts, and the reasons why entries were skipped."""
+    summary = _SUMMARY._replace(skipped={"too old": 2, "running": 1})
+    assert list(summary_lines(summary, _TARGET)) == [
         "Imported cluster c1 into folder f1: 1 added, 2 changed, 3 unchanged, 4 removed, 3 skipped.",
         "  2 skipped: too old",
         "  1 skipped: running",
     ]
 
 
-def test_summary_of_kinds_and_warnings() -> None:
-    """What the API cannot say of a listing is counted, with one backup that it applies to."""
-    summary = Summary(
-        dry_run=False,
-        entries=3,
-        added=3,
-        changed=0,
-        unchanged=0,
-        pruned=Pruned(0, None),
-        moved=0,
-        skipped={},
-        kinds={"full": 2, "incremental": 1},
-        warnings={"of size 0": Noted(2, "backup 1"), "ambiguous": Noted(1, "backup 2")},
+def test_types_and_warnings_of_an_import() -> None:
+    """The summary counts the types of backups, and each warning with one backup as an example."""
+    summary = _SUMMARY._replace(
+        kinds={"full": 2, "incremental": 1}, warnings={"of size 0": Noted(2, "backup 1"), "ambiguous": Noted(1, "backup 2")}
     )
-    assert list(output.summary_lines(summary, Target("f1", "c1", "gpbackup")))[1:] == [
+    assert list(summary_lines(summary, _TARGET))[1:] == [
         "  The listing has 2 full, 1 incremental.",
         "  2 of size 0 [backup 1 and others]",
         "  1 ambiguous [backup 2]",
     ]
 
 
-def test_a_summary_ends() -> None:
-    """However many reasons a listing makes up, the summary stays readable."""
-    skipped = {f"status unknown: '{n}'": 1 for n in range(1000)}
-    summary = Summary(False, 1000, 0, 0, 0, Pruned(0, None), 0, skipped)
-    lines = list(output.summary_lines(summary, Target("f1", "c1", "gpbackup")))
+def test_length_of_a_summary() -> None:
+    """A summary has at most 20 reasons, whatever the listing contains."""
+    lines = list(summary_lines(_SUMMARY._replace(skipped={f"status unknown: '{n}'": 1 for n in range(1000)}), _TARGET))
     assert len(lines) < 25
     assert "  and so on, 980 more lines" in lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"added": 0, "changed": 0, "pruned": Pruned(0, None)}, "The catalog is already up to date."),
+        ({"added": 0, "changed": 0, "unchanged": 0, "pruned": Pruned(0, None)}, "Nothing was imported: the listing has no usable entry."),
+    ],
+)
+def test_imports_without_changes(changes: dict[str, object], text: str) -> None:
+    """An import that changed nothing prints why."""
+    assert list(summary_lines(_SUMMARY._replace(**changes), _TARGET))[-1] == text  # type: ignore[arg-type]

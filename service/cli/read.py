@@ -1,4 +1,4 @@
-"""`list`, `get` and `health`: calls of a running service."""
+"""The commands `list`, `get` and `health`, which call a running service."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ commands = typer.Typer()
 Json = Annotated[bool, typer.Option("--json", help="Print protobuf's JSON.")]
 
 _HEALTH_TIMEOUT_S = 3.0
-_CA_MAX_LENGTH = 1 << 20  # bytes; the list of all public authorities has a quarter of it
+_CA_MAX_LENGTH = 1 << 20  # bytes; a file with all public authorities has 250 kB
 
 _Request = TypeVar("_Request", pb.ListBackupsRequest, pb.GetBackupRequest)
 
@@ -44,7 +44,7 @@ def _endpoint(
 
 
 def _certificates(ca_file: Path) -> bytes:
-    """Return the PEM file's content. gRPC itself does not report that a file has no certificates."""
+    """Return the content of a PEM file. gRPC itself does not report a file without certificates."""
     import ssl
 
     from service.cli.input_files import read_small
@@ -62,11 +62,11 @@ def _credentials(
         Path | None,
         typer.Option(
             envvar="BACKUPS_TOKEN_FILE",
-            help="File with a bearer token, read for each call. Without it, the token is that of the variable BACKUPS_TOKEN.",
+            help="File with a bearer token, read before each call; without it, the token of BACKUPS_TOKEN is used.",
             show_default=False,
         ),
     ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Send the token to another machine without TLS.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Send the token to another machine even without TLS.")] = False,
 ) -> "Credentials":
     from service.cli.client import Credentials
     from service.cli.credentials import token_reader
@@ -77,7 +77,7 @@ def _credentials(
 def _request(make: Callable[..., _Request], **fields: object) -> _Request:
     try:
         return make(**fields)
-    except ValueError as exc:  # a number beyond 64 bits, or bytes that are not text in this locale
+    except ValueError as exc:  # a number of more than 64 bits, or an argument that is not text in this locale
         raise CommandError(f"the request cannot be encoded: {exc}") from None
 
 
@@ -87,9 +87,9 @@ def list_(
     folder_id: Annotated[str, typer.Option("--folder-id", help="The folder whose backups to list.")],
     endpoint: "Endpoint",
     credentials: "Credentials",
-    page_size: Annotated[int, typer.Option(help="Backups a page, 1 to 1000; 0 is the service's default, 100.")] = 0,
-    page_token: Annotated[str, typer.Option(help="Continue after an earlier page: the token that it ended with.", show_default=False)] = "",
-    all_: Annotated[bool, typer.Option("--all", help="Follow the page tokens to the end.")] = False,
+    page_size: Annotated[int, typer.Option(help="Backups for each page, 1 to 1000; 0 means 100.")] = 0,
+    page_token: Annotated[str, typer.Option(help="Continue after an earlier page: its next page token.", show_default=False)] = "",
+    all_: Annotated[bool, typer.Option("--all", help="Follow the page tokens to the last page.")] = False,
     as_json: Json = False,
 ) -> None:
     """List a folder's backups, newest first."""
@@ -97,13 +97,15 @@ def list_(
 
     request = _request(pb.ListBackupsRequest, folder_id=folder_id, page_size=page_size, page_token=page_token)
     pages = client.pages(endpoint, credentials, request, follow=all_)
-    asyncio.run(_print_json(pages) if as_json else _print_table(pages, folder_id, to_the_end=all_))
+    asyncio.run(_print_json(pages) if as_json else _print_table(pages, folder_id, follow=all_))
 
 
-async def _print_table(pages: AsyncGenerator[pb.ListBackupsResponse], folder_id: str, *, to_the_end: bool) -> None:
+async def _print_table(pages: AsyncGenerator[pb.ListBackupsResponse], folder_id: str, *, follow: bool) -> None:
     from service.cli import output
+    from service.cli.formatting import printable
+    from service.cli.table import Table, print_left_out, terminal_width
 
-    table = output.Table(datetime.now(UTC))
+    table = Table(output.columns(datetime.now(UTC)), max_width=terminal_width())
     count, page_token = 0, ""
     async with contextlib.aclosing(pages):
         async for page in pages:
@@ -111,20 +113,21 @@ async def _print_table(pages: AsyncGenerator[pb.ListBackupsResponse], folder_id:
                 print(line)
             sys.stdout.flush()
             count, page_token = count + len(page.backups), page.next_page_token
+    print_left_out(table)
     if not count:
-        print(f"No backups in folder {output.printable(folder_id)}.", file=sys.stderr)
-    elif page_token and not to_the_end:
-        print(f"There are more: --all, or --page-token {output.printable(page_token)}", file=sys.stderr)
+        print(f"No backups in folder {printable(folder_id)}.", file=sys.stderr)
+    elif page_token and not follow:
+        print(f"There are more: --all, or --page-token {printable(page_token)}", file=sys.stderr)
 
 
 async def _print_json(pages: AsyncGenerator[pb.ListBackupsResponse]) -> None:
-    """Print one ListBackupsResponse made of all pages, page by page."""
+    """Print all pages as one ListBackupsResponse, while they arrive."""
     from service.cli import output
 
     head, separator, page_token = '{\n  "backups": [', "\n", ""
     async with contextlib.aclosing(pages):
         async for page in pages:
-            print(head, end="")  # with the first page: a call that fails prints nothing
+            print(head, end="")  # not before the first page: a call that fails prints nothing
             head = ""
             for backup in page.backups:
                 print(separator + output.json(backup, indent=4), end="")
@@ -155,7 +158,7 @@ def get(
 @commands.command(epilog=example("backup-service health --address 127.0.0.1:50051"))
 @option_groups(endpoint=_endpoint)
 def health(endpoint: "Endpoint") -> None:
-    """Check whether the service is ready for calls; exit status 1 if it is not."""
+    """Check whether the service is ready for calls. The exit status is 1 if it is not."""
     from service.cli import client
 
     if not asyncio.run(client.is_serving(endpoint._replace(timeout=_HEALTH_TIMEOUT_S))):

@@ -1,13 +1,15 @@
-"""`import`: a tool's listing into the catalog."""
+"""The commands `import walg` and `import gpbackup`."""
 
 import asyncio
 import contextlib
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, BinaryIO, NamedTuple
+from types import FrameType
+from typing import Annotated, BinaryIO, NamedTuple, NoReturn
 
 import typer
 
@@ -22,7 +24,7 @@ commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Fill t
 
 
 class _Owner(NamedTuple):
-    """The cluster whose backups a listing has."""
+    """The owner of the backups in a listing."""
 
     folder_id: str
     cluster_id: str
@@ -44,8 +46,8 @@ def _instant(text: str) -> datetime:
 
 def _owner(
     folder_id: Annotated[str, typer.Option("--folder-id", help="The folder that the backups belong to.")],
-    cluster_id: Annotated[str, typer.Option("--cluster-id", help="The cluster that the backups are of.")],
-    id_prefix: Annotated[str | None, typer.Option(help="Start of ids, at most 24 characters.", show_default="the cluster's id")] = None,
+    cluster_id: Annotated[str, typer.Option("--cluster-id", help="The cluster whose backups they are.")],
+    id_prefix: Annotated[str | None, typer.Option(help="Prefix of ids, at most 24 characters.", show_default="the cluster's id")] = None,
 ) -> _Owner:
     return _Owner(folder_id, cluster_id, cluster_id if id_prefix is None else id_prefix)
 
@@ -56,7 +58,7 @@ def _since(
         typer.Option(
             parser=_instant,
             metavar="TIME",
-            help="Leave out backups completed before, such as 2026-11-20T00:00:00Z: what a clone inherited from its source.",
+            help="Skip backups completed before this time, such as 2026-11-20T00:00:00Z: a clone's listing has its source's backups.",
             show_default=False,
         ),
     ] = None,
@@ -65,11 +67,15 @@ def _since(
 
 
 def _options(
-    prune: Annotated[bool, typer.Option("--prune", help="Remove backups of this cluster and tool that the listing no longer has.")] = False,
-    prune_any: Annotated[bool, typer.Option("--prune-any", help="With --prune: even more than half of them, or all.")] = False,
-    move_folder: Annotated[bool, typer.Option("--move-folder", help="Move the cluster's backups here from another folder.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove backups of this cluster and tool that are not in the listing.")] = False,
+    prune_any: Annotated[bool, typer.Option("--prune-any", help="With --prune: remove even more than half of them, or all.")] = False,
+    move_folder: Annotated[
+        bool, typer.Option("--move-folder", help="Move the cluster's backups to this folder if they are in another.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen; change nothing.")] = False,
 ) -> Options:
+    if prune_any and not prune:
+        raise typer.BadParameter("--prune-any needs --prune: alone it removes nothing")
     return Options(prune=prune, prune_any=prune_any, move_folder=move_folder, dry_run=dry_run)
 
 
@@ -81,12 +87,12 @@ def walg(
     owner: _Owner,
     since: datetime | None,
     options: Options,
-    file: Annotated[Path | None, typer.Argument(help="The listing; standard input without it.", show_default=False)] = None,
+    file: Annotated[Path | None, typer.Argument(help="The listing; without it, standard input.", show_default=False)] = None,
 ) -> None:
-    """Import what `wal-g backup-list --detail --json` prints.
+    """Import the output of `wal-g backup-list --detail --json`.
 
-    All or nothing; importing the same listing again changes nothing. A backup's size is WAL-G's compressed_size: the bytes of its own
-    files, without the append-optimized files that backups share.
+    The import is all or nothing, and importing the same listing again changes nothing. The size of a backup is WAL-G's compressed_size:
+    the bytes of its own files, without the append-optimized files that backups share.
     """
     from service.importers import walg as tool
 
@@ -102,25 +108,25 @@ def walg(
 )
 @option_groups(owner=_owner, since=_since, options=_options)
 def gpbackup(
-    history: Annotated[Path, typer.Argument(metavar="PATH", help="gpbackup_history.db, of the coordinator's data directory.")],
-    timezone: Annotated[str, typer.Option(help="The coordinator's, in which gpbackup wrote its times, such as Europe/Berlin.")],
+    history: Annotated[Path, typer.Argument(metavar="PATH", help="The file gpbackup_history.db in the coordinator's data directory.")],
+    timezone: Annotated[str, typer.Option(help="The time zone of the coordinator, in which gpbackup writes times, such as Europe/Berlin.")],
     owner: _Owner,
     since: datetime | None,
     options: Options,
     backup_dir: Annotated[
         Path | None,
         typer.Option(
-            help="What gpbackup's --backup-dir was: add up the files of a backup there, if all its directories are.",
+            help="The value of gpbackup's --backup-dir: sizes are the sum of a backup's files there, if all its directories exist.",
             exists=True,
             file_okay=False,
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Import gpbackup's history, gpbackup_history.db.
+    """Import gpbackup's history file, gpbackup_history.db.
 
-    All or nothing; importing the same history again changes nothing. The file is read, and never locked for long. gpbackup records no
-    sizes: they are 0 without --backup-dir.
+    The import is all or nothing, and importing the same history again changes nothing. The file is only read, and never locked for long.
+    gpbackup records no sizes: they are 0 without --backup-dir.
     """
     from service.importers import gpbackup as tool
 
@@ -129,19 +135,29 @@ def gpbackup(
 
 
 def _load(listing: Iterable[Entry | Skipped], target: Target, options: Options, *, since: datetime | None) -> None:
-    from service.cli import output
+    from service.cli.import_summary import summary_lines
 
     check_target(target)
+    _interrupt_at_once()
     if since:
         listing = completed_since(listing, since)
     summary = asyncio.run(load(read_settings().require_database_url(), listing, target, options))
-    for line in output.summary_lines(summary, target):
+    for line in summary_lines(summary, target):
         typer.echo(line)
+
+
+def _interrupt_at_once() -> None:
+    """Let Ctrl-C interrupt a read that waits for input. asyncio's own handler would wait until the read returns."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
 
 
 @contextlib.contextmanager
 def _reading(file: Path | None) -> Iterator[BinaryIO]:
-    """Open the listing. On a terminal, show a progress bar."""
+    """Open the listing; show a progress bar if standard error is a terminal."""
     from rich.console import Console
     from rich.progress import wrap_file
 
