@@ -1,6 +1,5 @@
 """Get and List over a socket: responses to valid requests."""
 
-
 import grpc
 import pytest
 
