@@ -22,7 +22,7 @@ test: $(VENV)/development ## run the tests (ARGS=... of pytest); the official cl
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 soak: $(VENV)/development $(VENV)/fuzzing ## run the long forms of the fault tests and write the measurements to docs/faults.md
-	$(BIN)/pytest --long --report docs/faults.md -m bar --timeout 7200 $(ARGS)
+	$(BIN)/pytest --long --report docs/faults.md -m guarantee --timeout 7200 $(ARGS)
 
 clients: ## install the official clients, for tests/clients (needs npm and go for two of them)
 	@PYTHON=$(PYTHON) tests/clients/install

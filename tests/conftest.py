@@ -52,8 +52,8 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="the long forms of the tests under faults")
-    parser.addoption("--report", help="where to write the figures of the tests under faults")
+    parser.addoption("--long", action="store_true", help="run the long forms of the tests under faults")
+    parser.addoption("--report", help="file for the measurements of the tests under faults")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,4 +1,4 @@
-"""What acceptance tests share: the whole deployment, and the bars that it is held to, with their figures."""
+"""Fixtures of the acceptance tests: the deployment, and the measurements of its guarantees."""
 
 import asyncio
 import tempfile
@@ -11,8 +11,8 @@ import pytest
 
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
-from tests.support.bars import Figure, Report
 from tests.support.deployment import Deployment, deployed
+from tests.support.guarantees import Measure, Report
 
 
 @pytest.fixture(name="deployment")
@@ -43,20 +43,20 @@ async def _own_postgres() -> AsyncIterator[EmbeddedPostgres]:
 
 @pytest.fixture(name="long")
 def _long(request: pytest.FixtureRequest) -> bool:
-    """Whether the long forms of the bars are asked for."""
+    """Whether the long forms of the tests under faults run."""
     return bool(request.config.getoption("long"))
 
 
-@pytest.fixture(name="figure")
-def _figure(request: pytest.FixtureRequest) -> Figure:
-    mark = request.node.get_closest_marker("bar")
-    request.node.user_properties.append(("bar", mark.args))
+@pytest.fixture(name="measure")
+def _measure(request: pytest.FixtureRequest) -> Measure:
+    mark = request.node.get_closest_marker("guarantee")
+    request.node.user_properties.append(("guarantee", mark.args))
 
-    def figure(text: str) -> None:
+    def measure(text: str) -> None:
         print(f"{request.node.name}: {text}")
-        request.node.user_properties.append(("figure", text))
+        request.node.user_properties.append(("measurement", text))
 
-    return figure
+    return measure
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -16,9 +16,9 @@ import pytest
 
 from service.settings import Address
 from tests.support.attacks import ATTACKS, attacking
-from tests.support.bars import Figure
 from tests.support.catalog import AddBackups
 from tests.support.deployment import Deployment, ReplicaProcess, deployed
+from tests.support.guarantees import Measure
 from tests.support.ports import free_ports
 from tests.support.releases import Change, altered
 from tests.support.repository import ROOT
@@ -133,16 +133,16 @@ async def _attacked(target: Target, attack: str, *, seconds: float, until: Calla
     return outcome
 
 
-@pytest.mark.bar(18, "attacks on the availability, through Envoy")
+@pytest.mark.guarantee(18, "attacks on the availability, through Envoy")
 @pytest.mark.parametrize("group", _GROUPS)
-async def test_attacks_through_envoy(deployment: Deployment, add_backups: AddBackups, group: str, *, long: bool, figure: Figure) -> None:
+async def test_attacks_through_envoy(deployment: Deployment, add_backups: AddBackups, group: str, *, long: bool, measure: Measure) -> None:
     """No call of another client fails, its p99 stays under a second, and memory is bounded."""
     await add_backups(1000)
     target = Target.of(deployment)
     problems: dict[str, list[str]] = {}
     for attack in _GROUPS[group]:
         outcome = await _attacked(target, attack, seconds=10 if long else 3)
-        figure(str(outcome))
+        measure(str(outcome))
         problems |= {attack: outcome.problems} if outcome.problems else {}
     assert problems == {}
 
@@ -261,15 +261,15 @@ async def _replica(database_url: str, folder: Path, release: Path = ROOT) -> Asy
         yield Target(port, port, issuer.token("main", folders=["*"]), None, [replica.pid], [])
 
 
-@pytest.mark.bar(18, "the same attacks directly at a replica")
-async def test_attacks_at_a_replica(database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, figure: Figure) -> None:
+@pytest.mark.guarantee(18, "the same attacks directly at a replica")
+async def test_attacks_at_a_replica(database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """Other connections are served, and memory is bounded."""
     await add_backups(1000)
     problems = {}
     async with _replica(database_url, tmp_path) as target:
         for attack in _DIRECT:
             outcome = await _attacked(target, attack, seconds=10 if long else 3)
-            figure(str(outcome))
+            measure(str(outcome))
             if outcome.attacked.failures or outcome.replicas_mib >= _DIRECT_MIB:
                 problems[attack] = str(outcome)
     assert problems == {}

@@ -20,9 +20,9 @@ from grpc import StatusCode
 from service import pb
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles
-from tests.support.bars import Figure
 from tests.support.catalog import AddBackups, Backup, Sql, insert
 from tests.support.deployment import Replica, ReplicaProcess, deployed
+from tests.support.guarantees import Measure
 from tests.support.load import under_load
 from tests.support.proxy import Proxy, proxied
 from tests.support.server import StartServer
@@ -34,8 +34,8 @@ _BACKENDS = f"FROM pg_stat_activity WHERE datname = $1 AND usename = '{Roles().s
 _CLEAN = {"OK", "UNAVAILABLE", "HTTP 200", "HTTP 503"}
 
 
-@pytest.mark.bar(3, "PostgreSQL stopped at once and started again, under load through Envoy")
-async def test_postgres_is_stopped(own_postgres: EmbeddedPostgres, *, long: bool, figure: Figure) -> None:
+@pytest.mark.guarantee(3, "PostgreSQL stopped at once and started again, under load through Envoy")
+async def test_postgres_is_stopped(own_postgres: EmbeddedPostgres, *, long: bool, measure: Measure) -> None:
     """Calls are UNAVAILABLE meanwhile and no other error; each replica answers, and rightly, within 2 s of PostgreSQL being ready."""
     recovered: list[float] = []
     rounds = 5 if long else 1
@@ -58,7 +58,7 @@ async def test_postgres_is_stopped(own_postgres: EmbeddedPostgres, *, long: bool
         outcomes = await under_load(deployment, stop_and_start)
         for replica in deployment.replicas:
             replica.check_runs()
-    figure(f"{outcomes}; answered again after {max(recovered):.2f} s at most")
+    measure(f"{outcomes}; answered again after {max(recovered):.2f} s at most")
     assert {"OK", "UNAVAILABLE"} <= outcomes.codes <= _CLEAN
     assert max(recovered) < 2
 
@@ -72,9 +72,9 @@ async def _until_answered(replica: Replica, token: str) -> None:
             await asyncio.sleep(0.02)
 
 
-@pytest.mark.bar(3, "every backend of PostgreSQL killed in a loop, under load through Envoy")
+@pytest.mark.guarantee(3, "every backend of PostgreSQL killed in a loop, under load through Envoy")
 async def test_backends_are_killed(
-    database_url: str, database_name: str, sql: Sql, add_backups: AddBackups, *, long: bool, figure: Figure
+    database_url: str, database_name: str, sql: Sql, add_backups: AddBackups, *, long: bool, measure: Measure
 ) -> None:
     """Calls whose backend is killed, in a query or between two, are OK or UNAVAILABLE, and nothing else."""
     await add_backups(20)
@@ -88,7 +88,7 @@ async def test_backends_are_killed(
 
     async with deployed(database_url) as deployment:
         outcomes = await under_load(deployment, kill)
-    figure(f"{killed} killed in {rounds} rounds: {outcomes}")
+    measure(f"{killed} killed in {rounds} rounds: {outcomes}")
     assert killed >= rounds
     assert outcomes.codes <= _CLEAN
     assert outcomes["OK"] > 20
@@ -107,10 +107,10 @@ async def _call(stub: pb.BackupServiceStub, timeout: float | None) -> tuple[str,
     return code.name, time.monotonic() - began
 
 
-@pytest.mark.bar(5, "the database a black hole, in mid-query and in mid-connect")
+@pytest.mark.guarantee(5, "the database a black hole, in mid-query and in mid-connect")
 @pytest.mark.parametrize("connected", [True, False])
 async def test_black_hole(
-    start_server: StartServer, proxy: Proxy, database_name: str, sql: Sql, *, connected: bool, long: bool, figure: Figure
+    start_server: StartServer, proxy: Proxy, database_name: str, sql: Sql, *, connected: bool, long: bool, measure: Measure
 ) -> None:
     """Deadlines hold to within a tenth of a second, the client's and the service's own; the pool is whole once the hole is gone."""
     url = f"postgresql://{Roles().service}@127.0.0.1:{proxy.port}/{database_name}"
@@ -129,7 +129,7 @@ async def test_black_hole(
         async with asyncio.timeout(20):
             while {code for code, _ in await asyncio.gather(*(_call(stub, 5) for _ in range(4)))} != {"OK"}:
                 await asyncio.sleep(0.05)
-        figure(f"late by {max(late) * 1000:.0f} ms at most, answered again after {time.monotonic() - began:.2f} s")
+        measure(f"late by {max(late) * 1000:.0f} ms at most, answered again after {time.monotonic() - began:.2f} s")
         assert -0.1 < min(late) < max(late) < (0.1 if long else 2)  # beside other tests, this process is late itself
         await _check_pool(stub, sql, database_name, size=4)
 
@@ -147,8 +147,10 @@ async def _check_pool(stub: pb.BackupServiceStub, sql: Sql, database_name: str, 
             await asyncio.sleep(0.02)
 
 
-@pytest.mark.bar(7, "calls cancelled in mid-query and while they wait for a connection")
-async def test_cancelled_calls(start_server: StartServer, add_backups: AddBackups, sql: Sql, database_name: str, *, figure: Figure) -> None:
+@pytest.mark.guarantee(7, "calls cancelled in mid-query and while they wait for a connection")
+async def test_cancelled_calls(
+    start_server: StartServer, add_backups: AddBackups, sql: Sql, database_name: str, *, measure: Measure
+) -> None:
     """Ten thousand calls that are cancelled leave no connection, task or backend behind."""
     await add_backups(1)
     async with start_server(pool_size=10, admission_limit=100_000) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
@@ -173,5 +175,5 @@ async def test_cancelled_calls(start_server: StartServer, add_backups: AddBackup
             while await sql.fetchval(f"SELECT count(*) {_BACKENDS} AND state = 'active'", database_name):
                 await asyncio.sleep(0.05)
         await _check_pool(stub, sql, database_name, size=10)
-        figure(f"{outcomes[StatusCode.CANCELLED]} cancelled; tasks {tasks} before, {len(asyncio.all_tasks())} after")
+        measure(f"{outcomes[StatusCode.CANCELLED]} cancelled; tasks {tasks} before, {len(asyncio.all_tasks())} after")
         assert outcomes[StatusCode.CANCELLED] == _CALLS

@@ -19,8 +19,8 @@ import grpc
 import pytest
 
 from service.postgres.migration import Roles
-from tests.support.bars import Figure
 from tests.support.deployment import ReplicaProcess, deployed
+from tests.support.guarantees import Measure
 from tests.support.history import History
 from tests.support.patroni import TTL_S, Cluster, Node, patroni_cluster
 from tests.support.ports import free_ports
@@ -106,8 +106,8 @@ async def _direct_replica(database_url: str, log: Path) -> AsyncIterator[Callabl
 
 @pytest.mark.debian("etcd-server", program="etcd")
 @pytest.mark.timeout(900)
-@pytest.mark.bar(4, "Patroni's leader killed, cut off from etcd, and switched over, under load through Envoy")
-async def test_failover(tmp_path: Path, *, long: bool, figure: Figure) -> None:
+@pytest.mark.guarantee(4, "Patroni's leader killed, cut off from etcd, and switched over, under load through Envoy")
+async def test_failover(tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """Calls are answered again within a bound, and are UNAVAILABLE until then; walks begun before go on, and see every row once. A
     replica that prefers a standby answers all the while, and no older than is stated."""
     faults = [_KILLED, _CUT_OFF, _SWITCHED] * (3 if long else 1)
@@ -132,12 +132,12 @@ async def test_failover(tmp_path: Path, *, long: bool, figure: Figure) -> None:
     primary, standby = (History.read(histories / "writer.jsonl", *histories.glob(f"{name}-*")) for name in ("primary", "standby"))
     for fault, began, ended in spans:
         silence, other = primary.silence(began, ended), standby.silence(began, ended)
-        figure(f"{fault.name}: {_seconds(silence):.1f} s without an answer, {_seconds(other):.1f} s where a standby is preferred")
+        measure(f"{fault.name}: {_seconds(silence):.1f} s without an answer, {_seconds(other):.1f} s where a standby is preferred")
         assert _seconds(silence) < fault.bound_s
         assert _seconds(other) < _SWITCHOVER_S
         assert primary.over(*silence)
     walks, pages = len(primary.walks) + len(standby.walks), len(primary.pages()) + len(standby.pages())
-    figure(f"{walks} walks, {pages} pages, {(by_primary + by_standby)['UNAVAILABLE']} calls UNAVAILABLE")
+    measure(f"{walks} walks, {pages} pages, {(by_primary + by_standby)['UNAVAILABLE']} calls UNAVAILABLE")
     assert set(by_primary) | set(by_standby) <= {"OK", "UNAVAILABLE"}
     assert primary.problems()[:10] == []
     assert standby.problems(staleness=_STALENESS_S)[:10] == []

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.targets import CORPUS, TARGETS
-from tests.support.bars import Figure
 from tests.support.commands import environment
+from tests.support.guarantees import Measure
 from tests.support.repository import ROOT
 
 _SEEDS = sorted(CORPUS.glob("*/*"))
@@ -37,10 +37,10 @@ def test_every_target_has_a_corpus() -> None:
     assert max(seed.stat().st_size for seed in _SEEDS) < 10_000
 
 
-@pytest.mark.bar(17, "fuzzing by atheris, guided by coverage")
+@pytest.mark.guarantee(17, "fuzzing by atheris, guided by coverage")
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.timeout(7200)
-async def test_fuzzing(name: str, tmp_path: Path, *, long: bool, figure: Figure) -> None:
+async def test_fuzzing(name: str, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """Nothing but documented errors, each within seconds and bounded memory."""
     if find_spec("atheris") is None:
         pytest.skip("atheris is not installed: make soak installs it, where it has a wheel")
@@ -66,5 +66,7 @@ async def test_fuzzing(name: str, tmp_path: Path, *, long: bool, figure: Figure)
     peak = re.search(r"peak_rss_mb:\s+(\d+)", done.stderr)
     assert ended, done.stderr[-5000:]
     assert peak, done.stderr[-5000:]
-    figure(f"{name}: {int(ended[1]):,} executions, {ended[2]} edges covered, {len(list(found.iterdir()))} inputs of interest, {peak[1]} MB")
+    measure(
+        f"{name}: {int(ended[1]):,} executions, {ended[2]} edges covered, {len(list(found.iterdir()))} inputs of interest, {peak[1]} MB"
+    )
     assert int(ended[1]) >= runs

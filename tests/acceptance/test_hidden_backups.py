@@ -22,9 +22,9 @@ from grpc import StatusCode
 
 from service import pb
 from service.settings import Address
-from tests.support.bars import Figure
 from tests.support.catalog import AddBackups, Backup
 from tests.support.deployment import Deployment, ReplicaProcess, deployed
+from tests.support.guarantees import Measure
 from tests.support.http2 import Connection, message
 from tests.support.ports import free_ports
 from tests.support.releases import Change, altered
@@ -62,8 +62,8 @@ _PLANT = Change(
 )
 
 
-@pytest.mark.bar(11, "Get of a backup that the caller may not see, and of one that is not there: the same bytes")
-async def test_the_same_bytes(database_url: str, add_backups: AddBackups, *, figure: Figure) -> None:
+@pytest.mark.guarantee(11, "Get of a backup that the caller may not see, and of one that is not there: the same bytes")
+async def test_the_same_bytes(database_url: str, add_backups: AddBackups, *, measure: Measure) -> None:
     """Frame by frame at a replica, and header by header over REST, but for the ids of request and backup."""
     [hidden] = await add_backups(1, folder_id="f2")
     absent = hidden.id[::-1]
@@ -81,7 +81,7 @@ async def test_the_same_bytes(database_url: str, add_backups: AddBackups, *, fig
     assert alike[0] == alike[1]
     assert rest[0].headers.keys() == rest[1].headers.keys()
     assert bodies[0].replace(rest[0].headers["x-request-id"], "…") == bodies[1].replace(rest[1].headers["x-request-id"], "…")
-    figure(f"a replica's frames: {len(seen)}; over REST {rest[0].status}, {len(rest[0].headers)} headers and the body")
+    measure(f"a replica's frames: {len(seen)}; over REST {rest[0].status}, {len(rest[0].headers)} headers and the body")
 
 
 async def _frames(deployment: Deployment, token: str, backup_id: str) -> list[tuple[object, ...]]:
@@ -112,9 +112,9 @@ class Difference(NamedTuple):
         return f"{self.low:.1f} to {self.high:.1f} µs"
 
 
-@pytest.mark.bar(11, "the same in time, by a test that tells a difference of 20 µs planted on purpose")
+@pytest.mark.guarantee(11, "the same in time, by a test that tells a difference of 20 µs planted on purpose")
 @pytest.mark.timeout(3600)
-async def test_alike_in_time(database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, figure: Figure) -> None:
+async def test_alike_in_time(database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """Calls of both kinds in turn, in a random order, here and at a replica with 20 µs planted: what is hidden takes within 20 µs as
     long as what is absent, and surely longer where more is planted than where nothing is."""
     if not long:
@@ -125,7 +125,7 @@ async def test_alike_in_time(database_url: str, add_backups: AddBackups, tmp_pat
         _caller(database_url, tmp_path / "planted", altered(tmp_path / "altered", _PLANT)) as planted,
     ):
         found, told = await _measured([product, planted], hidden)
-    figure(f"what is hidden takes {found} longer; with {_PLANTED_US} µs planted, {told}")
+    measure(f"what is hidden takes {found} longer; with {_PLANTED_US} µs planted, {told}")
     assert -_ALIKE_US < found.low < found.high < _ALIKE_US
     assert found.high < told.low
 

@@ -23,9 +23,9 @@ from hyperframe.frame import ContinuationFrame, DataFrame, Frame, GoAwayFrame, H
 
 from service import pb
 from service.settings import Address
-from tests.support.bars import Figure
 from tests.support.catalog import AddBackups
 from tests.support.deployment import Deployment, ReplicaProcess, deployed, fetch
+from tests.support.guarantees import Measure
 from tests.support.http2 import Connection, message, request_headers
 from tests.support.ports import free_ports
 
@@ -97,8 +97,8 @@ async def _until_over(connection: Connection, stream: int) -> None:
                 return
 
 
-@pytest.mark.bar(12, "calls that are half sent, or whose answers nobody reads, through Envoy")
-async def test_half_done_calls_are_ended(deployment: Deployment, add_backups: AddBackups, *, long: bool, figure: Figure) -> None:
+@pytest.mark.guarantee(12, "calls that are half sent, or whose answers nobody reads, through Envoy")
+async def test_half_done_calls_are_ended(deployment: Deployment, add_backups: AddBackups, *, long: bool, measure: Measure) -> None:
     """Calls that wait for their client for ever: closed without a message, with less of it than announced, never closed, never begun
     in full, and an answer that nobody reads. Each is over within half a minute, and holds nobody up."""
     await add_backups(1000)
@@ -127,12 +127,12 @@ async def test_half_done_calls_are_ended(deployment: Deployment, add_backups: Ad
             headers_without_end(),
             reads_nothing(),
         )
-    figure(f"over after {time.monotonic() - began:.0f} s; {others}")
+    measure(f"over after {time.monotonic() - began:.0f} s; {others}")
     assert others.p99 < (_P99_S if long else 3 * _P99_S)
 
 
-@pytest.mark.bar(12, "ever more connections that say nothing, through Envoy")
-async def test_connections_are_bounded(database_url: str, *, figure: Figure) -> None:
+@pytest.mark.guarantee(12, "ever more connections that say nothing, through Envoy")
+async def test_connections_are_bounded(database_url: str, *, measure: Measure) -> None:
     """What is too much is closed at once; who is connected is served on, scrapes are answered, and there is room again afterwards."""
     limit = 20
     async with deployed(database_url, max_connections=limit) as deployment, _others(deployment.channel()) as others:
@@ -146,7 +146,7 @@ async def test_connections_are_bounded(database_url: str, *, figure: Figure) -> 
         async with deployment.channel() as channel, asyncio.timeout(20):
             while await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1")).code() is not StatusCode.OK:
                 await asyncio.sleep(0.1)
-    figure(f"{len(idle)} opened where {limit} may be, {sum(closed)} closed; {others}")
+    measure(f"{len(idle)} opened where {limit} may be, {sum(closed)} closed; {others}")
     assert sum(closed) == len(idle) - limit + 1
     assert scraped.status == 200
 
@@ -188,9 +188,9 @@ class Flood:
             return await connection.closed(within=5)
 
 
-@pytest.mark.bar(12, "floods of frames, through Envoy")
+@pytest.mark.guarantee(12, "floods of frames, through Envoy")
 @pytest.mark.parametrize("kind", Flood.KINDS)
-async def test_floods(deployment: Deployment, kind: str, *, long: bool, figure: Figure) -> None:
+async def test_floods(deployment: Deployment, kind: str, *, long: bool, measure: Measure) -> None:
     """Others' calls are answered while connections flood Envoy with frames; what costs more than an answer is closed, and leaves none."""
     flood = Flood(kind, _FRAMES)
     before = await _envoys_memory(deployment)
@@ -198,7 +198,7 @@ async def test_floods(deployment: Deployment, kind: str, *, long: bool, figure: 
         closed = await asyncio.gather(*(flood.send(deployment.port) for _ in range(4)))
         await others.more(100)
     grown = await _envoys_memory(deployment) - before
-    figure(f"{kind}: {sum(closed)} of 4 connections closed; {others}; Envoy's memory grew by {grown >> 10} KiB")
+    measure(f"{kind}: {sum(closed)} of 4 connections closed; {others}; Envoy's memory grew by {grown >> 10} KiB")
     assert all(closed)
     assert others.p99 < (_P99_S if long else 3 * _P99_S)  # beside other tests, this process is late itself
     assert grown < 16 << 20
@@ -209,8 +209,8 @@ async def _envoys_memory(deployment: Deployment) -> int:
     return allocated
 
 
-@pytest.mark.bar(12, "gzip bombs, messages of 5 MB, and peers that read nothing, directly at a replica")
-async def test_directly(database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, figure: Figure) -> None:
+@pytest.mark.guarantee(12, "gzip bombs, messages of 5 MB, and peers that read nothing, directly at a replica")
+async def test_directly(database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """Others are answered meanwhile, memory does not grow, and SIGTERM ends the server within its grace, such peers being there."""
     await add_backups(1000)
     [port] = free_ports(1)
@@ -247,7 +247,7 @@ async def test_directly(database_url: str, add_backups: AddBackups, tmp_path: Pa
             began = time.monotonic()
             status = await replica.end(signal.SIGTERM)
             ended = time.monotonic() - began
-    figure(f"memory before, and after each {8 * times} bombs: {used} MiB; ended after {ended:.1f} s; {others}")
+    measure(f"memory before, and after each {8 * times} bombs: {used} MiB; ended after {ended:.1f} s; {others}")
     assert status == 0
     assert ended < 1 + 2 + 1
     assert used[-1] < used[0] + 100

@@ -31,9 +31,9 @@ from service.errors import CatalogUnavailable
 from service.importers import walg
 from service.postgres.import_backups import Options, Target, load
 from service.postgres.migration import Roles, migrate
-from tests.support.bars import Figure
 from tests.support.catalog import Sql
 from tests.support.commands import environment
+from tests.support.guarantees import Measure
 from tests.support.proxy import listening
 from tests.support.repository import ROOT
 
@@ -207,9 +207,9 @@ _STEPS = {
 }
 
 
-@pytest.mark.bar(15, "an import killed (kill -9), and its connection cut, at each of its steps")
+@pytest.mark.guarantee(15, "an import killed (kill -9), and its connection cut, at each of its steps")
 async def test_ended_at_every_step(
-    postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, tmp_path: Path, *, long: bool, figure: Figure
+    postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, tmp_path: Path, *, long: bool, measure: Measure
 ) -> None:
     """The catalog is the old one until the transaction is over, then the new one; run again (in the long form), the new one."""
     left: dict[str, str] = {}
@@ -237,11 +237,11 @@ async def test_ended_at_every_step(
         if long:
             assert await _imported(import_url, tmp_path / "log", _LISTED, *_OPTIONS, folder=step.folder) == (0, ANY)
             assert await catalog.found() == "new"
-    figure(", ".join(f"{name}: {state}" for name, state in left.items()))
+    measure(", ".join(f"{name}: {state}" for name, state in left.items()))
 
 
-@pytest.mark.bar(15, "an import killed (kill -9) at any time")
-async def test_killed_at_any_time(import_url: str, sql: Sql, tmp_path: Path, *, long: bool, figure: Figure) -> None:
+@pytest.mark.guarantee(15, "an import killed (kill -9) at any time")
+async def test_killed_at_any_time(import_url: str, sql: Sql, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """The catalog is the old one or the new one."""
     catalog = await Catalog.before(sql, import_url)
     left: Counter[str] = Counter()
@@ -255,12 +255,12 @@ async def test_killed_at_any_time(import_url: str, sql: Sql, tmp_path: Path, *, 
         left[await catalog.found()] += 1
         if number % 2:
             await catalog.restore()
-    figure(f"left: {dict(left)}")
+    measure(f"left: {dict(left)}")
 
 
-@pytest.mark.bar(15, "an import whose connection is cut after any number of bytes, there or back")
+@pytest.mark.guarantee(15, "an import whose connection is cut after any number of bytes, there or back")
 async def test_cut_off_at_any_byte(
-    postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, *, long: bool, figure: Figure
+    postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, *, long: bool, measure: Measure
 ) -> None:
     """The catalog is the old one or the new one; where whoever imports is told that it is done, the new one."""
     catalog = await Catalog.before(sql, import_url)
@@ -276,14 +276,14 @@ async def test_cut_off_at_any_byte(
                 cutting.at = (int(whole[0] * share), _NEVER) if up else (_NEVER, int(whole[1] * share))
                 said = await _said(url)
                 left[f"{said}: {await catalog.found()}"] += 1
-    figure(", ".join(f"{count} {each}" for each, count in left.items()))
+    measure(", ".join(f"{count} {each}" for each, count in left.items()))
     assert left["failed: old"] > 0
     assert left["imported: old"] == 0
 
 
-@pytest.mark.bar(15, "an import whose disk is full, with ever more room")
+@pytest.mark.guarantee(15, "an import whose disk is full, with ever more room")
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a small disk")
-async def test_disk_full(*, long: bool, figure: Figure) -> None:
+async def test_disk_full(*, long: bool, measure: Measure) -> None:
     """The catalog is the old one, whatever did not fit, until the import fits; PostgreSQL is there again once there is room."""
     left: list[str] = []
     with _small_disk() as disk:
@@ -302,7 +302,7 @@ async def test_disk_full(*, long: bool, figure: Figure) -> None:
                     catalog.sql = sql
                     left.append(f"{said}: {await catalog.found()}")
         postgres.remove()
-    figure(", ".join(f"{left.count(each)} {each}" for each in sorted(set(left))))
+    measure(", ".join(f"{left.count(each)} {each}" for each in sorted(set(left))))
     assert "failed: old" in left
     assert left[-1] == "imported: new"
     assert "imported: old" not in left
@@ -417,9 +417,9 @@ def _one_after_the_other(order: tuple[int, ...]) -> tuple[dict[int, int], dict[i
     return there, did
 
 
-@pytest.mark.bar(15, "two imports and a prune of a cluster at once")
+@pytest.mark.guarantee(15, "two imports and a prune of a cluster at once")
 async def test_at_once(
-    postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, tmp_path: Path, *, long: bool, figure: Figure
+    postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, tmp_path: Path, *, long: bool, measure: Measure
 ) -> None:
     """They end as one after the other, in some order: the rows, and what each says that it did."""
     possible = [_one_after_the_other(order) for order in itertools.permutations(range(3))]
@@ -445,7 +445,7 @@ async def test_at_once(
         did = {number: _counts(each.printed()) for number, each in enumerate(running)}
         assert (there, did) in possible
         seen[possible.index((there, did))] += 1
-    figure(f"times, by order: {sorted(seen.values(), reverse=True)}")
+    measure(f"times, by order: {sorted(seen.values(), reverse=True)}")
 
 
 def _counts(printed: str) -> tuple[int, ...]:

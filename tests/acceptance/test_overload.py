@@ -23,9 +23,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from bench.load import Result, Workload
 from bench.systems import run_workloads
 from service import pb
-from tests.support.bars import Figure
 from tests.support.catalog import AddBackups
 from tests.support.deployment import ReplicaProcess, deployed
+from tests.support.guarantees import Measure
 from tests.support.ports import free_ports
 
 _LIST = "/yandex.cloud.mdb.greenplum.v1.BackupService/List"
@@ -116,8 +116,8 @@ async def _overloaded(target: Target, *, long: bool, allowed: set[str], goodput:
     return told
 
 
-@pytest.mark.bar(6, "twice the capacity offered through Envoy, open loop, on 32 connections")
-async def test_overload_through_envoy(database_url: str, add_backups: AddBackups, *, long: bool, figure: Figure) -> None:
+@pytest.mark.guarantee(6, "twice the capacity offered through Envoy, open loop, on 32 connections")
+async def test_overload_through_envoy(database_url: str, add_backups: AddBackups, *, long: bool, measure: Measure) -> None:
     """What is too much is refused with pushback, nothing is CANCELLED, health checks are answered, and the rest is served."""
     await add_backups(1000)
     async with deployed(database_url, replicas=1, **_SETTINGS) as deployment:
@@ -129,14 +129,14 @@ async def test_overload_through_envoy(database_url: str, add_backups: AddBackups
         [replica] = deployment.replicas
         assert isinstance(replica, ReplicaProcess)
         target = Target(f"127.0.0.1:{deployment.port}", deployment.token(), replica.pid, unanswered_checks)
-        figure(await _overloaded(target, long=long, allowed={_SHED_BY_ENVOY, _SHED_BY_SERVICE}, goodput=0.85))
+        measure(await _overloaded(target, long=long, allowed={_SHED_BY_ENVOY, _SHED_BY_SERVICE}, goodput=0.85))
         if long:  # the streams that gRPC allows are enough for what Envoy sends
             [resets] = (await deployment.stats("cluster.service.http2.rx_reset")).values()
             assert resets == 0
 
 
-@pytest.mark.bar(6, "twice the capacity offered directly, open loop, on 32 connections")
-async def test_overload_directly(database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, figure: Figure) -> None:
+@pytest.mark.guarantee(6, "twice the capacity offered directly, open loop, on 32 connections")
+async def test_overload_directly(database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """Nothing is CANCELLED, health checks are answered, and memory is bounded. What is answered well, and how soon again, is only told.
 
     gRPC takes up the calls of a method one after the other, which takes nearly as long as answering them. So they queue where admission
@@ -164,7 +164,7 @@ async def test_overload_directly(database_url: str, add_backups: AddBackups, tmp
         checking = asyncio.ensure_future(check_for_ever())
         try:
             target = Target(address, "", replica.pid, unanswered_checks)
-            figure(await _overloaded(target, long=long, allowed={_SHED_BY_SERVICE} | _TOO_LATE, goodput=0))
+            measure(await _overloaded(target, long=long, allowed={_SHED_BY_SERVICE} | _TOO_LATE, goodput=0))
         finally:
             checking.cancel()
 
@@ -184,8 +184,8 @@ async def _burst(channels: Channels) -> Answers:
     return answers
 
 
-@pytest.mark.bar(6, "5,000 calls at once, through Envoy and directly")
-async def test_bursts(database_url: str, add_backups: AddBackups, tmp_path: Path, *, figure: Figure) -> None:
+@pytest.mark.guarantee(6, "5,000 calls at once, through Envoy and directly")
+async def test_bursts(database_url: str, add_backups: AddBackups, tmp_path: Path, *, measure: Measure) -> None:
     """Each is answered or refused, and none CANCELLED."""
     await add_backups(1000)
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
@@ -201,7 +201,7 @@ async def test_bursts(database_url: str, add_backups: AddBackups, tmp_path: Path
         for name, connect in ways.items():
             channels = [await stack.enter_async_context(connect()) for _ in range(50)]
             answers = await _burst(channels)
-            figure(f"{name}: {', '.join(f'{count} {code}' for code, count in answers.most_common())}")
+            measure(f"{name}: {', '.join(f'{count} {code}' for code, count in answers.most_common())}")
             assert answers.keys() <= {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
             assert answers["OK"] > 0
             assert answers.without_pushback == 0

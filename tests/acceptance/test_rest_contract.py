@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.bars import Figure
 from tests.support.catalog import AddBackups
 from tests.support.commands import environment
 from tests.support.deployment import Deployment
+from tests.support.guarantees import Measure
 from tests.support.repository import ROOT
 
 # A page token is opaque, so that no other can be good; Envoy's transcoder answers 404 to methods that a path does not have.
@@ -44,9 +44,9 @@ def exemplify(schema: Any, examples: dict[str, str]) -> None:
                 parameter["example"] = examples[parameter["name"]]
 
 
-@pytest.mark.bar(17, "REST API by schemathesis, through Envoy, from an OpenAPI file generated from proto/")
+@pytest.mark.guarantee(17, "REST API by schemathesis, through Envoy, from an OpenAPI file generated from proto/")
 @pytest.mark.timeout(3600)
-async def test_answers(deployment: Deployment, add_backups: AddBackups, tmp_path: Path, *, long: bool, figure: Figure) -> None:
+async def test_answers(deployment: Deployment, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """Nothing but documented answers: their statuses, their content, and the very fields that the schema names."""
     backups = await add_backups(30, folder_id="f1")
     schema, report, authority = tmp_path / "openapi.json", tmp_path / "report.json", tmp_path / "ca.pem"
@@ -75,7 +75,7 @@ async def test_answers(deployment: Deployment, add_backups: AddBackups, tmp_path
     answers = {name: _sum(phases.values()) for name, phases in told["valid_rates"].items()}
     print(done.stdout, json.dumps(answers))
     ok = _sum(answers.values())["accepted"]
-    figure(f"{told['test_cases']['generated']:,} requests, {ok:,} of them to be answered OK; 0 undocumented answers (seed {told['seed']})")
+    measure(f"{told['test_cases']['generated']:,} requests, {ok:,} of them to be answered OK; 0 undocumented answers (seed {told['seed']})")
     assert told["operations"]["tested"] == len(described["paths"])
     assert all(each["accepted"] for each in answers.values()), "what is never accepted has not been tried"
 

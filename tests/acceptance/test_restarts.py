@@ -17,9 +17,9 @@ import pytest
 from grpc import StatusCode
 
 from service import pb
-from tests.support.bars import Figure
 from tests.support.catalog import AddBackups
 from tests.support.deployment import Deployment, ReplicaProcess, deployed
+from tests.support.guarantees import Measure
 from tests.support.load import under_load
 from tests.support.ports import free_ports
 
@@ -31,17 +31,17 @@ async def restarted_in_turn(deployment: Deployment, number: signal.Signals, roun
             await deployment.settled()
 
 
-@pytest.mark.bar(1, "replicas behind Envoy restarted in turn under a steady load, by gRPC and REST, no retry in the client")
+@pytest.mark.guarantee(1, "replicas behind Envoy restarted in turn under a steady load, by gRPC and REST, no retry in the client")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_replicas_are_restarted_in_turn(
-    database_url: str, add_backups: AddBackups, number: signal.Signals, *, long: bool, figure: Figure
+    database_url: str, add_backups: AddBackups, number: signal.Signals, *, long: bool, measure: Measure
 ) -> None:
     """No call fails while three replicas are restarted one after the other, by SIGTERM or kill -9."""
     await add_backups(20)
     rounds = 10 if long else 1
     async with deployed(database_url, replicas=3) as deployment:
         outcomes = await under_load(deployment, lambda: restarted_in_turn(deployment, number, rounds))
-    figure(f"{number.name}, {rounds} rounds of 3: {outcomes}")
+    measure(f"{number.name}, {rounds} rounds of 3: {outcomes}")
     assert outcomes.codes == {"OK", "HTTP 200"}
     assert outcomes["OK"] > 20
 
@@ -61,8 +61,8 @@ async def test_many_calls_are_cut_off_at_once(database_url: str) -> None:
         assert Counter([await call.code() for call in calls]) == {StatusCode.OK: len(calls)}
 
 
-@pytest.mark.bar(2, "SIGTERM with calls in flight, clients connected directly and backing off")
-async def test_directly_connected_clients(database_url: str, add_backups: AddBackups, tmp_path: Path, *, figure: Figure) -> None:
+@pytest.mark.guarantee(2, "SIGTERM with calls in flight, clients connected directly and backing off")
+async def test_directly_connected_clients(database_url: str, add_backups: AddBackups, tmp_path: Path, *, measure: Measure) -> None:
     """All calls in flight finish; new ones are UNAVAILABLE, never CANCELLED, until the replica is there again."""
     await add_backups(1000)
     [port] = free_ports(1)
@@ -96,6 +96,6 @@ async def test_directly_connected_clients(database_url: str, add_backups: AddBac
             signalled.append(time.monotonic())
             await replica.restart(number)
         stop.set()
-    figure(", ".join(f"{count} {code}" for code, count in outcomes.most_common()))
+    measure(", ".join(f"{count} {code}" for code, count in outcomes.most_common()))
     assert set(outcomes) == {"OK", "UNAVAILABLE"}
     assert not [at for at in signalled for began, ended in unanswered if began < at < ended]

@@ -21,9 +21,9 @@ from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
 from service.server import Server
 from service.settings import Settings
-from tests.support.bars import Figure
 from tests.support.certificates import Authority, Files, name_shown
 from tests.support.eventually import eventually
+from tests.support.guarantees import Measure
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _ROLE = Roles().service
@@ -101,8 +101,10 @@ async def _calling(server: Server, authority: Authority, token: str) -> AsyncIte
             each.cancel()
 
 
-@pytest.mark.bar(13, "started without its database; password, certificate (by a link, certificate before key) and JWKS changed under load")
-async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_path: Path, *, figure: Figure) -> None:
+@pytest.mark.guarantee(
+    13, "started without its database; password, certificate (by a link, certificate before key) and JWKS changed under load"
+)
+async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_path: Path, *, measure: Measure) -> None:
     """No restart, and no call fails."""
     passfile, jwks = tmp_path / "passfile", tmp_path / "jwks.json"
     authority, issuer = Authority(), Issuer("old", "new")
@@ -155,7 +157,7 @@ async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_pat
                 shown.append(await name_shown("127.0.0.1", server.address.port, authority))
             assert shown == ["one", "two", "three"]
             assert caller.failures == []
-            figure(f"{len(caller.codes)} calls, all OK, in {time.monotonic() - began:.0f} s")
+            measure(f"{len(caller.codes)} calls, all OK, in {time.monotonic() - began:.0f} s")
     finally:
         await server.stop()
 

@@ -18,10 +18,10 @@ import pytest
 
 from service.postgres.catalog import FIRST_PAGE
 from service.postgres.schema import REQUIRED_REVISION
-from tests.support.bars import Figure
 from tests.support.catalog import AddBackups, Sql
 from tests.support.commands import RunCommand, environment
 from tests.support.deployment import Replica, ReplicaProcess, deployed
+from tests.support.guarantees import Measure
 from tests.support.load import under_load
 from tests.support.releases import Change, altered
 from tests.support.repository import ROOT
@@ -66,7 +66,7 @@ def _next_release(tmp_path: Path) -> Path:
     return release
 
 
-@pytest.mark.bar(8, "schema upgraded under load, old and new code running, long reads holding their locks")
+@pytest.mark.guarantee(8, "schema upgraded under load, old and new code running, long reads holding their locks")
 async def test_the_schema_is_upgraded(
     database_url: str,
     upgrade: "Upgrade",
@@ -75,7 +75,7 @@ async def test_the_schema_is_upgraded(
     command: RunCommand,
     *,
     long: bool,
-    figure: Figure,
+    measure: Measure,
 ) -> None:
     """No call fails, none takes longer than the wait for a lock and a second; the release before runs on, and its import too."""
     await add_backups(200)
@@ -91,7 +91,7 @@ async def test_the_schema_is_upgraded(
 
         outcomes = await under_load(deployment, change)
 
-    figure(f"{outcomes} (bound {_SLOWEST_S} s); times that the step gave up: {times}")
+    measure(f"{outcomes} (bound {_SLOWEST_S} s); times that the step gave up: {times}")
     assert outcomes.codes == {"OK", "HTTP 200"}
     assert outcomes.slowest < _SLOWEST_S
     listing = ROOT / "samples" / "walg-backup-list.json"

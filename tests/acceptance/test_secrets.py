@@ -18,9 +18,9 @@ import grpc
 import pytest
 
 from service import pb
-from tests.support.bars import Figure
 from tests.support.certificates import Authority, Files
 from tests.support.deployment import ReplicaProcess
+from tests.support.guarantees import Measure
 from tests.support.ports import free_ports
 from tests.support.proxy import listening
 from tests.support.releases import Change, altered
@@ -141,8 +141,8 @@ async def _told(call: Any) -> tuple[str, str]:
     return error.code().name, repr(seen)
 
 
-@pytest.mark.bar(9, "exceptions that bear a secret, raised in handler, interceptor, deserializer, serializer, TLS and JWKS")
-async def test_no_secret_on_the_wire_or_in_a_log(database_url: str, tmp_path: Path, *, figure: Figure) -> None:
+@pytest.mark.guarantee(9, "exceptions that bear a secret, raised in handler, interceptor, deserializer, serializer, TLS and JWKS")
+async def test_no_secret_on_the_wire_or_in_a_log(database_url: str, tmp_path: Path, *, measure: Measure) -> None:
     """Each call is answered INTERNAL, without a word of it; the log has the type and the place, and no text; the server goes on."""
     release = altered(tmp_path / "planted", *_FAULTS.values(), *_BACKGROUND.values())
     (release / "service" / "planted.py").write_text(_PLANTED, encoding="utf-8")
@@ -166,7 +166,7 @@ async def test_no_secret_on_the_wire_or_in_a_log(database_url: str, tmp_path: Pa
         async with replica.channel() as another:
             await pb.BackupServiceStub(another).List(pb.ListBackupsRequest(folder_id="f1"), wait_for_ready=True, timeout=30)
     logged = replica.logged()
-    figure(f"faults: {len(told) + len(_BACKGROUND)}; answered {', '.join(sorted({code for code, _ in told.values()}))}; secrets told: 0")
+    measure(f"faults: {len(told) + len(_BACKGROUND)}; answered {', '.join(sorted({code for code, _ in told.values()}))}; secrets told: 0")
     assert {fault: code for fault, (code, _) in told.items()} == dict.fromkeys(_FAULTS, "INTERNAL")
     assert _SECRET not in str(told)
     assert "RuntimeError" not in str(told)
@@ -189,8 +189,8 @@ def _is_json(line: str) -> bool:
     return False
 
 
-@pytest.mark.bar(9, "the same where a server starts")
-async def test_no_secret_at_the_start(database_url: str, tmp_path: Path, *, figure: Figure) -> None:
+@pytest.mark.guarantee(9, "the same where a server starts")
+async def test_no_secret_at_the_start(database_url: str, tmp_path: Path, *, measure: Measure) -> None:
     """A server that cannot start says where and by which type of error, and no text of it."""
     release = altered(tmp_path / "planted", _before(_TLS, "        chain = self._files.cert.read_bytes()", "True"))
     (release / "service" / "planted.py").write_text(_PLANTED, encoding="utf-8")
@@ -199,14 +199,14 @@ async def test_no_secret_at_the_start(database_url: str, tmp_path: Path, *, figu
     async with replica.running():
         assert await replica.ended() == 1
     logged = replica.logged()
-    figure(f"lines logged: {len(logged.splitlines())}")
+    measure(f"lines logged: {len(logged.splitlines())}")
     assert "builtins.RuntimeError" in logged
     assert _SECRET not in logged
     assert [line for line in logged.splitlines() if not _is_json(line)] == []
 
 
-@pytest.mark.bar(9, "the same for keys and certificates that are really broken, and an issuer that talks no HTTP")
-async def test_no_secret_of_what_is_read(database_url: str, tmp_path: Path, *, figure: Figure) -> None:
+@pytest.mark.guarantee(9, "the same for keys and certificates that are really broken, and an issuer that talks no HTTP")
+async def test_no_secret_of_what_is_read(database_url: str, tmp_path: Path, *, measure: Measure) -> None:
     """What stands in a broken key, a broken JWKS or an issuer's nonsense is in no log, nor the password of its URL; keys are read again."""
     answers = [b"HTTP/1.1 200 OK\r\n\r\n", b"", b"%s\r\n\r\n" % _SECRET.encode(), b"HTTP/1.1 200 OK\r\n\r\n{%s" % _SECRET.encode(),
                b"HTTP/1.1 302 x\r\nLocation: ftp://%s\r\n\r\n" % _SECRET.encode(),
@@ -233,7 +233,7 @@ async def test_no_secret_of_what_is_read(database_url: str, tmp_path: Path, *, f
                 while asked < before + 2 * len(answers):
                     await asyncio.sleep(0.02)
             await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1"))
-    figure(f"answers of the issuer: {asked}")
+    measure(f"answers of the issuer: {asked}")
     logged = replica.logged()
     assert "the new certificate cannot be used" in logged
     assert "signing keys cannot be read" in logged

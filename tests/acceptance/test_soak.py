@@ -26,9 +26,9 @@ from service.postgres.migration import Roles
 from service.settings import Address
 from tests.acceptance.test_hostile_clients import Flood
 from tests.acceptance.test_interrupted_imports import FIRST, Importing, listing
-from tests.support.bars import Figure
 from tests.support.catalog import Backup, Sql, insert
 from tests.support.deployment import Deployment, ReplicaProcess, deployed
+from tests.support.guarantees import Measure
 from tests.support.http2 import Connection
 from tests.support.load import Outcomes
 from tests.support.proxy import Proxy, proxied
@@ -247,8 +247,8 @@ async def _inject(place: list[Fault], chosen: random.Random, happened: Counter[s
         await asyncio.sleep(chosen.uniform(0, 2))
 
 
-@pytest.mark.bar(16, "faults at random from a seed, up to four at once, under load by gRPC and REST")
-async def test_soak(own_postgres: EmbeddedPostgres, tmp_path: Path, *, long: bool, figure: Figure) -> None:
+@pytest.mark.guarantee(16, "faults at random from a seed, up to four at once, under load by gRPC and REST")
+async def test_soak(own_postgres: EmbeddedPostgres, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """Every answer is right or a documented error, and afterwards all is as before; SEED repeats a run, MINUTES says how long it is."""
     seed = int(os.environ.get("SEED", random.randrange(2**32)))
     minutes = float(os.environ.get("MINUTES", 60 if long else 1 / 3))
@@ -272,7 +272,7 @@ async def test_soak(own_postgres: EmbeddedPostgres, tmp_path: Path, *, long: boo
             over.set()
     used = ", ".join(f"{name.replace('_', ' ')} {one} to {other}" for name, one, other in zip(Used._fields, before, after, strict=True))
     imports = ", ".join(f"{count} {state}" for state, count in faults.imports.most_common())
-    figure(
+    measure(
         f"SEED={seed}: {happened.total()} faults of {len(happened)} kinds in {minutes:.1f} minutes; {outcomes}; imports: {imports}; {used}"
     )
     assert not long or (len(happened) == sum(map(len, faults.places())) and faults.imports["old"] and faults.imports["new"])

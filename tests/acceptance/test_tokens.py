@@ -14,8 +14,8 @@ import pytest
 from grpc import StatusCode
 
 from service import pb
-from tests.support.bars import Figure
 from tests.support.deployment import Deployment, deployed
+from tests.support.guarantees import Measure
 from tests.support.tokens import BAD_TOKENS, Issuer, Source
 
 _LIST = pb.ListBackupsRequest(folder_id="f1")
@@ -35,8 +35,8 @@ async def _code(deployment: Deployment, token: str) -> StatusCode:
         return await pb.BackupServiceStub(channel).List(_LIST, timeout=20).code()
 
 
-@pytest.mark.bar(10, "bad tokens of every kind through Envoy; 10,000 a round of unknown keys with the issuer down")
-async def test_bad_tokens_and_no_issuer(database_url: str, source: Source, *, long: bool, figure: Figure) -> None:
+@pytest.mark.guarantee(10, "bad tokens of every kind through Envoy; 10,000 a round of unknown keys with the issuer down")
+async def test_bad_tokens_and_no_issuer(database_url: str, source: Source, *, long: bool, measure: Measure) -> None:
     """UNAUTHENTICATED all of them; good tokens pass all the time; the issuer is asked once in ten seconds by each replica, at most."""
     issuer = Issuer("k1", "k2")
     source.answer = (200, issuer.jwks("k1"))
@@ -58,7 +58,7 @@ async def test_bad_tokens_and_no_issuer(database_url: str, source: Source, *, lo
     bound = len(deployment.replicas) * (int(elapsed / _RETRY_S) + 1)
     refused = codes[False, "UNAUTHENTICATED"]
     good_calls = codes[True, "OK"]
-    figure(f"refused: {len(wrong)} kinds, {refused} calls with unknown keys; passed: {good_calls}; {fetches} fetches in {elapsed:.0f} s")
+    measure(f"refused: {len(wrong)} kinds, {refused} calls with unknown keys; passed: {good_calls}; {fetches} fetches in {elapsed:.0f} s")
     assert set(codes) == {(True, "OK"), (False, "UNAUTHENTICATED")}
     assert refused == rounds * _UNKNOWN
     assert 1 <= fetches <= bound

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from service.postgres.migration import Roles
-from tests.support.bars import Figure
 from tests.support.deployment import Deployment, deployed
+from tests.support.guarantees import Measure
 from tests.support.history import History
 from tests.support.patroni import patroni_cluster
 from tests.support.walks import Folder
@@ -20,8 +20,8 @@ from tests.support.walks import Folder
 _SEED = 14
 
 
-@pytest.mark.bar(14, "walks while rows come and go and replicas are restarted, checked by the clients' histories")
-async def test_walks(database_url: str, owner_url: str, tmp_path: Path, *, long: bool, figure: Figure) -> None:
+@pytest.mark.guarantee(14, "walks while rows come and go and replicas are restarted, checked by the clients' histories")
+async def test_walks(database_url: str, owner_url: str, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """No client sees a row twice, out of order or not at all, while rows come and go and replicas are restarted; no call fails."""
     clients = 40 if long else 12
     folder = Folder(tmp_path, seed=_SEED)
@@ -29,14 +29,16 @@ async def test_walks(database_url: str, owner_url: str, tmp_path: Path, *, long:
         async with folder.walked("walker", clients, deployment.channel) as outcomes:
             for _ in range(10 if long else 1):
                 await _restart(deployment)
-    _check(tmp_path, clients, figure)
+    _check(tmp_path, clients, measure)
     assert set(outcomes) == {"OK"}
 
 
 @pytest.mark.debian("etcd-server", program="etcd")
 @pytest.mark.timeout(900)
-@pytest.mark.bar(14, "walks while rows come and go, replicas are restarted and the primary changes, checked by the clients' histories")
-async def test_walks_over_primaries(tmp_path: Path, *, long: bool, figure: Figure) -> None:
+@pytest.mark.guarantee(
+    14, "walks while rows come and go, replicas are restarted and the primary changes, checked by the clients' histories"
+)
+async def test_walks_over_primaries(tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """The same while Patroni changes the primary, but that calls may be UNAVAILABLE, or wait for a primary beyond their deadline."""
     if not long:
         pytest.skip("the long form alone: test_failover.py walks over changes of the primary in CI")
@@ -48,7 +50,7 @@ async def test_walks_over_primaries(tmp_path: Path, *, long: bool, figure: Figur
                 for _ in range(10):
                     await asyncio.gather(_restart(deployment), cluster.switch_over())
                     await cluster.settled()
-    _check(tmp_path, clients, figure)
+    _check(tmp_path, clients, measure)
     assert set(outcomes) <= {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
 
@@ -58,9 +60,9 @@ async def _restart(deployment: Deployment) -> None:
         await deployment.settled()
 
 
-def _check(histories: Path, clients: int, figure: Figure) -> None:
+def _check(histories: Path, clients: int, measure: Measure) -> None:
     history = History.read(*histories.iterdir())
     problems = history.problems()
-    figure(f"{clients} clients, {len(history.walks)} walks, {len(history.pages())} pages: {len(problems)} problems")
+    measure(f"{clients} clients, {len(history.walks)} walks, {len(history.pages())} pages: {len(problems)} problems")
     assert len(history.walks) > clients
     assert problems[:10] == []
