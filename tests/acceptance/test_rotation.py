@@ -101,9 +101,7 @@ async def _calling(server: Server, authority: Authority, token: str) -> AsyncIte
             each.cancel()
 
 
-@pytest.mark.guarantee(
-    13, "started without its database; password, certificate (by a link, certificate before key) and JWKS changed under load"
-)
+@pytest.mark.guarantee(13, "started without its database; password, certificate (by a link, before its key) and JWKS changed under load")
 async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_path: Path, *, measure: Measure) -> None:
     """No restart, and no call fails."""
     passfile, jwks = tmp_path / "passfile", tmp_path / "jwks.json"

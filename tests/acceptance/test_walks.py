@@ -35,9 +35,7 @@ async def test_walks(database_url: str, owner_url: str, tmp_path: Path, *, long:
 
 @pytest.mark.debian("etcd-server", program="etcd")
 @pytest.mark.timeout(900)
-@pytest.mark.guarantee(
-    14, "walks while rows come and go, replicas are restarted and the primary changes, checked by the clients' histories"
-)
+@pytest.mark.guarantee(14, "walks while rows come and go, replicas restart and the primary changes, checked by the clients' histories")
 async def test_walks_over_primaries(tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """The same while Patroni changes the primary, but that calls may be UNAVAILABLE, or wait for a primary beyond their deadline."""
     if not long:

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from service.postgres.migration import Roles
-from tests.acceptance.conftest import _figure, _long, _public  # noqa: F401  # fixtures
+from tests.acceptance.conftest import _long, _measure, _public  # noqa: F401  # fixtures
 from tests.composed.containers import Compose, composed
 from tests.support.deployment import Deployment
 
