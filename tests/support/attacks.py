@@ -200,7 +200,6 @@ class _Bodies:
 
     def __init__(self, run: Run, connection: Connection, start: bytes) -> None:
         self._run, self._connection, self._start = run, connection, start
-        self._window = _DEFAULT_WINDOW
         self._streams: dict[int, list[int]] = {}  # bytes left, and window, of each stream
 
     async def open(self, headers: bytes, count: int) -> None:
@@ -208,7 +207,7 @@ class _Bodies:
         window = self._connection.peer_settings.get(_INITIAL_WINDOW_SIZE, _DEFAULT_WINDOW)
         for _ in range(count):
             stream = await self._connection.send_call(headers, self._start, end=False)
-            self._window -= len(self._start)
+            self._connection.send_window -= len(self._start)
             self._streams[stream] = [_BODY - len(self._start) - 1, window - len(self._start)]
         self._run.counts["calls"] += count
 
@@ -216,19 +215,17 @@ class _Bodies:
         """Send until the windows are used up, and again as they open, until the connection closes."""
         while True:
             for stream, (left, window) in self._streams.items():
-                size = min(left, window, self._window, _FRAME)
+                size = min(left, window, self._connection.send_window, _FRAME)
                 if size > 0:
                     self._connection.send(DataFrame(stream, data=bytes(size)))
                     self._streams[stream] = [left - size, window - size]
-                    self._window -= size
+                    self._connection.send_window -= size
                     self._run.counts["bytes"] += size
             await self._connection.drain()
             self._take(await self._connection.frame())
 
     def _take(self, frame: Frame) -> None:
-        if isinstance(frame, WindowUpdateFrame) and not frame.stream_id:
-            self._window += frame.window_increment
-        elif isinstance(frame, WindowUpdateFrame) and frame.stream_id in self._streams:
+        if isinstance(frame, WindowUpdateFrame) and frame.stream_id in self._streams:
             self._streams[frame.stream_id][1] += frame.window_increment
         elif _is_end(frame) and frame.stream_id in self._streams:
             del self._streams[frame.stream_id]

@@ -39,6 +39,8 @@ class Connection:
         self._next_stream = 1
         self.peer_settings: dict[int, int] = {}
         """Settings that the server has sent."""
+        self.send_window = 65_535
+        """Bytes of DATA that the connection may still send. Only the windows that the server opens are counted here."""
 
     @classmethod
     @asynccontextmanager
@@ -97,6 +99,8 @@ class Connection:
             head = await self._reader.readexactly(9)
             frame, length = Frame.parse_frame_header(memoryview(head))
             frame.parse_body(memoryview(await self._reader.readexactly(length)))
+            if isinstance(frame, WindowUpdateFrame) and not frame.stream_id:
+                self.send_window += frame.window_increment
             if isinstance(frame, SettingsFrame) and "ACK" not in frame.flags:
                 self.peer_settings.update(frame.settings)
                 self._encoder.header_table_size = min(self.peer_settings.get(_HEADER_TABLE_SIZE, 4096), 4096)
