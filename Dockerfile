@@ -10,7 +10,7 @@ RUN python -m venv --without-pip .venv \
  && python -m pip --python .venv/bin/python install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/production.txt
 
 FROM ${BASE}
-# The user that runs the service owns no file and writes none. Package installers are removed, so that a captured service has none at hand.
+# The user that runs the service owns no file and writes none. Package installers are removed, so that an attacker in the container has none.
 RUN groupadd --system --gid 10001 backups \
  && useradd --system --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin backups \
  && python -c 'import importlib.util as u, shutil; [shutil.rmtree(f) for n in ("pip", "ensurepip", "setuptools", "wheel") if (s := u.find_spec(n)) for f in s.submodule_search_locations]' \
