@@ -230,6 +230,7 @@ class Server:
             is_behind = now - self._up_to_date_at > max_lag.total_seconds()  # not while it replays what comes after a quiet time
             if is_behind:
                 await database.reconnect()  # another host may do better
+            await Catalog(database).probe()
             is_migrated = await present_revision(database) >= self.required_revision
             if is_migrated:
                 self._database_seen_at = time.monotonic()

@@ -15,6 +15,7 @@ import pytest
 
 from service.dev.embedded_postgres import EmbeddedPostgres, server_user
 from service.postgres.migration import Roles, migrate
+from service.postgres.session import lock_cluster, open_session
 from tests.support.catalog import OWNER
 from tests.support.repository import ROOT
 
@@ -134,12 +135,22 @@ _FOR_NOBODY = (
     "LOCK TABLE migration_lock IN ACCESS SHARE MODE",
     "LOCK TABLE migration_lock IN EXCLUSIVE MODE",
     "SELECT * FROM migration_lock",
+    "DELETE FROM cluster_locks",
+    "TRUNCATE cluster_locks",
 )
+
+_CLUSTER_LOCKS = ("SELECT FROM cluster_locks FOR UPDATE", "SELECT FROM cluster_locks FOR KEY SHARE", "LOCK TABLE cluster_locks")
 
 
 async def test_what_the_service_may_not_do(installed: Installed) -> None:
     """The service's role changes nothing, has no temporary tables, and cannot take the lock of migrations."""
-    statements = (*_FOR_NOBODY, "CREATE TEMPORARY TABLE x (y int)", "INSERT INTO imports DEFAULT VALUES", "DELETE FROM backups")
+    statements = (
+        *_FOR_NOBODY,
+        *_CLUSTER_LOCKS,
+        "CREATE TEMPORARY TABLE x (y int)",
+        "INSERT INTO imports DEFAULT VALUES",
+        "DELETE FROM backups",
+    )
     assert await installed.refused(Roles().service, *statements) == list(statements)
 
 
@@ -155,6 +166,17 @@ async def test_advisory_locks_do_not_stop_migrate(installed: Installed) -> None:
     await connection.execute("SELECT pg_advisory_lock(x'6261636B757073'::bigint)")
     await asyncio.to_thread(migrate, _url(installed.postgres, OWNER), timeout=timedelta(seconds=1))
     await connection.close()
+
+
+async def test_advisory_locks_do_not_block_imports(installed: Installed) -> None:
+    """No advisory lock that another role holds keeps an import waiting, and only the role of imports may lock the rows that it locks."""
+    connection = await installed.connect(Roles().service)
+    await connection.execute("SELECT pg_advisory_lock(hashtextextended('backups import c1', 0))")
+    async with open_session(_url(installed.postgres, Roles().imports)) as importing, importing.transaction(), asyncio.timeout(10):
+        await lock_cluster(importing, "c1")
+    await connection.close()
+    assert await installed.refused(Roles().service, *_CLUSTER_LOCKS) == list(_CLUSTER_LOCKS)
+    assert await installed.refused(Roles().imports, *_CLUSTER_LOCKS) == []
 
 
 async def test_connections_are_limited(installed: Installed) -> None:
