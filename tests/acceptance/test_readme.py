@@ -1,22 +1,18 @@
-"""Commands and links of README and the documents, and the table of settings."""
+"""Commands and code of README."""
 
 import os
 import re
 import shutil
 import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from service.setting_names import ENV_PREFIX
-from service.settings import Settings
 from tests.support.dev import Running, data_folder, running_dev
 from tests.support.examples import Example, comparable, examples, output
 from tests.support.repository import ROOT
 
 _README = (ROOT / "README.md").read_text(encoding="utf-8")
-_SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 _SHOWN = examples(ROOT / "README.md")
 _PYTHON = re.findall(r"```python\n((?:.*\n)*?)```\n\n```text\n((?:.*\n)*?)```", _README)
 
@@ -52,29 +48,3 @@ async def test_python_example(dev: Running) -> None:
     """The Python example prints the output that README shows."""
     [(code, shown)] = _PYTHON
     assert await output(sys.executable, "-c", code.replace("127.0.0.1:50051", dev.address)) == shown
-
-
-def test_every_setting_is_listed() -> None:
-    """The tables of docs/settings.md have each setting once, and nothing else."""
-    cells = re.findall(r"^\| (`.+?) \| .+ \| .+ \|$", _SETTINGS, re.MULTILINE)
-    listed = [name for cell in cells for name in re.findall(rf"`({ENV_PREFIX}\w+)`", cell)]
-    assert sorted(listed) == sorted(f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields)
-
-
-def _anchor(heading: str) -> str:
-    """Return the anchor that GitHub gives to a heading."""
-    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-
-
-def _anchors(page: Path) -> set[str]:
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    return {_anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
-
-
-@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), ROOT / "bench" / "README.md", *ROOT.glob("docs/**/*.md")], ids=lambda page: page.name)
-def test_links(page: Path) -> None:
-    """Relative links lead to files that exist, and to headings in them."""
-    for target, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", page.read_text(encoding="utf-8")):
-        linked = page.parent / target if target else page
-        assert linked.exists(), target
-        assert not anchor or anchor in _anchors(linked), f"{target}#{anchor}"

@@ -17,5 +17,6 @@ RunCommand = Callable[..., Awaitable[Done]]
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """What a process of ours gets: the settings given, and nothing else of the machine's."""
-    return {"PATH": os.defpath, "LC_ALL": "C.UTF-8"} | settings
+    """Return the variables of a process under test: these settings, and none of the machine's except coverage's."""
+    coverage = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+    return {"PATH": os.defpath, "LC_ALL": "C.UTF-8"} | coverage | settings

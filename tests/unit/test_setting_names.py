@@ -1,14 +1,10 @@
 """Unknown variables `BACKUPS_...`: misspelt ones are errors, others are warnings."""
 
-import re
-import subprocess
-
 import pytest
 
 from service.errors import InvalidSettings
 from service.setting_names import check_names, known_names
 from service.settings import Settings
-from tests.support.repository import ROOT
 
 _KNOWN = known_names(Settings.model_fields)
 
@@ -65,18 +61,3 @@ def test_other_unknown_names() -> None:
 def test_service_links(name: str) -> None:
     """The variables that Kubernetes sets for Services are ignored."""
     assert check_names([f"BACKUPS_{name}"], _KNOWN) == []
-
-
-def test_every_name_in_the_repository_is_known() -> None:
-    """Every variable that the code, the documents and the deployment files mention is known."""
-    files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    text = [
-        (ROOT / file).read_text(encoding="utf-8", errors="replace")
-        for file in files.stdout.splitlines()
-        if not file.startswith(("tests/", "service/pb/", "migrations/", "bench/results")) and (ROOT / file).is_file()
-    ]
-    mentioned = set(re.findall(r"\bBACKUPS_[A-Z0-9_]*[A-Z0-9]\b(?!\*)", "\n".join(text)))
-    assert mentioned - _KNOWN == set()
-    assert "BACKUPS_DATABASE_URL" in mentioned

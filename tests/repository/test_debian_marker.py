@@ -26,14 +26,14 @@ def test_program_with_a_path():
 def test_missing_program():
     pass
 """
-_MISSING = "no-such-program is not installed: apt-get install a-package"
+_MISSING_MESSAGE = "no-such-program is not installed: apt-get install a-package"
 
 
 @pytest.mark.parametrize(
     ("required", "status", "shown"),
     [
-        ("", 0, ["2 passed, 1 skipped", _MISSING]),
-        ("1", 1, ["2 passed, 1 error", f"{_MISSING} (REQUIRE_DEBIAN is set)"]),
+        ("", 0, ["2 passed, 1 skipped", _MISSING_MESSAGE]),
+        ("1", 1, ["2 passed, 1 error", f"{_MISSING_MESSAGE} (REQUIRE_DEBIAN is set)"]),
     ],
 )
 def test_missing_programs(tmp_path: Path, required: str, status: int, shown: list[str]) -> None:

@@ -1,0 +1,80 @@
+"""Links of the documents, the tables of settings, the changelog and the code in docs/clients.md."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from service import VERSION
+from service.setting_names import ENV_PREFIX, known_names
+from service.settings import Settings
+from tests.clients.programs import HERE, NAMES
+from tests.support.repository import ROOT, tracked_files
+
+_CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+_CLIENTS = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+_CLIENT_CODE = re.findall(r"^\[tests/clients/(.+)\]\(.+\):\n\n```\w+\n((?:.*\n)*?)```", _CLIENTS, re.MULTILINE)
+_SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+
+
+def test_every_setting_is_listed() -> None:
+    """The tables of docs/settings.md have each setting once, and nothing else."""
+    cells = re.findall(r"^\| (`.+?) \| .+ \| .+ \|$", _SETTINGS, re.MULTILINE)
+    listed = [name for cell in cells for name in re.findall(rf"`({ENV_PREFIX}\w+)`", cell)]
+    assert sorted(listed) == sorted(f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields)
+
+
+def test_every_variable_is_known() -> None:
+    """Every variable `BACKUPS_*` in the code, the documents and the deployment files is known."""
+    excluded = ("tests/", "service/pb/", "migrations/", "bench/results")
+    files = [ROOT / file for file in tracked_files() if not file.startswith(excluded)]
+    text = "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+    mentioned = set(re.findall(r"\bBACKUPS_[A-Z0-9_]*[A-Z0-9]\b(?!\*)", text))
+    assert mentioned - known_names(Settings.model_fields) == set()
+    assert "BACKUPS_DATABASE_URL" in mentioned
+
+
+def _anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives to a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def _anchors(page: Path) -> set[str]:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return {_anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), ROOT / "bench" / "README.md", *ROOT.glob("docs/**/*.md")], ids=lambda page: page.name)
+def test_links(page: Path) -> None:
+    """Relative links lead to files that exist, and to headings in them."""
+    for target, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", page.read_text(encoding="utf-8")):
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        assert not anchor or anchor in _anchors(linked), f"{target}#{anchor}"
+
+
+def test_changelog() -> None:
+    """The newest section of the changelog is for the current version."""
+    sections = re.findall(r"^## \[(.+?)\]", _CHANGELOG, re.MULTILINE)
+    assert next(section for section in sections if section != "Unreleased") == VERSION
+
+
+@pytest.mark.parametrize(("file", "code"), _CLIENT_CODE, ids=[file for file, _ in _CLIENT_CODE])
+def test_client_code(file: str, code: str) -> None:
+    """Each code block of docs/clients.md equals the tested file that it links to."""
+    assert code == (HERE / file).read_text(encoding="utf-8")
+
+
+def test_every_client_is_documented() -> None:
+    """docs/clients.md shows the code of each tested client and its pinned version."""
+    assert {file.rpartition("/")[0].replace("/", "_") for file, _ in _CLIENT_CODE} == {*NAMES, "go_calls"}
+    pins = {
+        "python/requirements.txt": r"^yandexcloud==(\S+)",
+        "node/package.json": r'"@yandex-cloud/nodejs-sdk": "(\S+)"',
+        "go/v1/go.mod": r"^\s*github.com/yandex-cloud/go-sdk (\S+)",
+        "go/v2/go.mod": r"^\s*github.com/yandex-cloud/go-sdk/v2 (\S+)",
+    }
+    for file, pattern in pins.items():
+        found = re.search(pattern, (HERE / file).read_text(encoding="utf-8"), re.MULTILINE)
+        assert found
+        assert f"| {found[1]} |" in _CLIENTS

@@ -1,0 +1,30 @@
+"""Threat model of SECURITY.md and the tests that it names."""
+
+import ast
+import re
+
+from service import VERSION
+from tests.support.repository import ROOT
+
+_SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+
+
+def test_security_policy_names_existing_tests() -> None:
+    """Every test that the threat model names exists, and every row of its tables names one."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", _SECURITY)
+    assert named
+    for file, test in named:
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+        assert test in functions, f"{file}::{test}"
+    model = _SECURITY.partition("## Threat model")[2].splitlines()
+    rows = [line for line in model if line.startswith("| ") and not line.startswith(("| Statement |", "| --- |"))]
+    assert len(rows) > 20
+    assert [row for row in rows if "::test_" not in row] == []
+
+
+def test_security_policy_covers_every_attacker() -> None:
+    """The threat model has a section for each of the five attackers, and the supported versions name this one."""
+    for attacker in ("An anonymous client", "A client with a token", "A cluster's operator", "A captured replica", "A network attacker"):
+        assert f"### {attacker}\n" in _SECURITY
+    assert f"| {VERSION.rpartition('.')[0]}.x |" in _SECURITY
