@@ -1,6 +1,6 @@
 # `make` alone prints the commands from the ## comments.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak check clients format bench bench-scale proto requirements compose-test debian-test clean
+.PHONY: help setup run test coverage soak check clients format bench bench-scale proto requirements compose-test debian-test clean
 
 # The first CPython of the PATH that is 3.11 or newer; PYTHON=... selects another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -9,6 +9,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= auto
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes
 
 help: ## print the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,29 +22,36 @@ setup: $(VENV)/local ## create the virtual environment that ./backup-service run
 test: $(VENV)/development ## run the tests (ARGS=... of pytest); the official clients' tests need `make clients`
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-soak: $(VENV)/development $(VENV)/fuzzing ## run the long forms of the fault tests and write the measurements to docs/faults.md
+coverage: $(VENV)/development ## run the tests, measure the branch coverage of service/ and fail if it is below the minimum of pyproject.toml
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+soak: $(VENV)/measurements ## run the long forms of the fault tests and write the measurements to docs/faults.md
 	$(BIN)/pytest --long --report docs/faults.md -m guarantee --timeout 7200 $(ARGS)
 
 clients: ## install the official clients, for tests/clients (needs npm and go for two of them)
 	@PYTHON=$(PYTHON) tests/clients/install
 
-check: $(VENV)/development ## check formatting, lint, types, imports, contract, migrations and requirements (RELEASE=1: fail if the audit cannot run)
+check: $(VENV)/development ## check formatting, lint, spelling, types, imports, contract, migrations and requirements (RELEASE=1: fail if the audit cannot run)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+	$(BIN)/typos
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	proto/check
 	migrations/check
-	$(BIN)/python requirements/check.py $(if $(RELEASE),--release)
+	$(BIN)/python -m requirements.check $(if $(RELEASE),--release)
 
 format: $(VENV)/development ## format the code and apply lint fixes
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(VENV)/bench ## compare the cost of a call with other implementations; eight minutes (ARGS=--help)
+bench: $(VENV)/measurements ## compare the cost of a call with other implementations; eight minutes (ARGS=--help)
 	$(BIN)/python -m bench $(ARGS)
 
-bench-scale: $(VENV)/bench ## measure the same calls with ten thousand to ten million backups; half an hour, 20 GB
+bench-scale: $(VENV)/measurements ## measure the same calls with ten thousand to ten million backups; half an hour, 20 GB
 	$(BIN)/python -m bench --scale $(ARGS)
 
 proto: $(VENV)/development ## generate service/pb, docs/api.md and docs/openapi.json from proto/
@@ -66,18 +74,14 @@ $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/local: requirements/local.txt | $(VENV)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/local.txt
+$(VENV)/local: requirements/production.txt requirements/local.txt | $(VENV)/python
+	$(INSTALL) -r requirements/production.txt -r requirements/local.txt
 	@touch $@
 
 $(VENV)/development: requirements/development.txt | $(VENV)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/development.txt
+	$(INSTALL) -r requirements/development.txt
 	@touch $@ $(VENV)/local
 
-$(VENV)/bench: requirements/bench.txt | $(VENV)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
-	@touch $@ $(VENV)/development $(VENV)/local
-
-$(VENV)/fuzzing: requirements/fuzzing.txt | $(VENV)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzzing.txt
+$(VENV)/measurements: requirements/measurements.txt | $(VENV)/development
+	$(INSTALL) -r requirements/measurements.txt
 	@touch $@

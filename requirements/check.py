@@ -1,6 +1,6 @@
-"""What the image brings in: whether there are wheels for every supported CPython, a bill of materials, and known vulnerabilities.
+"""Checks of the packages in the image: wheels for every supported CPython, a bill of materials, and known vulnerabilities.
 
-Usage: check.py [--release]. In a release, what could not be audited is a failure; else it is only said.
+Usage: python -m requirements.check [--release]. An incomplete audit is an error with --release, and is only reported without it.
 """
 
 import json
@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from service import VERSION
+
 ROOT = Path(__file__).parents[1]
 PRODUCTION = ROOT / "requirements" / "production.txt"
 SBOM = ROOT / "build" / "sbom.cdx.json"
@@ -18,7 +20,7 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 
 def check_wheels() -> None:
-    """Resolves the pinned requirements for each CPython, on this platform, without a compiler; nothing is installed."""
+    """Resolve the pinned requirements to wheels for each CPython on this platform, without installing them."""
     for version in PYTHONS:
         with tempfile.TemporaryDirectory() as folder:
             _run(
@@ -29,29 +31,34 @@ def check_wheels() -> None:
 
 
 def write_sbom(file: Path) -> None:
-    """Writes a CycloneDX bill of materials, which its own schema has been held to."""
+    """Write a bill of materials in CycloneDX format, validated against its schema."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    _run(
-        *("cyclonedx_py", "requirements", str(PRODUCTION), "--pyproject", str(ROOT / "pyproject.toml")),
-        *("--output-reproducible", "--validate", "--output-format", "JSON", "--output-file", str(file)),
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        # cyclonedx-py does not resolve a dynamic version.
+        project = Path(folder, "pyproject.toml")
+        text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        project.write_text(text.replace('dynamic = ["version"]', f'version = "{VERSION}"', 1), encoding="utf-8")
+        _run(
+            *("cyclonedx_py", "requirements", str(PRODUCTION), "--pyproject", str(project)),
+            *("--output-reproducible", "--validate", "--output-format", "JSON", "--output-file", str(file)),
+        )
     print(f"Bill of materials: {file.relative_to(ROOT) if file.is_relative_to(ROOT) else file}")
 
 
 def audit(*, is_release: bool) -> str | None:
-    """Asks PyPI which of the requirements are known to be vulnerable; gives what is wrong, if anything is."""
+    """Query PyPI for known vulnerabilities of the requirements and return an error message, or None."""
     options = ["--format", "json", "--progress-spinner", "off", "--disable-pip", "--require-hashes", "--requirement", str(PRODUCTION)]
     done = subprocess.run([sys.executable, "-m", "pip_audit", *options], check=False, capture_output=True, text=True)
     try:
         report = json.loads(done.stdout)
     except ValueError:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        return judge([{"name": "everything", "skip_reason": lines[-1]}], is_release=is_release)
+        return judge([{"name": "all requirements", "skip_reason": lines[-1]}], is_release=is_release)
     return judge(report["dependencies"], is_release=is_release)
 
 
 def judge(dependencies: list[dict[str, Any]], *, is_release: bool) -> str | None:
-    """What is wrong with a report of pip-audit, if anything is; prints the rest."""
+    """Return an error message for a report of pip-audit, or print its result and return None."""
     found = [
         f"{each['name']} {each['version']}: {vulnerability['id']}, fixed in {', '.join(vulnerability['fix_versions']) or 'no version'}"
         for each in dependencies
@@ -60,20 +67,20 @@ def judge(dependencies: list[dict[str, Any]], *, is_release: bool) -> str | None
     if found:
         return "Known vulnerabilities:\n  " + "\n  ".join(found)
     skipped = [each for each in dependencies if "skip_reason" in each]
-    if skipped or not dependencies:
-        reason = skipped[0]["skip_reason"] if skipped else "pip-audit has looked at nothing"
-        message = f"NOT AUDITED for known vulnerabilities: {len(skipped)} of {len(dependencies)} requirements. The first: {reason}"
-        if is_release:
-            return message
-        print(f"{message}\nA release needs a machine that reaches PyPI's JSON API: make check RELEASE=1 fails without.")
-    else:
+    if not skipped and dependencies:
         print(f"No known vulnerability in {len(dependencies)} requirements")
+        return None
+    reason = skipped[0]["skip_reason"] if skipped else "pip-audit returned an empty report"
+    message = f"NOT AUDITED for known vulnerabilities: {len(skipped)} of {len(dependencies)} requirements. The first reason: {reason}"
+    if is_release:
+        return message
+    print(f"{message}\nTo release, run make check RELEASE=1 on a machine that can reach PyPI's JSON API.")
     return None
 
 
 def _run(module: str, *arguments: str) -> None:
-    """A module of this environment; it tells itself what went wrong, and that is the end."""
-    # cyclonedx warns that a list of requirements does not say which of them needs which.
+    """Run a module of this environment, and exit with its status if it fails."""
+    # cyclonedx warns that a list of requirements does not contain the dependencies between them.
     done = subprocess.run([sys.executable, "-W", "ignore::UserWarning", "-m", module, *arguments], check=False)
     if done.returncode:
         sys.exit(done.returncode)
@@ -82,8 +89,8 @@ def _run(module: str, *arguments: str) -> None:
 def main() -> None:
     check_wheels()
     write_sbom(SBOM)
-    if wrong := audit(is_release="--release" in sys.argv[1:]):
-        sys.exit(wrong)
+    if error := audit(is_release="--release" in sys.argv[1:]):
+        sys.exit(error)
 
 
 if __name__ == "__main__":
