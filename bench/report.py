@@ -105,8 +105,8 @@ def _ratios(calls: dict[str, Any]) -> str:
     peers = [name for name in next(iter(calls.values())) if name not in (_SERVICE, "no interceptor", "no log")]
     rows = [[case, *(_multiple(systems[_SERVICE], systems[peer]) for peer in peers)] for case, systems in calls.items()]
     return (
-        "\nCalls per second of the service, divided by those of each peer (in brackets: the same ratio for calls per second of CPU time):\n\n"
-        + _table(["", *(f"÷ {peer}" for peer in peers)], rows)
+        "\nCalls per second of the service, divided by those of each peer "
+        "(in brackets: the same ratio for calls per second of CPU time):\n\n" + _table(["", *(f"÷ {peer}" for peer in peers)], rows)
     )
 
 
