@@ -1,10 +1,12 @@
-"""Which backups of Greenplum clusters exist: the BackupService API over a catalog in PostgreSQL.
+"""The backup service: the API of Greenplum backups over a catalog in PostgreSQL.
 
-How a request travels: `server` listens, and hands each call to `api/interceptor`, which surrounds it and decodes the request;
-`api/backup_service` checks it (`api/validation`), opens its page token (`page_token`) and asks `postgres/catalog`, whose one query goes
-through `postgres/database`. Back come rows which already are protobuf. What goes wrong on the way is raised (`errors`), passes through
-everything, and becomes a status in `api/status`. How a backup gets into the catalog: `importers/` read a tool's listing,
-`postgres/loading` merges it into the table. `cli` is the way in to all of it.
+A call: `server` listens, and `api/interceptor` runs the steps of each call. `api/backup_service` and `api/cluster_service` authorize and
+validate it, open its page token (`page_token`) and read encoded rows from `postgres/catalog`. Errors (`errors`) are raised, and
+`api/error_status` maps them to statuses.
+
+An import: `cli` passes a listing to a module of `importers`, and `postgres/import_backups` merges its entries into the catalog.
+
+`composition` builds the server from the settings. docs/architecture.md describes all modules.
 """
 
 VERSION = "0.1.0"

@@ -25,6 +25,6 @@ def test_security_policy_names_existing_tests() -> None:
 
 def test_security_policy_covers_every_attacker() -> None:
     """The threat model has a section for each of the five attackers, and the supported versions name this one."""
-    for attacker in ("An anonymous client", "A client with a token", "A cluster's operator", "A captured replica", "A network attacker"):
+    for attacker in ("Unauthenticated client", "Client with a token", "Cluster operator", "Compromised replica", "Network attacker"):
         assert f"### {attacker}\n" in _SECURITY
     assert f"| {VERSION.rpartition('.')[0]}.x |" in _SECURITY
