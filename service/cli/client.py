@@ -62,9 +62,9 @@ class Credentials(NamedTuple):
 
 
 async def pages(
-    endpoint: Endpoint, credentials: Credentials, request: pb.ListBackupsRequest, *, follow: bool
+    endpoint: Endpoint, credentials: Credentials, request: pb.ListBackupsRequest | pb.ListClusterBackupsRequest, *, follow: bool
 ) -> AsyncGenerator[pb.ListBackupsResponse]:  # fmt: skip
-    """Yield one page of a folder's backups, or with `follow` all pages from there on.
+    """Yield one page of the backups of a folder or a cluster, or with `follow` all pages from there on.
 
     Raises:
         CommandError: The token cannot be sent.
@@ -72,15 +72,23 @@ async def pages(
     """
     walk = _Walk()
     async with _channel(endpoint) as channel:
-        stub = pb.BackupServiceStub(channel)
+        call = _list_method(channel, request)
         while True:
-            page = _decoded(await stub.List(request, timeout=endpoint.timeout, metadata=credentials.metadata(endpoint)))
+            page = _decoded(await call(request, timeout=endpoint.timeout, metadata=credentials.metadata(endpoint)))
             _check_page(page)
             walk.check(page)
             yield page
             request.page_token = page.next_page_token
             if not (follow and page.next_page_token):
                 return
+
+
+def _list_method(channel: grpc.aio.Channel, request: pb.ListBackupsRequest | pb.ListClusterBackupsRequest) -> Any:
+    """Return the method of the request. Both responses number their fields alike, so both are read as ListBackupsResponse."""
+    of_folder = isinstance(request, pb.ListBackupsRequest)
+    method = f"/{pb.BACKUP_SERVICE}/List" if of_folder else f"/{pb.CLUSTER_SERVICE}/ListBackups"
+    serialize = type(request).SerializeToString
+    return channel.unary_unary(method, request_serializer=serialize, response_deserializer=pb.ListBackupsResponse.FromString)
 
 
 class _Walk:

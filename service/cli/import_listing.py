@@ -16,6 +16,7 @@ import typer
 from service.cli.environment import read_settings
 from service.cli.help import example
 from service.cli.option_groups import option_groups
+from service.cli.time_range import instant
 from service.entry import Entry, Skipped, completed_since
 from service.errors import CommandError
 from service.postgres.import_backups import Options, Target, check_target, load
@@ -34,16 +35,6 @@ class _Owner(NamedTuple):
         return Target(folder_id=self.folder_id, source_cluster_id=self.cluster_id, tool=tool)
 
 
-def _instant(text: str) -> datetime:
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        time = None
-    if time is None or time.tzinfo is None:
-        raise typer.BadParameter("must be a time with its offset, such as 2026-11-20T00:00:00Z")
-    return time
-
-
 def _owner(
     folder_id: Annotated[str, typer.Option("--folder-id", help="The folder that the backups belong to.")],
     cluster_id: Annotated[str, typer.Option("--cluster-id", help="The cluster whose backups they are.")],
@@ -56,7 +47,7 @@ def _since(
     since: Annotated[
         datetime | None,
         typer.Option(
-            parser=_instant,
+            parser=instant,
             metavar="TIME",
             help="Skip backups completed before this time, such as 2026-11-20T00:00:00Z: a clone's listing has its source's backups.",
             show_default=False,

@@ -7,13 +7,14 @@ import sys
 from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeVar
 
 import typer
 
 from service import pb
 from service.cli.help import example
 from service.cli.option_groups import option_groups
+from service.cli.time_range import TimeRange, instant, within
 from service.errors import CommandError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print protobuf's JSON.")]
 _HEALTH_TIMEOUT_S = 3.0
 _CA_MAX_LENGTH = 1 << 20  # bytes; a file with all public authorities has 250 kB
 
-_Request = TypeVar("_Request", pb.ListBackupsRequest, pb.GetBackupRequest)
+_Request = TypeVar("_Request", pb.ListBackupsRequest, pb.ListClusterBackupsRequest, pb.GetBackupRequest)
 
 
 def _endpoint(
@@ -81,10 +82,47 @@ def _request(make: Callable[..., _Request], **fields: object) -> _Request:
         raise CommandError(f"the request cannot be encoded: {exc}") from None
 
 
-@commands.command("list", epilog=example("backup-service list --folder-id f1 --page-size 10"))
-@option_groups(endpoint=_endpoint, credentials=_credentials)
+class _Owner(NamedTuple):
+    """The folder or the cluster whose backups are listed."""
+
+    kind: Literal["folder", "cluster"]
+    id: str
+
+    def request(self, page_size: int, page_token: str) -> pb.ListBackupsRequest | pb.ListClusterBackupsRequest:
+        if self.kind == "folder":
+            return _request(pb.ListBackupsRequest, folder_id=self.id, page_size=page_size, page_token=page_token)
+        return _request(pb.ListClusterBackupsRequest, cluster_id=self.id, page_size=page_size, page_token=page_token)
+
+
+def _owner(
+    folder_id: Annotated[str | None, typer.Option("--folder-id", help="The folder whose backups to list.", show_default=False)] = None,
+    cluster_id: Annotated[str | None, typer.Option("--cluster-id", help="The cluster whose backups to list.", show_default=False)] = None,
+) -> _Owner:
+    if folder_id is not None and cluster_id is None:
+        return _Owner("folder", folder_id)
+    if cluster_id is not None and folder_id is None:
+        return _Owner("cluster", cluster_id)
+    raise typer.BadParameter("give one of --folder-id and --cluster-id")
+
+
+def _times(
+    since: Annotated[
+        datetime | None,
+        typer.Option(parser=instant, metavar="TIME", help="Only backups completed at this time or later.", show_default=False),
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option(parser=instant, metavar="TIME", help="Only backups completed before this time.", show_default=False),
+    ] = None,
+) -> TimeRange:
+    return TimeRange(since, until)
+
+
+@commands.command("list", epilog=example("backup-service list --cluster-id c1 --since 2026-11-20T00:00:00Z"))
+@option_groups(owner=_owner, times=_times, endpoint=_endpoint, credentials=_credentials)
 def list_(
-    folder_id: Annotated[str, typer.Option("--folder-id", help="The folder whose backups to list.")],
+    owner: _Owner,
+    times: TimeRange,
     endpoint: "Endpoint",
     credentials: "Credentials",
     page_size: Annotated[int, typer.Option(help="Backups for each page, 1 to 1000; 0 means 100.")] = 0,
@@ -92,15 +130,15 @@ def list_(
     all_: Annotated[bool, typer.Option("--all", help="Follow the page tokens to the last page.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List a folder's backups, newest first."""
+    """List the backups of a folder or a cluster, newest first."""
     from service.cli import client
 
-    request = _request(pb.ListBackupsRequest, folder_id=folder_id, page_size=page_size, page_token=page_token)
-    pages = client.pages(endpoint, credentials, request, follow=all_)
-    asyncio.run(_print_json(pages) if as_json else _print_table(pages, folder_id, follow=all_))
+    follow = all_ or times.is_limited
+    pages = within(client.pages(endpoint, credentials, owner.request(page_size, page_token), follow=follow), times)
+    asyncio.run(_print_json(pages) if as_json else _print_table(pages, owner, follow=follow))
 
 
-async def _print_table(pages: AsyncGenerator[pb.ListBackupsResponse], folder_id: str, *, follow: bool) -> None:
+async def _print_table(pages: AsyncGenerator[pb.ListBackupsResponse], owner: _Owner, *, follow: bool) -> None:
     from service.cli import output
     from service.cli.formatting import printable
     from service.cli.table import Table, print_left_out, terminal_width
@@ -115,7 +153,7 @@ async def _print_table(pages: AsyncGenerator[pb.ListBackupsResponse], folder_id:
             count, page_token = count + len(page.backups), page.next_page_token
     print_left_out(table)
     if not count:
-        print(f"No backups in folder {printable(folder_id)}.", file=sys.stderr)
+        print(f"No backups {'in' if owner.kind == 'folder' else 'of'} {owner.kind} {printable(owner.id)}.", file=sys.stderr)
     elif page_token and not follow:
         print(f"There are more: --all, or --page-token {printable(page_token)}", file=sys.stderr)
 

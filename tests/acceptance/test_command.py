@@ -67,7 +67,7 @@ async def test_import_and_list(cli: _Cli, tmp_path: Path) -> None:
 
     listed = await cli("list", "--folder-id", "f1")
     rows = [line.split() for line in listed.stdout.splitlines()]
-    assert rows[0] == ["ID", "CLUSTER", "COMPLETED", "AGE", "DURATION", "SIZE"]
+    assert rows[0] == ["ID", "CLUSTER", "COMPLETED", "AGE", "DURATION", "METHOD", "SIZE"]
     assert [row[0] for row in rows[1:]] == [
         "c9q3vd0k8m1nt5rj2hfe",
         "c1:backup_20261122T031502Z_D",
@@ -75,7 +75,8 @@ async def test_import_and_list(cli: _Cli, tmp_path: Path) -> None:
         "c1:backup_20261120T031501Z",
     ]
     assert "2026-11-23 20:02:11Z" in listed.stdout
-    assert listed.stdout.splitlines()[1].endswith("    2h 22m   851.0 GiB")
+    assert [row[-3] for row in rows[1:]] == ["base", "incremental", "incremental", "base"]
+    assert listed.stdout.splitlines()[1].endswith("    2h 22m  base          851.0 GiB")
 
 
 async def test_pages_of_a_list(cli: _Cli, add_backups: AddBackups) -> None:
@@ -92,6 +93,38 @@ async def test_pages_of_a_list(cli: _Cli, add_backups: AddBackups) -> None:
 
     every = await cli("list", "--folder-id", "f1", "--page-size", "10", "--all")
     assert ([line.split()[0] for line in every.stdout.splitlines()[1:]], every.stderr) == (ids, "")
+
+
+async def test_list_by_cluster_and_time(cli: _Cli, add_backups: AddBackups) -> None:
+    """--cluster-id lists one cluster's backups, and --since and --until those of a time range over all pages, as a table and as JSON."""
+    backups = await add_backups(25, source_cluster_id="c2", size=0)
+    await add_backups(2)
+    ids = [backup.id for backup in backups]
+    of_c2 = ("list", "--cluster-id", "c2", "--page-size", "4")
+
+    every = await cli(*of_c2, "--all")
+    assert ([line.split()[0] for line in every.stdout.splitlines()[1:]], every.stderr) == (ids, "")
+    assert every.stdout.splitlines()[1].split()[-2:] == ["-", "-"]  # neither the method nor the size is known
+
+    times = ("--since", backups[9].created_at.isoformat(), "--until", backups[2].created_at.isoformat())
+    assert [line.split()[0] for line in (await cli(*of_c2, *times)).stdout.splitlines()[1:]] == ids[3:10]
+    page = json.loads((await cli(*of_c2, *times, "--json")).stdout)
+    assert [backup["id"] for backup in page["backups"]] == ids[3:10]
+    assert page.keys() == {"backups"}
+    in_folder = await cli("list", "--folder-id", "f1", *times)
+    assert set(ids[3:10]) <= {line.split()[0] for line in in_folder.stdout.splitlines()}
+
+    none = await cli("list", "--cluster-id", "none")
+    assert (none.status, none.stdout, none.stderr) == (0, "", "No backups of cluster none.\n")
+
+
+async def test_list_of_one_owner(cli: _Cli) -> None:
+    """`list` requires either a folder or a cluster, and times with an offset."""
+    for arguments in ((), ("--folder-id", "f1", "--cluster-id", "c1"), ("--folder-id", "f1", "--since", "yesterday")):
+        done = await cli("list", *arguments)
+        assert (done.status, done.stdout) == (2, "")
+        assert ("--cluster-id" if "--since" not in arguments else "2026-11-20T00:00:00Z") in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 async def test_json(cli: _Cli, add_backups: AddBackups) -> None:

@@ -49,16 +49,17 @@ def test_durations(length: timedelta, text: str) -> None:
 
 
 def test_table_of_backups() -> None:
-    """Columns keep their width over pages, numbers are aligned right, and the header is printed once."""
+    """Columns keep their width over pages, numbers are aligned right, an unknown value is a dash, and the header is printed once."""
     table = Table(output.columns(_NOW))
-    later = _backup(id="b3", size=5)
+    later = _backup(id="b3", size=0)
     later.created_at.FromDatetime(datetime(2026, 1, 1, 2, 3, 4, tzinfo=UTC))
     later.started_at.FromDatetime(datetime(2026, 1, 1, 2, 3, 3, tzinfo=UTC))
-    assert [*table.lines([_backup(), _backup(id="longer")]), *table.lines([later])] == [
-        "ID      CLUSTER  COMPLETED                  AGE  DURATION        SIZE",
-        "b1      c1       2026-11-23 20:02:11Z    1d 15h    2h 22m   851.0 GiB",
-        "longer  c1       2026-11-23 20:02:11Z    1d 15h    2h 22m   851.0 GiB",
-        "b3      c1       2026-01-01 02:03:04Z   328d 9h        1s         5 B",
+    first = [_backup(method=pb.Backup.BASE), _backup(id="longer", method=pb.Backup.INCREMENTAL)]
+    assert [*table.lines(first), *table.lines([later])] == [
+        "ID      CLUSTER  COMPLETED                  AGE  DURATION  METHOD             SIZE",
+        "b1      c1       2026-11-23 20:02:11Z    1d 15h    2h 22m  base          851.0 GiB",
+        "longer  c1       2026-11-23 20:02:11Z    1d 15h    2h 22m  incremental   851.0 GiB",
+        "b3      c1       2026-01-01 02:03:04Z   328d 9h        1s  -                     -",
     ]
 
 
@@ -81,9 +82,9 @@ def test_cells_that_are_too_long() -> None:
 @pytest.mark.parametrize(
     ("width", "headers", "left_out"),
     [
-        (120, ["ID", "CLUSTER", "COMPLETED", "AGE", "DURATION", "SIZE"], []),
-        (80, ["ID", "COMPLETED", "AGE", "SIZE"], ["DURATION", "CLUSTER"]),
-        (20, ["ID", "COMPLETED"], ["DURATION", "CLUSTER", "SIZE", "AGE"]),
+        (120, ["ID", "CLUSTER", "COMPLETED", "AGE", "DURATION", "METHOD", "SIZE"], []),
+        (80, ["ID", "COMPLETED", "AGE", "SIZE"], ["DURATION", "METHOD", "CLUSTER"]),
+        (20, ["ID", "COMPLETED"], ["DURATION", "METHOD", "CLUSTER", "SIZE", "AGE"]),
     ],
 )
 def test_narrow_terminals(width: int, headers: list[str], left_out: list[str]) -> None:

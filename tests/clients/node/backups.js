@@ -1,12 +1,15 @@
 const { Session } = require('@yandex-cloud/nodejs-sdk');
-const { backupService } = require('@yandex-cloud/nodejs-sdk/mdb-greenplum-v1');
+const { backupService, clusterService } = require('@yandex-cloud/nodejs-sdk/mdb-greenplum-v1');
 
 function connect(address, token, rootCerts) {
   const session = new Session({ iamToken: token, ssl: { rootCerts } });
-  return session.client(backupService.BackupServiceClient, address);
+  return {
+    backups: session.client(backupService.BackupServiceClient, address),
+    clusters: session.client(clusterService.ClusterServiceClient, address),
+  };
 }
 
-// Makes a call. An error has its `code`, the message as `details`, and from here on the `trailers`, where `x-request-id` is.
+// Makes a call. An error has a `code`, the message as `details`, and here also the `trailers`, which contain `x-request-id`.
 async function call(method, request) {
   let trailers;
   try {
@@ -17,18 +20,25 @@ async function call(method, request) {
   }
 }
 
-function get(service, backupId) {
-  return call(service.get, backupService.GetBackupRequest.fromPartial({ backupId }));
+function get(services, backupId) {
+  return call(services.backups.get, backupService.GetBackupRequest.fromPartial({ backupId }));
 }
 
-async function* backups(service, folderId, pageSize = 0) {
+function backups(services, folderId, pageSize = 0) {
+  return pages(services.backups.list, (pageToken) => backupService.ListBackupsRequest.fromPartial({ folderId, pageSize, pageToken }));
+}
+
+function clusterBackups(services, clusterId, pageSize = 0) {
+  return pages(services.clusters.listBackups, (pageToken) => clusterService.ListClusterBackupsRequest.fromPartial({ clusterId, pageSize, pageToken }));
+}
+
+async function* pages(method, request) {
   let pageToken = '';
   do {
-    const request = backupService.ListBackupsRequest.fromPartial({ folderId, pageSize, pageToken });
-    const page = await call(service.list, request);
+    const page = await call(method, request(pageToken));
     yield* page.backups;
     pageToken = page.nextPageToken;
   } while (pageToken);
 }
 
-module.exports = { connect, call, get, backups };
+module.exports = { connect, call, get, backups, clusterBackups };

@@ -1,4 +1,4 @@
-"""Makes the calls that standard input asks for, a line of JSON each, with the official Python client; prints a line of JSON for each."""
+"""Calls the service with the official Python client: reads a call from each line of JSON, prints its result as a line of JSON."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from backups import backups, connect, explained, get
+from backups import backups, cluster_backups, connect, explained, get
 from yandex.cloud.iam.v1.iam_token_service_pb2 import CreateIamTokenRequest
 from yandex.cloud.iam.v1.iam_token_service_pb2_grpc import IamTokenServiceStub
 from yandex.cloud.mdb.greenplum.v1.backup_pb2 import Backup
@@ -21,6 +21,8 @@ def call(address: str, root_certificates: bytes, case: dict[str, Any]) -> list[B
             return [get(sdk, backup_id)]
         case {"call": "list", "folder_id": folder_id, "page_size": page_size}:
             return list(backups(sdk, folder_id, page_size))
+        case {"call": "list_cluster", "cluster_id": cluster_id, "page_size": page_size}:
+            return list(cluster_backups(sdk, cluster_id, page_size))
         case {"call": "delete", "backup_id": backup_id}:
             sdk.client(BackupServiceStub).Delete(DeleteBackupRequest(backup_id=backup_id))
         case {"call": "create token"}:
@@ -30,8 +32,8 @@ def call(address: str, root_certificates: bytes, case: dict[str, Any]) -> list[B
 
 def row(backup: Backup) -> list[Any]:
     times = [time.ToMicroseconds() for time in (backup.created_at, backup.started_at)]
-    later = [backup.type, backup.method, backup.journal_size]
-    return [backup.id, backup.folder_id, times[0], backup.source_cluster_id, times[1], backup.size, *later]
+    kinds = [backup.type, backup.method, backup.journal_size]
+    return [backup.id, backup.folder_id, times[0], backup.source_cluster_id, times[1], backup.size, *kinds]
 
 
 def main(address: str, ca_file: str) -> None:

@@ -1,4 +1,4 @@
-// Package calls makes the calls that standard input asks for, a line of JSON each, and prints a line of JSON for each.
+// Package calls reads a call from each line of JSON, makes it with an official Go client, and prints its result as a line of JSON.
 package calls
 
 import (
@@ -17,6 +17,7 @@ import (
 type Client interface {
 	Get(ctx context.Context, backupID string) (*greenplum.Backup, error)
 	List(ctx context.Context, folderID string, pageSize int64) ([]*greenplum.Backup, error)
+	ListCluster(ctx context.Context, clusterID string, pageSize int64) ([]*greenplum.Backup, error)
 	Delete(ctx context.Context, backupID string) error
 	CreateToken(ctx context.Context, request *iam.CreateIamTokenRequest) error
 	Close(ctx context.Context) error
@@ -25,27 +26,28 @@ type Client interface {
 // Connect makes a Client.
 type Connect func(ctx context.Context, address, token string) (Client, error)
 
-type asked struct {
-	Token    string
-	Call     string
-	BackupID string `json:"backup_id"`
-	FolderID string `json:"folder_id"`
-	PageSize int64  `json:"page_size"`
+type input struct {
+	Token     string
+	Call      string
+	BackupID  string `json:"backup_id"`
+	FolderID  string `json:"folder_id"`
+	ClusterID string `json:"cluster_id"`
+	PageSize  int64  `json:"page_size"`
 }
 
-// Run answers until standard input ends. The address of the service is the first argument.
+// Run makes calls until the end of standard input. The address of the service is the first argument.
 func Run(connect Connect) {
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		told := map[string]any{}
-		if rows, err := answer(ctx, connect, lines.Bytes()); err != nil {
-			told["code"], told["message"], told["request_id"] = Explained(err)
+		output := map[string]any{}
+		if rows, err := result(ctx, connect, lines.Bytes()); err != nil {
+			output["code"], output["message"], output["request_id"] = Explained(err)
 		} else {
-			told["backups"] = rows
+			output["backups"] = rows
 		}
-		encoded, err := json.Marshal(told)
+		encoded, err := json.Marshal(output)
 		if err != nil {
 			panic(err)
 		}
@@ -54,30 +56,33 @@ func Run(connect Connect) {
 	}
 }
 
-func answer(ctx context.Context, connect Connect, line []byte) ([][]any, error) {
-	var question asked
-	if err := json.Unmarshal(line, &question); err != nil {
+func result(ctx context.Context, connect Connect, line []byte) ([][]any, error) {
+	var call input
+	if err := json.Unmarshal(line, &call); err != nil {
 		return nil, err
 	}
-	client, err := connect(ctx, os.Args[1], question.Token)
+	client, err := connect(ctx, os.Args[1], call.Token)
 	if err != nil {
 		return nil, err
 	}
 	defer client.Close(ctx)
-	switch question.Call {
+	switch call.Call {
 	case "get":
-		backup, err := client.Get(ctx, question.BackupID)
+		backup, err := client.Get(ctx, call.BackupID)
 		return rows(backup), err
 	case "list":
-		backups, err := client.List(ctx, question.FolderID, question.PageSize)
+		backups, err := client.List(ctx, call.FolderID, call.PageSize)
+		return rows(backups...), err
+	case "list_cluster":
+		backups, err := client.ListCluster(ctx, call.ClusterID, call.PageSize)
 		return rows(backups...), err
 	case "delete":
-		return nil, client.Delete(ctx, question.BackupID)
+		return nil, client.Delete(ctx, call.BackupID)
 	case "create token":
 		identity := &iam.CreateIamTokenRequest_YandexPassportOauthToken{YandexPassportOauthToken: "x"}
 		return nil, client.CreateToken(ctx, &iam.CreateIamTokenRequest{Identity: identity})
 	}
-	return nil, fmt.Errorf("unknown call: %s", question.Call)
+	return nil, fmt.Errorf("unknown call: %s", call.Call)
 }
 
 func rows(backups ...*greenplum.Backup) [][]any {

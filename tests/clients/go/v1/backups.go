@@ -19,3 +19,8 @@ func backups(ctx context.Context, sdk *ycsdk.SDK, folderID string, pageSize int6
 	request := &greenplum.ListBackupsRequest{FolderId: folderID, PageSize: pageSize}
 	return sdk.MDB().Greenplum().Backup().BackupIterator(ctx, request).TakeAll()
 }
+
+func clusterBackups(ctx context.Context, sdk *ycsdk.SDK, clusterID string, pageSize int64) ([]*greenplum.Backup, error) {
+	request := &greenplum.ListClusterBackupsRequest{ClusterId: clusterID, PageSize: pageSize}
+	return sdk.MDB().Greenplum().Cluster().ClusterBackupsIterator(ctx, request).TakeAll()
+}

@@ -21,6 +21,10 @@ func (c client) List(ctx context.Context, folderID string, pageSize int64) ([]*g
 	return backups(ctx, c.sdk, folderID, pageSize)
 }
 
+func (c client) ListCluster(ctx context.Context, clusterID string, pageSize int64) ([]*greenplum.Backup, error) {
+	return clusterBackups(ctx, c.sdk, clusterID, pageSize)
+}
+
 func (c client) Delete(ctx context.Context, backupID string) error {
 	_, err := c.sdk.MDB().Greenplum().Backup().Delete(ctx, &greenplum.DeleteBackupRequest{BackupId: backupID})
 	return err

@@ -44,3 +44,23 @@ func backups(ctx context.Context, sdk *ycsdk.SDK, folderID string, pageSize int6
 	request := &greenplum.ListBackupsRequest{FolderId: folderID, PageSize: pageSize}
 	return iterator.NewIterator(ctx, request, fetch).TakeAll()
 }
+
+type clusterPage struct {
+	*greenplum.ListClusterBackupsResponse
+}
+
+func (p clusterPage) Items() []*greenplum.Backup { return p.Backups }
+
+func clusterBackups(ctx context.Context, sdk *ycsdk.SDK, clusterID string, pageSize int64) ([]*greenplum.Backup, error) {
+	connection, err := sdk.GetConnection(ctx, "yandex.cloud.mdb.greenplum.v1.ClusterService")
+	if err != nil {
+		return nil, err
+	}
+	client := greenplum.NewClusterServiceClient(connection)
+	fetch := func(ctx context.Context, request *greenplum.ListClusterBackupsRequest, opts ...grpc.CallOption) (iterator.PageResponse[*greenplum.Backup], error) {
+		response, err := client.ListBackups(ctx, request, opts...)
+		return clusterPage{response}, err
+	}
+	request := &greenplum.ListClusterBackupsRequest{ClusterId: clusterID, PageSize: pageSize}
+	return iterator.NewIterator(ctx, request, fetch).TakeAll()
+}
