@@ -1,4 +1,4 @@
-"""The official clients, as programs: each takes calls as lines of JSON, and answers with lines of JSON."""
+"""The official clients as programs that read calls and print their results, as lines of JSON."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ _INSTALLED = ROOT / ".clients"
 
 
 class Row(NamedTuple):
-    """A backup as a client read it; times in microseconds since 1970."""
+    """A backup as a client returned it. Times are in microseconds since 1970."""
 
     id: str
     folder_id: str
@@ -25,13 +25,12 @@ class Row(NamedTuple):
     started_at: int
     size: int
     type: int
-    """This and what follows, the public API has gained since."""
     method: int
     journal_size: int
 
 
 class Refusal(NamedTuple):
-    """An error as a client shows it."""
+    """An error as a client reports it."""
 
     code: int | None
     message: str
@@ -39,7 +38,7 @@ class Refusal(NamedTuple):
 
 
 class Program:
-    """An official client that runs against an address, and trusts the authority of a file."""
+    """A running official client that calls an address and trusts the certificates of a file."""
 
     def __init__(self, command: list[str], address: str, ca_file: Path, log: Path) -> None:
         environment = {"PATH": os.environ["PATH"], "NODE_PATH": str(_INSTALLED / "node" / "node_modules"), "SSL_CERT_FILE": str(ca_file)}
@@ -50,7 +49,7 @@ class Program:
         self._log = log
 
     async def ask(self, call: str, **arguments: Any) -> "list[Row] | Refusal":
-        """Makes a call, with a connection of its own; `token` is one of the arguments."""
+        """Make a call on a new connection and return its result. The arguments include the `token`."""
         answer = await asyncio.to_thread(self._exchange, json.dumps({"call": call} | arguments))
         if "backups" in answer:
             return [Row(*values) for values in answer["backups"]]
@@ -67,7 +66,7 @@ class Program:
         return parsed
 
     def close(self) -> None:
-        """Ends it."""
+        """Kill the program."""
         self._process.kill()
         self._process.communicate()
 
@@ -82,7 +81,7 @@ NAMES = tuple(_COMMANDS)
 
 
 def command(name: str) -> list[str]:
-    """How the client of this name is run; without it the test is skipped, but not where all must run."""
+    """Return the command of a client. If the client is not installed, skip the test, or fail it in CI."""
     if not (_INSTALLED / f"{name}.installed").exists():
         reason = f"the official client for {name} is not installed: make clients"
         if os.environ.get("CI"):

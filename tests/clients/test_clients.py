@@ -1,6 +1,5 @@
-"""The official clients, unchanged, in processes of their own: over TLS, with tokens, straight to the service and through Envoy."""
+"""The unmodified official clients, over TLS and with tokens, connected to the service directly and through Envoy."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -15,6 +14,7 @@ from tests.clients.programs import NAMES, Program, Refusal, Row, command
 from tests.support.catalog import AddBackups, Backup
 from tests.support.certificates import Authority, Files
 from tests.support.deployment import deployed
+from tests.support.eventually import eventually
 from tests.support.ports import free_ports
 from tests.support.server import StartServer
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
@@ -23,7 +23,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Service(NamedTuple):
-    """A service that clients can reach."""
+    """A running service."""
 
     address: str
     authority: Authority
@@ -38,7 +38,7 @@ StartService = Callable[[], AbstractAsyncContextManager[Service]]
 
 @pytest.fixture(name="service", params=["direct", "envoy"])
 def _service(request: pytest.FixtureRequest, database_url: str, start_server: StartServer, tmp_path: Path) -> StartService:
-    """Starts the service with TLS of its own, or behind Envoy."""
+    """Start the service with its own certificate, or behind Envoy."""
 
     @asynccontextmanager
     async def direct() -> AsyncIterator[Service]:
@@ -50,9 +50,7 @@ def _service(request: pytest.FixtureRequest, database_url: str, start_server: St
         settings = {"auth": "jwt", "jwks": str(jwks), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, **files.settings}
         address = f"localhost:{port}"
         async with start_server(**settings, listen=f"127.0.0.1:{port}", public_address=address) as server:
-            async with asyncio.timeout(30):
-                while not server.health.serving:  # its keys and its database are there
-                    await asyncio.sleep(0.01)
+            await eventually(lambda: server.health.serving, True)  # the expected value
             yield Service(address, authority, issuer)
 
     @asynccontextmanager
@@ -71,8 +69,13 @@ async def _running(name: str, service: Service, folder: Path) -> AsyncIterator[P
         yield program
 
 
+def _precision(name: str) -> timedelta:
+    """Return the precision of a client's times; that of JavaScript's Date is a millisecond."""
+    return timedelta(milliseconds=1) if name == "node" else timedelta(microseconds=1)
+
+
 def _row(backup: Backup, *, exact_to: timedelta) -> Row:
-    """A backup as a client should read it."""
+    """Return a backup as a client returns it, with the precision of the client's times."""
     created_at, started_at = (
         (time - _EPOCH) // exact_to * (exact_to // timedelta(microseconds=1)) for time in (backup.created_at, backup.started_at)
     )
@@ -81,11 +84,11 @@ def _row(backup: Backup, *, exact_to: timedelta) -> Row:
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_client(name: str, service: StartService, add_backups: AddBackups, tmp_path: Path) -> None:
-    """A client gets, lists and pages through whole folders, shows every error with its request id, and is told what is not served."""
-    command(name)  # or skipped, before anything is started
-    exact_to = timedelta(milliseconds=1) if name == "node" else timedelta(microseconds=1)  # JavaScript's Date
+    """A client gets a backup, lists folders and clusters over all pages, and reports errors with their request ids."""
+    command(name)  # skips the test if the client is not installed, before anything is started
+    exact_to = _precision(name)
     many = await add_backups(2300)
-    alike = await add_backups(50, folder_id="f2", step=timedelta(0), size=2**53 - 1)
+    alike = await add_backups(50, folder_id="f2", source_cluster_id="c2", step=timedelta(0), size=2**53 - 1)
     async with service() as started, _running(name, started, tmp_path) as client:
         token = started.token("f1", "f2")
 
@@ -96,6 +99,12 @@ async def test_client(name: str, service: StartService, add_backups: AddBackups,
         expected = sorted(alike, key=lambda backup: backup.id, reverse=True)
         assert await client.ask("list", token=token, folder_id="f2", page_size=7) == [_row(each, exact_to=exact_to) for each in expected]
         assert await client.ask("list", token=started.token("f3"), folder_id="f3", page_size=0) == []
+
+        for page_size in (0, 1000):
+            listed = await client.ask("list_cluster", token=token, cluster_id="c1", page_size=page_size)
+            assert listed == [_row(backup, exact_to=exact_to) for backup in many]
+        for cluster_id in ("c1", "none"):
+            assert await client.ask("list_cluster", token=started.token("f3"), cluster_id=cluster_id, page_size=0) == []
 
         refused = {
             ("get", "none", token): (StatusCode.NOT_FOUND, "There is no such backup."),
@@ -124,4 +133,4 @@ async def test_largest_size(name: str, service: StartService, add_backups: AddBa
     [backup] = await add_backups(1, size=2**53 - 1)
     async with service() as started, _running(name, started, tmp_path) as client:
         answer = await client.ask("get", token=started.token("f1"), backup_id=backup.id)
-        assert answer == [_row(backup, exact_to=timedelta(microseconds=1))]
+        assert answer == [_row(backup, exact_to=_precision(name))]
