@@ -62,7 +62,7 @@ class Catalog:
         """Return a backup as an element of `ListBackupsResponse.backups`, with its tag and length.
 
         Hidden and absent backups raise the same error after the same time: a set lookup does not depend on the number of folders
-        (docs/decisions/0009-where-a-folder-is-compared.md).
+        (docs/decisions/0009-folder-comparison.md).
 
         Args:
             backup_id: any text that a client sent.

@@ -1,7 +1,7 @@
 """Hidden and absent backups and clusters, which a client cannot distinguish by bytes or by time.
 
 The service compares the folder by a set lookup, whose time does not depend on the number of folders
-(docs/decisions/0009-where-a-folder-is-compared.md). Times are measured with a token of 12 KiB, and a hidden cluster has 10,000 backups.
+(docs/decisions/0009-folder-comparison.md). Times are measured with a token of 12 KiB, and a hidden cluster has 10,000 backups.
 """
 
 import base64
