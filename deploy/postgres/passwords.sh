@@ -1,7 +1,7 @@
 #!/bin/sh
-# Sets the passwords of the roles of roles.sql, as a superuser: passwords.sh [ARGUMENTS OF PSQL]
-# Each password is read from the file that BACKUPS_OWNER_PASSWORD_FILE (BACKUPS_IMPORT_..., BACKUPS_SERVICE_...) names, or from
-# BACKUPS_OWNER_PASSWORD itself. psql computes the SCRAM verifier: the server, and so its log, never sees a password.
+# Set the passwords of the roles of roles.sql, as a superuser: passwords.sh [ARGUMENTS OF PSQL]
+# Each password is in the file BACKUPS_OWNER_PASSWORD_FILE (BACKUPS_IMPORT_..., BACKUPS_SERVICE_...) or in the variable
+# BACKUPS_OWNER_PASSWORD. psql computes the SCRAM verifier, so that the server and its log never contain a password.
 set -eu
 
 for role in owner import service; do
@@ -12,7 +12,7 @@ for role in owner import service; do
     echo "passwords.sh: set $name or ${name}_FILE" >&2
     exit 1
   fi
-  # \password asks the terminal; setsid leaves none, so that it reads standard input.
+  # \password reads the terminal if there is one; setsid removes it, so that psql reads standard input.
   printf '%s\n%s\n' "$password" "$password" |
     PGOPTIONS='-c password_encryption=scram-sha-256' setsid --wait psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 \
       --command "\\password backups_$role" "$@" >/dev/null

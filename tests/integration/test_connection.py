@@ -1,4 +1,4 @@
-"""Connections to servers that nobody verified: passwords that are not sent, password files, and variables that are ignored."""
+"""Connections: passwords that are not sent to unverified servers, password files, and ignored variables."""
 
 import asyncio
 import socket
@@ -72,8 +72,8 @@ async def _connected(url: str) -> asyncpg.Connection:
     "requests",
     [[_CLEARTEXT], [_MD5], [_NOTICE + _CLEARTEXT], [_NOTICE, _MD5[:3], _MD5[3:]], [_CLEARTEXT[:8], _CLEARTEXT[8:] + _NOTICE]],
 )
-async def test_no_password_for_an_impostor(host: str, mode: str, requests: list[bytes]) -> None:
-    """A server that refuses TLS gets the password neither in cleartext nor as an MD5 hash, in whatever pieces it asks for it."""
+async def test_impostor_gets_no_password(host: str, mode: str, requests: list[bytes]) -> None:
+    """A server without TLS gets the password neither in cleartext nor as an MD5 hash, however its request is split."""
     impostor = Impostor(*requests)
     async with listening(impostor.serve) as port:
         with pytest.raises(ConnectFailed, match="without TLS, so it was not sent|does not offer TLS"):
@@ -93,7 +93,7 @@ async def test_no_password_for_an_impostor(host: str, mode: str, requests: list[
         ["remove-cluster", "--cluster-id", "c", "--yes"],
     ],
 )
-async def test_no_command_sends_the_password(command: RunCommand, arguments: list[str]) -> None:
+async def test_commands_do_not_send_the_password(command: RunCommand, arguments: list[str]) -> None:
     """Every command that connects to PostgreSQL fails with the reason, without a traceback or the password."""
     impostor = Impostor(_CLEARTEXT)
     async with listening(impostor.serve) as port:
@@ -105,8 +105,8 @@ async def test_no_command_sends_the_password(command: RunCommand, arguments: lis
     assert _SECRET.decode() not in done.stderr
 
 
-async def test_a_server_that_sends_endless_messages() -> None:
-    """A message that is too long for one before authentication ends the connection."""
+async def test_endless_message() -> None:
+    """The connection is closed if the server announces a message that is too long for the time before authentication."""
     impostor = Impostor(b"N" + (2**31 - 1).to_bytes(4) + bytes(1000))
     async with listening(impostor.serve) as port:
         with pytest.raises(ConnectFailed, match="the connection was lost"):
@@ -124,7 +124,7 @@ async def test_variables_of_libpq_are_ignored(monkeypatch: pytest.MonkeyPatch, d
 
 
 async def test_pgpassword_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The password of the environment is not given to a server, not even as a SCRAM proof."""
+    """The password of the environment is not used for any kind of authentication."""
     monkeypatch.setenv("PGPASSWORD", _SECRET.decode())
     url = parse_database_url("postgresql://u@127.0.0.1/d")
     seen: dict[str, Any] = {}
@@ -140,7 +140,7 @@ async def test_pgpassword_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_keepalives(postgres: EmbeddedPostgres, database_url: str) -> None:
-    """TCP keepalives are on, with the values of the URL."""
+    """TCP keepalives have the values of the URL, and are on by default."""
     async with proxied(postgres.sockets / ".s.PGSQL.5432") as proxy:
         url = database_url.partition("?")[0].replace("@/", f"@127.0.0.1:{proxy.port}/")
         connection: Any = await _connected(f"{url}?keepalives_idle=33&keepalives_interval=7&keepalives_count=4&tcp_user_timeout=9000")
@@ -173,14 +173,14 @@ async def test_keepalives(postgres: EmbeddedPostgres, database_url: str) -> None
     ],
 )
 def test_password_files(tmp_path: Path, line: str, password: str | None) -> None:
-    """The format is that of libpq, with its escapes; the first line that matches wins."""
+    """The format is that of libpq, with its escapes, and the first matching line applies."""
     file = _password_file(tmp_path, line)
     [host] = parse_database_url("postgresql://h/d").hosts
     assert read_password(file, host, database="d", user="u") == password
 
 
 def test_password_files_and_unix_sockets(tmp_path: Path) -> None:
-    """A Unix socket is found by its folder, and as localhost."""
+    """The line for a Unix socket has its folder or localhost as the host."""
     [host] = parse_database_url("postgresql:///d?host=/tmp").hosts
     assert read_password(_password_file(tmp_path, "localhost:*:*:*:secret"), host, database="d", user="u") == "secret"
     assert read_password(_password_file(tmp_path, "/tmp:*:*:*:secret"), host, database="d", user="u") == "secret"
@@ -188,7 +188,7 @@ def test_password_files_and_unix_sockets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("mode", "accepted"), [(0o400, True), (0o600, True), (0o640, True), (0o660, True), (0o644, False), (0o602, False)])
 def test_modes_of_password_files(tmp_path: Path, mode: int, accepted: bool) -> None:
-    """The group may have access, as with Kubernetes' fsGroup; everybody may not."""
+    """The group may have access, as with Kubernetes' fsGroup, and other users may not."""
     file = _password_file(tmp_path, "*:*:*:*:secret")
     file.chmod(mode)
     [host] = parse_database_url("postgresql://h/d").hosts
@@ -207,7 +207,7 @@ def _password_file(folder: Path, text: str) -> Path:
 
 
 async def test_unusable_password_files(tmp_path: Path) -> None:
-    """A password file that is missing, or has no line for the server, is named."""
+    """The error names a password file that is missing, or that has no line for the server."""
     with pytest.raises(ConnectFailed, match="/nowhere/pgpass cannot be read: No such file or directory"):
         await _connected("postgresql://u@127.0.0.1:1/d?passfile=/nowhere/pgpass")
     file = _password_file(tmp_path, "h:*:*:*:secret")

@@ -1,32 +1,26 @@
-"""Connections: bounded waits, nothing leaked, and none that grows old."""
+"""Database connections: bounded waits, recovery from every failure, replacement, and unresponsive hosts."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
 
 import asyncpg
 import pytest
 
+from service.dev.embedded_postgres import EmbeddedPostgres
 from service.errors import CatalogUnavailable
-from service.postgres.database import Database, Limits, open_database
+from service.postgres.database import Database, open_database
 from tests.support.catalog import Sql
-from tests.support.proxy import proxied
+from tests.support.eventually import eventually
+from tests.support.limits import LIMITS
+from tests.support.proxy import listening, proxied
 
-_LIMITS = Limits(
-    pool_size=2,
-    connect=timedelta(seconds=3),
-    acquire=timedelta(seconds=5),
-    statement=timedelta(seconds=10),
-    max_age=timedelta(hours=1),
-)
 _PID = "SELECT pg_backend_pid()"
 
 
 @pytest.fixture(name="database")
 async def _database(database_url: str) -> AsyncIterator[Database]:
-    async with open_database(database_url, _LIMITS) as database:
+    async with open_database(database_url, LIMITS) as database:
         yield database
 
 
@@ -34,67 +28,64 @@ async def _pid(database: Database) -> int:
     return int((await database.fetch(_PID))[0][0])
 
 
-async def _check_whole(database: Database) -> None:
-    """As many queries have a connection at once as the pool is large."""
-    rows = await asyncio.gather(*(database.fetch("SELECT pg_backend_pid(), pg_sleep(0.2)") for _ in range(_LIMITS.pool_size)))
-    assert len({row[0][0] for row in rows}) == _LIMITS.pool_size
-    assert database.connections <= _LIMITS.pool_size + 1  # one is to look after PostgreSQL
+async def _concurrent_connections(database: Database) -> int:
+    """Return how many connections as many concurrent queries use as the pool may have."""
+    rows = await asyncio.gather(*(database.fetch("SELECT pg_backend_pid(), pg_sleep(0.2)") for _ in range(LIMITS.pool_size)))
+    assert database.connections <= LIMITS.pool_size + 1  # one is reserved for probes
+    return len({row[0][0] for row in rows})
 
 
-async def test_connections_are_kept(database: Database) -> None:
-    """Connections are used again, and there are no more than are needed."""
+async def _wait_until_complete(database: Database) -> None:
+    """Wait until the pool has as many connections as it may have."""
+    await eventually(lambda: _concurrent_connections(database), LIMITS.pool_size, timeout_s=20, retried=(CatalogUnavailable,))
+
+
+async def test_connections_are_reused(database: Database) -> None:
+    """Queries one after the other use the same connection, and no other is opened."""
     assert len({await _pid(database) for _ in range(20)}) == 1
     assert (database.connections, database.idle_connections) == (1, 1)
 
 
-async def test_no_connection_comes_free(database_url: str, sql: Sql) -> None:
-    """A call waits for a connection no longer than it may, and those that gave up leave room for others."""
-    async with open_database(database_url, _LIMITS._replace(acquire=timedelta(seconds=1.5))) as database:
+async def test_pool_exhausted(database_url: str, sql: Sql) -> None:
+    """A query waits for a connection for a limited time, and calls that timed out or were cancelled do not reduce the pool."""
+    async with open_database(database_url, LIMITS._replace(acquire=timedelta(seconds=1.5))) as database:
         holding = [asyncio.ensure_future(database.fetch("SELECT pg_sleep(20)")) for _ in range(2)]
-        async with asyncio.timeout(10):
-            while await sql.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(20)'") < 2:
-                await asyncio.sleep(0.01)
+        running = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(20)'"
+        await eventually(lambda: sql.fetchval(running), 2)
         outcomes = await asyncio.gather(*(_pid(database) for _ in range(5)), return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [CatalogUnavailable] * 5
+        assert {str(outcome) for outcome in outcomes} == {"no connection was free within 1.5 s: all 2 of the pool were in use"}
         for call in holding:
             call.cancel()
         await asyncio.wait(holding)
-        async with asyncio.timeout(10):
-            while True:
-                with contextlib.suppress(CatalogUnavailable):
-                    await _check_whole(database)
-                    break
+        await _wait_until_complete(database)
 
 
-async def test_a_lost_connection_is_not_used_again(database: Database, sql: Sql) -> None:
-    """A connection that was lost while nobody used it fails no call."""
+async def test_lost_idle_connection(database: Database, sql: Sql) -> None:
+    """A connection that was lost while it was idle fails no query."""
     pid = await _pid(database)
     await sql.execute("SELECT pg_terminate_backend($1)", pid)
-    async with asyncio.timeout(10):
-        while database.connections:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: database.connections, 0)
     assert await _pid(database) != pid
 
 
-async def test_the_pool_is_read_only(database: Database) -> None:
+async def test_read_only(database: Database) -> None:
     """The service's connections cannot write."""
     with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
         await database.fetch("DELETE FROM backups")
 
 
-async def test_connections_do_not_grow_old(database_url: str) -> None:
-    """A connection is replaced once it is as old as it may become."""
-    async with open_database(database_url, _LIMITS._replace(max_age=timedelta(seconds=0.05))) as database:
+async def test_maximum_age(database_url: str) -> None:
+    """A connection is replaced when it has reached its maximum age."""
+    async with open_database(database_url, LIMITS._replace(max_age=timedelta(seconds=0.05))) as database:
         renewing = asyncio.ensure_future(database.renew())
         first = await _pid(database)
-        async with asyncio.timeout(10):
-            while await _pid(database) == first:
-                await asyncio.sleep(0.02)
+        await eventually(lambda: _pid(database), lambda pid: pid != first)
         renewing.cancel()
 
 
-async def test_every_backend_killed(database: Database, sql: Sql) -> None:
-    """Backends that are killed between and in queries are UNAVAILABLE, no other error, and the pool is whole afterwards."""
+async def test_terminated_backends(database: Database, sql: Sql) -> None:
+    """Backends that are terminated between and during queries cause `CatalogUnavailable` only, and the pool recovers."""
     outcomes = set()
     for _ in range(20):
         slow = asyncio.ensure_future(database.fetch("SELECT pg_sleep(0.05)"))
@@ -107,85 +98,76 @@ async def test_every_backend_killed(database: Database, sql: Sql) -> None:
             except CatalogUnavailable:
                 outcomes.add("unavailable")
     assert outcomes == {"ok", "unavailable"}
-    async with asyncio.timeout(10):
-        while True:
-            with contextlib.suppress(CatalogUnavailable):
-                await _check_whole(database)
-                break
+    await _wait_until_complete(database)
 
 
-async def test_cancelled_calls_leak_nothing(database: Database, sql: Sql) -> None:
-    """Thousands of calls that are cancelled in a query or while they wait for a connection leave pool and backends as they were."""
+async def test_cancelled_queries(database: Database, sql: Sql) -> None:
+    """Thousands of calls that are cancelled, during a query or while they wait for a connection, leak neither connections nor backends."""
     for _ in range(40):
         calls = [asyncio.ensure_future(database.fetch("SELECT pg_sleep(5)")) for _ in range(50)]
         await asyncio.sleep(0.002)
         for call in calls:
             call.cancel()
         await asyncio.wait(calls)
-    async with asyncio.timeout(20):
-        await _check_whole(database)
-        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'backup-service' AND datname = current_database()"
-        while await sql.fetchval(query) > _LIMITS.pool_size + 1:
-            await asyncio.sleep(0.05)
+    await _wait_until_complete(database)
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'backup-service' AND datname = current_database()"
+    await eventually(lambda: sql.fetchval(query), lambda count: count <= LIMITS.pool_size + 1, timeout_s=20)
 
 
-async def test_a_statement_that_takes_too_long(database_url: str) -> None:
-    """The server itself ends a statement that takes longer than any may."""
-    async with open_database(database_url, _LIMITS._replace(statement=timedelta(seconds=0.2))) as database:
+async def test_statement_timeout(database_url: str) -> None:
+    """A statement that exceeds its timeout is cancelled."""
+    async with open_database(database_url, LIMITS._replace(statement=timedelta(seconds=0.2))) as database:
         with pytest.raises(CatalogUnavailable):
             await database.fetch("SELECT pg_sleep(10)")
 
 
-@pytest.fixture(name="silent_port")
-async def _silent_port() -> AsyncIterator[int]:
-    """A port that takes connections, and never says a word."""
+@pytest.fixture(name="unresponsive_port")
+async def _unresponsive_port() -> AsyncIterator[int]:
+    """Port that accepts connections and never answers."""
 
-    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            await reader.read()
+    async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
         writer.close()
 
-    hole: Any = await asyncio.start_server(swallow, "127.0.0.1", 0)
-    yield hole.sockets[0].getsockname()[1]
-    hole.close()
+    async with listening(ignore) as port:
+        yield port
 
 
-async def test_a_black_hole(silent_port: int) -> None:
-    """A server that takes connections and never says a word costs no more than the stated waits, and the pool closes."""
-    limits = _LIMITS._replace(connect=timedelta(seconds=0.2), acquire=timedelta(seconds=0.5))
+async def test_unresponsive_server(unresponsive_port: int) -> None:
+    """Queries to a server that accepts connections and never answers fail in time, and the pool closes."""
+    limits = LIMITS._replace(connect=timedelta(seconds=0.2), acquire=timedelta(seconds=0.5))
     async with asyncio.timeout(5):
-        async with open_database(f"postgresql://u@127.0.0.1:{silent_port}/d", limits) as database:
+        async with open_database(f"postgresql://u@127.0.0.1:{unresponsive_port}/d", limits) as database:
             for _ in range(3):
                 with pytest.raises(CatalogUnavailable):
                     await database.fetch(_PID)
 
 
-async def test_a_connection_after_a_wait(silent_port: int) -> None:
-    """A call that has waited for others has no more than the rest of its time to connect in."""
-    limits = _LIMITS._replace(pool_size=1, connect=timedelta(seconds=1.8), acquire=timedelta(seconds=2))
-    async with open_database(f"postgresql://u@127.0.0.1:{silent_port}/d", limits) as database, asyncio.timeout(3):
+async def test_wait_and_connect(unresponsive_port: int) -> None:
+    """The waits for other queries and for a connection share one limit."""
+    limits = LIMITS._replace(pool_size=1, connect=timedelta(seconds=1.8), acquire=timedelta(seconds=2))
+    async with open_database(f"postgresql://u@127.0.0.1:{unresponsive_port}/d", limits) as database, asyncio.timeout(3):
         outcomes = await asyncio.gather(database.fetch(_PID), database.fetch(_PID), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [CatalogUnavailable] * 2
 
 
-async def test_several_hosts(postgres: Any, database_name: str) -> None:
-    """Of several hosts the first that can be used is; target_session_attrs says which may."""
+async def test_several_hosts(postgres: EmbeddedPostgres, database_name: str) -> None:
+    """The first usable host that matches target_session_attrs is used."""
     sockets = str(postgres.sockets)
     url = f"postgresql://postgres@/{database_name}?host=/nowhere,{sockets}&port=5432,5432"
-    async with open_database(f"{url}&target_session_attrs=primary", _LIMITS) as database:
+    async with open_database(f"{url}&target_session_attrs=primary", LIMITS) as database:
         assert await _pid(database)
-    async with open_database(f"{url}&target_session_attrs=prefer-standby", _LIMITS) as database:
+    async with open_database(f"{url}&target_session_attrs=prefer-standby", LIMITS) as database:
         assert await _pid(database)
-    async with open_database(f"{url}&target_session_attrs=standby", _LIMITS) as database:
+    async with open_database(f"{url}&target_session_attrs=standby", LIMITS) as database:
         with pytest.raises(CatalogUnavailable):
             await database.fetch(_PID)
 
 
-async def test_a_silent_host(postgres: Any, database_name: str, silent_port: int) -> None:
-    """Each host has the whole time to connect in; one that says nothing costs it once, also where it would be preferred if it were a
-    standby, and then the others are asked without it."""
-    url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres.sockets}&port={silent_port},5432"
-    limits = _LIMITS._replace(connect=timedelta(seconds=2), acquire=timedelta(seconds=3.8))
+async def test_unresponsive_host(postgres: EmbeddedPostgres, database_name: str, unresponsive_port: int) -> None:
+    """Each host has its own timeout, and a host that timed out is tried last from then on."""
+    url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres.sockets}&port={unresponsive_port},5432"
+    limits = LIMITS._replace(connect=timedelta(seconds=2), acquire=timedelta(seconds=3.8))
     for attributes in ("any", "read-write", "prefer-standby"):
         async with open_database(f"{url}&target_session_attrs={attributes}", limits) as database:
             assert await _pid(database)
@@ -194,10 +176,10 @@ async def test_a_silent_host(postgres: Any, database_name: str, silent_port: int
                 assert await _pid(database)
 
 
-async def test_a_silent_host_that_has_more_time_than_a_call(postgres: Any, database_name: str, silent_port: int) -> None:
-    """A host that says nothing costs a call all of its time, where that is less than the host's, and the next call asks another one."""
-    url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres.sockets}&port={silent_port},5432"
-    limits = _LIMITS._replace(connect=timedelta(seconds=10), acquire=timedelta(seconds=0.8))
+async def test_unresponsive_host_with_a_longer_timeout(postgres: EmbeddedPostgres, database_name: str, unresponsive_port: int) -> None:
+    """If a call times out before its unresponsive host, the next call tries another host."""
+    url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres.sockets}&port={unresponsive_port},5432"
+    limits = LIMITS._replace(connect=timedelta(seconds=10), acquire=timedelta(seconds=0.8))
     async with open_database(url, limits) as database:
         with pytest.raises(CatalogUnavailable):
             await database.fetch(_PID)
@@ -205,11 +187,11 @@ async def test_a_silent_host_that_has_more_time_than_a_call(postgres: Any, datab
 
 
 @pytest.mark.parametrize("attributes", ["any", "read-write", "prefer-standby"])
-async def test_all_hosts_but_one_are_silent(postgres: Any, database_name: str, silent_port: int, attributes: str) -> None:
-    """However many hosts say nothing before the one that answers, it is reached, though there is time for one of them at each try."""
-    hosts, ports = ",".join(["127.0.0.1"] * 3), ",".join([str(silent_port)] * 3)
+async def test_several_unresponsive_hosts(postgres: EmbeddedPostgres, database_name: str, unresponsive_port: int, attributes: str) -> None:
+    """The only responsive host is reached after some calls, although each call has time for one unresponsive host only."""
+    hosts, ports = ",".join(["127.0.0.1"] * 3), ",".join([str(unresponsive_port)] * 3)
     url = f"postgresql://postgres@/{database_name}?host={hosts},{postgres.sockets}&port={ports},5432"
-    limits = _LIMITS._replace(connect=timedelta(seconds=1), acquire=timedelta(seconds=1.7))
+    limits = LIMITS._replace(connect=timedelta(seconds=1), acquire=timedelta(seconds=1.7))
     async with open_database(f"{url}&target_session_attrs={attributes}", limits) as database:
         for _ in range(2):
             with pytest.raises(CatalogUnavailable):
@@ -217,9 +199,9 @@ async def test_all_hosts_but_one_are_silent(postgres: Any, database_name: str, s
         assert await _pid(database)
 
 
-async def test_a_host_that_went_silent(postgres: Any, database_name: str) -> None:
-    """Connections to a host that has gone without a word are left, however many they are, once it says nothing to who looks after it."""
-    limits = _LIMITS._replace(pool_size=5, connect=timedelta(seconds=0.5))
+async def test_host_becomes_unresponsive(postgres: EmbeddedPostgres, database_name: str) -> None:
+    """All connections to a host are dropped when a probe times out."""
+    limits = LIMITS._replace(pool_size=5, connect=timedelta(seconds=0.5))
     async with proxied(postgres.sockets / ".s.PGSQL.5432") as proxy:
         url = f"postgresql://postgres@/{database_name}?host=127.0.0.1,{postgres.sockets}&port={proxy.port},5432"
         async with open_database(url, limits) as database:
@@ -229,6 +211,6 @@ async def test_a_host_that_went_silent(postgres: Any, database_name: str) -> Non
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.5):
                     await database.probe(_PID)
-            async with asyncio.timeout(5):  # a query may take ten
+            async with asyncio.timeout(5):  # less than the timeout of a statement
                 assert await database.probe(_PID)
                 assert await _pid(database)

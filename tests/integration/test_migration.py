@@ -1,10 +1,8 @@
-"""Migrations: one head, down and up again, twice at once, under a lock, and as SQL for people."""
+"""Migrations: revisions, downgrades, concurrent migrations, locks, and the SQL of a dry run."""
 
 import asyncio
-import contextlib
 import re
 import subprocess
-from collections.abc import AsyncGenerator
 from datetime import timedelta
 
 import asyncpg
@@ -12,28 +10,27 @@ import pytest
 
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.errors import SchemaError
-from service.postgres.database import Limits, open_database
+from service.postgres.database import open_database
 from service.postgres.migration import downgrade, heads, migrate, migration_sql
 from service.postgres.schema import REQUIRED_REVISION, present_revision
 from tests.support.commands import RunCommand
+from tests.support.eventually import eventually
+from tests.support.limits import LIMITS
 
-_SECONDS = timedelta(seconds=3)
-_LIMITS = Limits(pool_size=1, connect=_SECONDS, acquire=_SECONDS, statement=_SECONDS, max_age=timedelta(hours=1))
 
-
-async def test_one_head_which_this_code_requires() -> None:
-    """There is one newest revision, and it is the one that the code requires."""
+async def test_one_head() -> None:
+    """There is one newest revision, and the code requires it."""
     assert heads() == [f"{REQUIRED_REVISION:04}"]
 
 
 async def test_present_revision(database_url: str) -> None:
-    """A migrated database has the revision required."""
-    async with open_database(database_url, _LIMITS) as database:
+    """A migrated database has the revision that the code requires."""
+    async with open_database(database_url, LIMITS) as database:
         assert await present_revision(database) == REQUIRED_REVISION
 
 
-async def test_down_and_up_again(postgres: EmbeddedPostgres, empty_database_url: str) -> None:
-    """Taking all steps back leaves nothing behind, and they can be taken again, to the same schema."""
+async def test_downgrade_and_upgrade(postgres: EmbeddedPostgres, empty_database_url: str) -> None:
+    """A downgrade to the first revision removes everything, and an upgrade afterwards gives the same schema."""
     await asyncio.to_thread(migrate, empty_database_url)
     first = _schema(postgres, empty_database_url)
     assert "CREATE TABLE public.backups" in first
@@ -46,20 +43,20 @@ async def test_down_and_up_again(postgres: EmbeddedPostgres, empty_database_url:
 
 
 async def test_migrating_again_changes_nothing(postgres: EmbeddedPostgres, owner_url: str) -> None:
-    """A second `migrate` of a database is a success that does nothing."""
+    """A second `migrate` of a database succeeds and changes nothing."""
     before = _schema(postgres, owner_url)
     await asyncio.to_thread(migrate, owner_url)
     assert _schema(postgres, owner_url) == before
 
 
-async def test_twice_at_once(empty_database_url: str, command: RunCommand) -> None:
-    """Of several migrations that begin together, all succeed: one works, the others wait and find it done."""
+async def test_concurrent_migrations(empty_database_url: str, command: RunCommand) -> None:
+    """Several concurrent migrations all succeed: one migrates, and the others wait for it."""
     done = await asyncio.gather(*(command("migrate", BACKUPS_DATABASE_URL=empty_database_url) for _ in range(4)))
     assert [(each.status, each.stdout) for each in done] == [(0, "The schema is at revision head.\n")] * 4
 
 
 async def test_waits_for_another_migration(empty_database_url: str) -> None:
-    """While another session holds the lock of migrations, nothing happens; then it does, or its timeout is a clear error."""
+    """A migration changes nothing while another session holds the lock of migrations, and fails with a clear error after its timeout."""
     holder = await asyncpg.connect(empty_database_url)
     await holder.execute("CREATE TABLE migration_lock ()")
     await holder.execute("BEGIN; LOCK TABLE migration_lock IN EXCLUSIVE MODE")
@@ -73,23 +70,24 @@ async def test_waits_for_another_migration(empty_database_url: str) -> None:
     await waiting
 
 
-async def test_a_lock_that_is_held_for_long_is_tried_again(empty_database_url: str) -> None:
-    """A step that cannot have its lock gives up, lets others pass, and succeeds once the lock is free."""
+async def test_lock_timeout(empty_database_url: str) -> None:
+    """A step that waits too long for a lock gives up, so that other queries can run, and is tried again until the lock is free."""
     holder = await asyncpg.connect(empty_database_url)
     await holder.execute("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
     await holder.execute("BEGIN")
     await holder.execute("LOCK TABLE alembic_version")
 
     migration = asyncio.create_task(asyncio.to_thread(migrate, empty_database_url))
-    async with asyncio.timeout(60), contextlib.aclosing(_lock_waits(empty_database_url)) as waits:
-        await anext(waiting async for waiting in waits if waiting)
-        await anext(waiting async for waiting in waits if not waiting)
+    observer = await asyncpg.connect(empty_database_url)
+    for is_waiting in (True, False):
+        await eventually(lambda: observer.fetchval("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted"), is_waiting, timeout_s=30)
+    await observer.close()
     await holder.close()
     await migration
 
 
-async def test_sql_for_people(postgres: EmbeddedPostgres, owner_url: str, empty_database_url: str) -> None:
-    """The SQL that a dry run prints makes the very schema that the migration makes."""
+async def test_sql(postgres: EmbeddedPostgres, owner_url: str, empty_database_url: str) -> None:
+    """The SQL of a dry run creates the same schema as the migration."""
     psql = postgres.program("psql")
     subprocess.run([psql, "-q", "-v", "ON_ERROR_STOP=1", "-d", empty_database_url], input=migration_sql(), text=True, check=True)
     assert _schema(postgres, empty_database_url) == _schema(postgres, owner_url)
@@ -104,13 +102,13 @@ async def test_unknown_revision(empty_database_url: str) -> None:
 
 
 async def test_no_database() -> None:
-    """A database that cannot be reached is a clear error."""
+    """The error names the host that cannot be reached."""
     with pytest.raises(SchemaError, match="cannot connect to localhost:1: "):
         await asyncio.to_thread(migrate, "postgresql://localhost:1/none")
 
 
-async def test_a_database_that_is_not_utf8(postgres: EmbeddedPostgres) -> None:
-    """A database in another encoding is refused: the encoder's texts are bytes of it."""
+async def test_encoding_of_the_database(postgres: EmbeddedPostgres) -> None:
+    """A database in another encoding than UTF8 is rejected: the encoder copies the bytes of texts."""
     connection = await asyncpg.connect(postgres.url("postgres"))
     await connection.execute("CREATE DATABASE latin1 ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     try:
@@ -123,17 +121,6 @@ async def test_a_database_that_is_not_utf8(postgres: EmbeddedPostgres) -> None:
 
 def _schema(postgres: EmbeddedPostgres, url: str) -> str:
     dump = subprocess.run([postgres.program("pg_dump"), "--schema-only", "-d", url], capture_output=True, text=True, check=True).stdout
-    # A dump begins and ends with a key of its own; Alembic's own table stays when all steps are taken back.
+    # A dump begins and ends with a random key.
     lines = [line for line in dump.splitlines() if not line.startswith(("\\restrict", "\\unrestrict", "--"))]
     return "\n".join(lines)
-
-
-async def _lock_waits(url: str) -> AsyncGenerator[int, None]:
-    """How many sessions wait for a lock, again and again."""
-    connection = await asyncpg.connect(url)
-    try:
-        while True:
-            yield await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
-            await asyncio.sleep(0.02)
-    finally:
-        await connection.close()

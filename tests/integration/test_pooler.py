@@ -1,4 +1,4 @@
-"""PgBouncer in between, which lends servers by the transaction."""
+"""PgBouncer in transaction mode between the service and PostgreSQL."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,17 +16,16 @@ from service.backup import Position
 from service.dev.embedded_postgres import EmbeddedPostgres, server_user
 from service.errors import BackupNotFound
 from service.postgres.catalog import Catalog
-from service.postgres.database import Limits, open_database
+from service.postgres.database import open_database
 from service.postgres.migration import Roles
 from tests.support.catalog import AddBackups
 from tests.support.debian import debian_program
+from tests.support.limits import LIMITS
 from tests.support.ports import free_ports
 
 pytestmark = pytest.mark.debian("pgbouncer", program="pgbouncer")
 
-_LIMITS = Limits(
-    pool_size=50, connect=timedelta(seconds=3), acquire=timedelta(seconds=5), statement=timedelta(seconds=10), max_age=timedelta(hours=1)
-)
+_LIMITS = LIMITS._replace(pool_size=50)
 _CONFIGURATION = """
 [databases]
 {database} = host={sockets}
@@ -44,7 +42,7 @@ default_pool_size = 2
 
 @pytest.fixture(name="pooled_url")
 def _pooled_url(postgres: EmbeddedPostgres, database_name: str) -> Iterator[str]:
-    """The test's database through a PgBouncer of its own, with two servers for everybody."""
+    """URL of the test's database through a PgBouncer with two connections to PostgreSQL."""
     [port] = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="backups-pgbouncer-", dir="/tmp") as name:
         folder = Path(name)
@@ -75,7 +73,7 @@ def _wait_for(port: int) -> None:
 
 
 async def test_transaction_mode(pooled_url: str, add_backups: AddBackups) -> None:
-    """Fifty callers over two servers, whose calls differ: each gets what it asked for."""
+    """Fifty concurrent callers over two connections each get the results of their own queries."""
     backups = await add_backups(30)
     folder = backups[0].folder_id
 

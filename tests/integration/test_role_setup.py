@@ -1,4 +1,4 @@
-"""deploy/postgres: the roles and passwords of a new PostgreSQL, over password authentication."""
+"""deploy/postgres: roles and passwords of a new PostgreSQL with password authentication."""
 
 import asyncio
 import os
@@ -85,7 +85,7 @@ def _url(postgres: EmbeddedPostgres, user: str) -> str:
 
 
 async def test_each_role_has_its_own_password(installed: Installed) -> None:
-    """Each role connects with its own password, and with no other one."""
+    """Each role can connect with its own password only."""
     for user in _PASSWORDS:
         await (await installed.connect(user)).close()
         for other, password in _PASSWORDS.items():
@@ -105,13 +105,13 @@ async def test_no_password_in_the_log(installed: Installed) -> None:
 
 
 def test_a_missing_password(installed: Installed) -> None:
-    """Without a password the script changes nothing, and names the variable."""
+    """Without a password the script changes nothing, and its error names the variable."""
     done = subprocess.run([_FOLDER / "passwords.sh"], env={"PATH": os.defpath}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "passwords.sh: set BACKUPS_OWNER_PASSWORD or BACKUPS_OWNER_PASSWORD_FILE\n")
 
 
 async def test_others_cannot_connect(installed: Installed) -> None:
-    """A role that nothing was granted to cannot connect to the database."""
+    """A role without rights cannot connect to the database."""
     admin = await installed.connect("postgres", "postgres")
     await admin.execute("CREATE ROLE another LOGIN; ALTER ROLE another PASSWORD 'secret'")
     await admin.close()
@@ -119,7 +119,7 @@ async def test_others_cannot_connect(installed: Installed) -> None:
         await installed.connect("another", password="secret")
 
 
-_FOR_NOBODY = (
+_DENIED = (
     "CREATE ROLE x",
     "CREATE SCHEMA x",
     "CREATE TABLE public.x (y int)",
@@ -142,10 +142,10 @@ _FOR_NOBODY = (
 _CLUSTER_LOCKS = ("SELECT FROM cluster_locks FOR UPDATE", "SELECT FROM cluster_locks FOR KEY SHARE", "LOCK TABLE cluster_locks")
 
 
-async def test_what_the_service_may_not_do(installed: Installed) -> None:
+async def test_service_role(installed: Installed) -> None:
     """The service's role changes nothing, has no temporary tables, and cannot take the lock of migrations."""
     statements = (
-        *_FOR_NOBODY,
+        *_DENIED,
         *_CLUSTER_LOCKS,
         "CREATE TEMPORARY TABLE x (y int)",
         "INSERT INTO imports DEFAULT VALUES",
@@ -154,9 +154,9 @@ async def test_what_the_service_may_not_do(installed: Installed) -> None:
     assert await installed.refused(Roles().service, *statements) == list(statements)
 
 
-async def test_what_imports_may_not_do(installed: Installed) -> None:
+async def test_import_role(installed: Installed) -> None:
     """The role of imports writes rows and has temporary tables; it changes no schema and cannot take the lock of migrations."""
-    assert await installed.refused(Roles().imports, *_FOR_NOBODY) == list(_FOR_NOBODY)
+    assert await installed.refused(Roles().imports, *_DENIED) == list(_DENIED)
     assert await installed.refused(Roles().imports, "CREATE TEMPORARY TABLE x (y int)", "DELETE FROM backups") == []
 
 
@@ -180,7 +180,7 @@ async def test_advisory_locks_do_not_block_imports(installed: Installed) -> None
 
 
 async def test_connections_are_limited(installed: Installed) -> None:
-    """Roles have a limit of connections, so that none can use all of them."""
+    """Each role has a limit of connections, so that none can use all of them."""
     admin = await installed.connect("postgres", "postgres")
     rows = await admin.fetch("SELECT rolname, rolconnlimit FROM pg_roles WHERE rolname LIKE 'backups_%'")
     limits = {row["rolname"]: row["rolconnlimit"] for row in rows}

@@ -1,4 +1,4 @@
-"""Database roles: the service's reads, the one of imports writes rows, and only the schema's owner changes the schema."""
+"""Database roles: the service reads, imports write rows, and only the owner changes the schema."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ _READS = ["SELECT id, wire FROM backups", "SELECT backups FROM imports", "SELECT
 
 
 async def _refused(url: str, statements: list[str]) -> list[str]:
-    """Those of the statements that the role may not run; none of them stays."""
+    """Return the statements that the role may not run; none of them has an effect."""
     refused = []
     connection = await asyncpg.connect(url)
     for statement in statements:
@@ -45,14 +45,14 @@ async def _refused(url: str, statements: list[str]) -> list[str]:
     return refused
 
 
-async def test_the_service_can_read_and_no_more(database_url: str) -> None:
-    """The service's role can SELECT what it needs; PostgreSQL itself refuses it all else."""
+async def test_service_role(database_url: str) -> None:
+    """The service's role can read the tables that it needs, and PostgreSQL denies everything else."""
     assert await _refused(database_url, _READS) == []
     assert await _refused(database_url, _WRITES + _CHANGES) == _WRITES + _CHANGES
 
 
-async def test_imports_can_write_rows_and_no_more(import_url: str) -> None:
-    """The role of imports can write rows of both tables, and, from PostgreSQL 17 on, VACUUM them; the schema is not its own."""
+async def test_import_role(import_url: str) -> None:
+    """The role of imports can write rows and, from PostgreSQL 17 on, run VACUUM, and it cannot change the schema."""
     assert await _refused(import_url, _WRITES + _READS[:2]) == []
     assert await _refused(import_url, _CHANGES) == _CHANGES
     connection = await asyncpg.connect(import_url)
@@ -63,17 +63,17 @@ async def test_imports_can_write_rows_and_no_more(import_url: str) -> None:
     await connection.close()
 
 
-async def test_other_roles_can_do_nothing(postgres: EmbeddedPostgres, database_name: str, sql: Sql) -> None:
-    """Nothing is granted to anybody else."""
-    stranger = f"stranger_{database_name}"
-    await sql.execute(f"CREATE ROLE {stranger} LOGIN")
+async def test_other_roles(postgres: EmbeddedPostgres, database_name: str, sql: Sql) -> None:
+    """Other roles have no rights."""
+    other = f"other_{database_name}"
+    await sql.execute(f"CREATE ROLE {other} LOGIN")
     statements = _READS + _WRITES + _CHANGES
-    assert await _refused(postgres.url(database_name, user=stranger), statements) == statements
-    await sql.execute(f"DROP ROLE {stranger}")
+    assert await _refused(postgres.url(database_name, user=other), statements) == statements
+    await sql.execute(f"DROP ROLE {other}")
 
 
-async def test_roles_of_other_names(postgres: EmbeddedPostgres, empty_database_url: str, sql: Sql, command: RunCommand) -> None:
-    """Settings name the roles; one that is made later has its grants from the next `migrate`, and without any a migration succeeds."""
+async def test_names_of_roles(postgres: EmbeddedPostgres, empty_database_url: str, sql: Sql, command: RunCommand) -> None:
+    """Settings name the roles; `migrate` succeeds without them, and grants rights to roles that were created since the last run."""
     database = empty_database_url.split("/")[3].partition("?")[0]
     reader = f"reader-of-{database}"
     settings = {"BACKUPS_DATABASE_URL": empty_database_url, "BACKUPS_SERVICE_ROLE": reader, "BACKUPS_IMPORT_ROLE": f"no_{database}"}
@@ -87,7 +87,7 @@ async def test_roles_of_other_names(postgres: EmbeddedPostgres, empty_database_u
 
 
 async def test_renamed_roles(postgres: EmbeddedPostgres, empty_database_url: str, sql: Sql) -> None:
-    """A role that the settings no longer name, or name for something else, has lost what it had after the next `migrate`."""
+    """`migrate` revokes the rights of a role that is no longer in the settings, or that is there for another purpose."""
     database = empty_database_url.split("/")[3].partition("?")[0]
     old, new = f"old_{database}", f"new_{database}"
     await sql.execute(f"CREATE ROLE {old} LOGIN; CREATE ROLE {new} LOGIN")
@@ -111,8 +111,8 @@ async def test_renamed_roles(postgres: EmbeddedPostgres, empty_database_url: str
         await sql.execute(f"DROP ROLE {old}; DROP ROLE {new}")
 
 
-async def test_migrate_needs_the_owner(postgres: EmbeddedPostgres, empty_database_url: str, command: RunCommand) -> None:
-    """`migrate` under another role is one clear line."""
+async def test_migrate_with_another_role(postgres: EmbeddedPostgres, empty_database_url: str, command: RunCommand) -> None:
+    """`migrate` with a role that is not the owner fails with one line."""
     for role in Roles():
         done = await command("migrate", BACKUPS_DATABASE_URL=empty_database_url.replace(OWNER, role))
         assert done.status == 1
@@ -120,8 +120,8 @@ async def test_migrate_needs_the_owner(postgres: EmbeddedPostgres, empty_databas
         assert done.stderr.count("\n") == 1
 
 
-async def test_the_owner_owns_everything(sql: Sql, owner_url: str) -> None:
-    """What the migration has made belongs to the role that ran it."""
+async def test_owner(sql: Sql, owner_url: str) -> None:
+    """All tables and functions belong to the role that ran the migration."""
     await asyncio.to_thread(migrate, owner_url)
     owners = await sql.fetch("""
         SELECT DISTINCT pg_get_userbyid(relowner) AS owner FROM pg_class WHERE relnamespace = 'public'::regnamespace

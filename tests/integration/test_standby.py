@@ -1,12 +1,12 @@
-"""Reads from a standby: how old they may be, and who notices."""
+"""Reads from a standby: replication lag, readiness, and the choice between standby and primary."""
 
 import asyncio
 import itertools
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import asyncpg
 import grpc
@@ -14,17 +14,17 @@ import pytest
 
 from service import pb
 from service.dev.embedded_postgres import EmbeddedPostgres
-from service.postgres.database import Database, Limits, open_database
+from service.postgres.database import Database, open_database
 from service.postgres.migration import Roles, migrate
 from service.postgres.replication import replication_lag
 from service.server import Server
 from service.settings import Settings
 from tests.support.catalog import Sql
-from tests.support.standby import cloned
+from tests.support.eventually import eventually
+from tests.support.limits import LIMITS
+from tests.support.standby import clone_standby
 
-_LIMITS = Limits(
-    pool_size=2, connect=timedelta(seconds=3), acquire=timedelta(seconds=1), statement=timedelta(seconds=10), max_age=timedelta(hours=1)
-)
+_LIMITS = LIMITS._replace(acquire=timedelta(seconds=1))
 _INSERT = """
     INSERT INTO backups (id, folder_id, created_at, source_cluster_id, started_at, size, tool)
     SELECT $1::text || n, 'f1', timestamptz '2026-01-01' + n * interval '1 minute', 'c1', '2026-01-01', 1, 'manual'
@@ -38,7 +38,7 @@ class Pair(NamedTuple):
     standby: EmbeddedPostgres
 
     def url(self, attributes: str) -> str:
-        """Both, as a URL of several hosts."""
+        """Return a URL with both hosts."""
         hosts = f"{self.primary.sockets},{self.standby.sockets}"
         return f"postgresql://postgres@/postgres?host={hosts}&port=5432,5432&target_session_attrs={attributes}"
 
@@ -56,7 +56,7 @@ def _pair() -> Iterator[Pair]:
         primary = EmbeddedPostgres(Path(name, "primary"), settings=settings)
         with primary.running():
             migrate(primary.url("postgres"), roles=Roles())
-            standby = cloned(primary, Path(name, "standby"), **settings)
+            standby = clone_standby(primary, Path(name, "standby"), **settings)
             with standby.running():
                 yield Pair(primary, standby)
             standby.remove()
@@ -79,10 +79,8 @@ async def _standby_sql(pair: Pair) -> AsyncIterator[Sql]:
     await connection.close()
 
 
-async def _until(condition: Any) -> None:
-    async with asyncio.timeout(20):
-        while not await condition():
-            await asyncio.sleep(0.02)
+async def _until(condition: Callable[[], Awaitable[object]]) -> None:
+    await eventually(condition, bool, timeout_s=20)
 
 
 async def _caught_up(primary_sql: Sql, standby_sql: Sql) -> None:
@@ -95,7 +93,7 @@ async def _in_recovery(database: Database) -> bool:
 
 
 async def test_lag(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
-    """A primary has none; a standby has none once it has replayed all, even long after; where replay stands still, it grows."""
+    """The lag is zero on a primary, and on an idle standby that has replayed everything; it grows while replay is paused."""
     async with open_database(pair.url("primary"), _LIMITS) as database:
         assert not await _in_recovery(database)
         assert await replication_lag(database) == timedelta(0)
@@ -104,22 +102,22 @@ async def test_lag(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
         await _caught_up(primary_sql, standby_sql)
         await asyncio.sleep(0.3)
 
-        async def level() -> bool:  # looked for, not looked at once: the primary writes of itself too
+        async def is_up_to_date() -> bool:  # waited for, because the primary also writes without any session
             return await replication_lag(database) == timedelta(0)
 
-        await _until(level)
+        await _until(is_up_to_date)
         await standby_sql.execute("SELECT pg_wal_replay_pause()")
         await _until(lambda: standby_sql.fetchval("SELECT pg_get_wal_replay_pause_state() = 'paused'"))
         await primary_sql.execute(_INSERT, "lag-", 1)
 
-        async def behind() -> bool:
+        async def is_behind() -> bool:
             return await replication_lag(database) > timedelta(seconds=0.3)
 
-        await _until(behind)
+        await _until(is_behind)
 
 
-async def test_lag_of_a_standby_that_is_cut_off(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
-    """A standby that has replayed all that it received, but receives no more, is as old as its last transaction."""
+async def test_lag_of_a_disconnected_standby(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
+    """The lag of a standby that no longer receives anything is the age of its last transaction, although it has replayed everything."""
     await primary_sql.execute(_INSERT, "cut-", 1)
     await _caught_up(primary_sql, standby_sql)
     conninfo = await standby_sql.fetchval("SHOW primary_conninfo")
@@ -128,10 +126,10 @@ async def test_lag_of_a_standby_that_is_cut_off(pair: Pair, primary_sql: Sql, st
     try:
         async with open_database(pair.url("standby"), _LIMITS) as database:
 
-            async def behind() -> bool:
+            async def is_behind() -> bool:
                 return await replication_lag(database) > timedelta(seconds=0.3)
 
-            await _until(behind)
+            await _until(is_behind)
     finally:
         quoted = await standby_sql.fetchval("SELECT quote_literal($1::text)", conninfo)
         await standby_sql.execute(f"ALTER SYSTEM SET primary_conninfo = {quoted}")
@@ -139,7 +137,7 @@ async def test_lag_of_a_standby_that_is_cut_off(pair: Pair, primary_sql: Sql, st
 
 
 async def test_readiness(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
-    """A server on a standby that falls behind is not ready, and is again once the standby has caught up."""
+    """A server is not ready while its standby is too far behind."""
     await _caught_up(primary_sql, standby_sql)
     settings = {"listen": "127.0.0.1:0", "drain_delay": "0", "max_replication_lag": "0.5"}
     server = await Server(Settings.read(database_url=pair.url("standby"), **settings)).start()
@@ -162,9 +160,8 @@ async def test_readiness(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None
         await server.stop()
 
 
-async def test_a_walk_that_hops(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
-    """A walk whose pages come from a primary and from a standby that lags in turn repeats nothing, and misses no row that both had
-    throughout."""
+async def test_pages_from_primary_and_standby(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
+    """Paging alternately through a primary and a lagging standby repeats no row, and misses none that both have all the time."""
     await primary_sql.execute(_INSERT, "both-", 50)
     await _caught_up(primary_sql, standby_sql)
     await standby_sql.execute("SELECT pg_wal_replay_pause()")
@@ -187,9 +184,8 @@ async def test_a_walk_that_hops(pair: Pair, primary_sql: Sql, standby_sql: Sql) 
     assert {f"both-{n}" for n in range(1, 51) if n % 10 != 5} <= set(walked)
 
 
-async def test_a_standby_that_is_too_old(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
-    """Where a standby is preferred, a server reads from the primary while the standby is too far behind, and is ready; then
-    from the standby again."""
+async def test_lagging_standby(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
+    """If a standby is preferred, a ready server reads from the primary while the standby lags, and from the standby afterwards."""
     await _caught_up(primary_sql, standby_sql)
     settings = {"listen": "127.0.0.1:0", "drain_delay": "0", "max_replication_lag": "0.5", "pool_max_age": "0.5"}
     server = await Server(Settings.read(database_url=pair.url("prefer-standby"), **settings)).start()
@@ -200,25 +196,25 @@ async def test_a_standby_that_is_too_old(pair: Pair, primary_sql: Sql, standby_s
             async def ready() -> bool:
                 return server.health.serving
 
-            async def sees_it() -> bool:
+            async def reads_new_row() -> bool:
                 return await ready() and bool((await stub.List(pb.ListBackupsRequest(folder_id="f1"))).backups)
 
             await _until(ready)
             await standby_sql.execute("SELECT pg_wal_replay_pause()")
             await _until(lambda: standby_sql.fetchval("SELECT pg_get_wal_replay_pause_state() = 'paused'"))
             await primary_sql.execute(_INSERT, "fresh-", 1)
-            await _until(sees_it)
+            await _until(reads_new_row)
             read = "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'backup-service'"
             await _until(lambda: primary_sql.fetchval(read))
             await standby_sql.execute("SELECT pg_wal_replay_resume()")
             await _until(lambda: primary_sql.fetchval(f"SELECT NOT ({read})"))
-            await _until(sees_it)
+            await _until(reads_new_row)
     finally:
         await server.stop()
 
 
-async def test_a_standby_without_a_primary(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
-    """Where a standby is preferred that is too old, and there is no primary, the standby is read from."""
+async def test_lagging_standby_without_a_primary(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
+    """A preferred standby is used although it lags if there is no primary."""
     await _caught_up(primary_sql, standby_sql)
     url = pair.url("prefer-standby").replace(str(pair.primary.sockets), "/nowhere")
     async with open_database(url, _LIMITS, max_replication_lag=timedelta(seconds=-1)) as database:
@@ -226,7 +222,7 @@ async def test_a_standby_without_a_primary(pair: Pair, primary_sql: Sql, standby
 
 
 @pytest.mark.parametrize(("attributes", "in_recovery"), [("read-write", False), ("read-only", True)])
-async def test_roles(pair: Pair, attributes: str, in_recovery: bool) -> None:
-    """read-write is the primary and read-only is a standby, although the service's own sessions can never write."""
+async def test_target_session_attributes(pair: Pair, attributes: str, in_recovery: bool) -> None:
+    """read-write selects the primary and read-only a standby, although the service's own sessions never can write."""
     async with open_database(pair.url(attributes), _LIMITS) as database:
         assert await _in_recovery(database) is in_recovery

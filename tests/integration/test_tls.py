@@ -122,7 +122,7 @@ async def _is_encrypted(url: str) -> bool:
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "localhost"])
 @pytest.mark.parametrize("mode", ["verify-full", "verify-ca", "require"])
 async def test_modes(tls_postgres: TlsPostgres, host: str, mode: str) -> None:
-    """Every mode with TLS connects to a server whose certificate its authority signed."""
+    """Every mode with TLS connects to a server whose certificate is signed by the authority."""
     assert await _is_encrypted(tls_postgres.url(f"sslmode={mode}&{tls_postgres.verified}", host=host))
 
 
@@ -167,13 +167,13 @@ def _other_authority(server: TlsPostgres) -> Path:
     ],
 )
 async def test_errors(tls_postgres: TlsPostgres, query: str, message: str) -> None:
-    """Each error of TLS names its cause: the file that cannot be used, or the server."""
+    """The error names the file that cannot be used, or the server."""
     with pytest.raises(ConnectFailed, match=message):
         await _connected(tls_postgres.url(query.format(folder=tls_postgres.root_cert.parent)))
 
 
-async def test_another_name(tls_postgres: TlsPostgres) -> None:
-    """A certificate for another host is refused by verify-full, and accepted by verify-ca."""
+async def test_certificate_of_another_host(tls_postgres: TlsPostgres) -> None:
+    """A certificate for another host is rejected by verify-full, and accepted by verify-ca."""
     await _replace_certificate(tls_postgres, tls_postgres.authority.pair("other", alternative_names=("other.example.org",)))
     try:
         with pytest.raises(ConnectFailed, match=r"TLS with 0\.0\.0\.0:\d+: the certificate is not trusted: IP address mismatch"):
@@ -201,15 +201,15 @@ async def _replace_certificate(server: TlsPostgres, pair: Pair) -> None:
     await eventually(shown, ssl.PEM_cert_to_DER_cert(pair.cert.decode()))
 
 
-async def test_a_list_of_hosts(tls_postgres: TlsPostgres) -> None:
-    """Each host of a list is judged alone: the next one is used if one cannot be verified."""
+async def test_several_hosts(tls_postgres: TlsPostgres) -> None:
+    """If a host cannot be verified, the next one is used."""
     url = f"postgresql://{Roles().service}:{_PASSWORD}@localhost:1,0.0.0.0:{tls_postgres.port}/postgres?{tls_postgres.verified}"
     async with open_database(url, _LIMITS) as database:
         assert (await database.fetch("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))[0][0]
 
 
 async def test_client_certificates(tls_postgres: TlsPostgres) -> None:
-    """A role that needs a client certificate connects with sslcert and sslkey; a key that everybody may read is refused."""
+    """A role that needs a client certificate connects with sslcert and sslkey; a key that all users may read is rejected."""
     folder = tls_postgres.root_cert.parent
     pair = tls_postgres.authority.pair("certified")
     cert, key = folder / "client.crt", folder / "client.key"

@@ -63,7 +63,7 @@ async def test_unknown_size(sql: Sql) -> None:
     assert await sql.fetchval("SELECT wire FROM backups") == encoded(row)
 
 
-async def test_lengths_at_the_steps_of_a_varint(sql: Sql) -> None:
+async def test_lengths_of_varints(sql: Sql) -> None:
     """Lengths and numbers on both sides of every step of a varint are encoded correctly."""
     now = datetime(2026, 11, 20, tzinfo=UTC)
     rows = [
@@ -81,7 +81,7 @@ async def test_lengths_at_the_steps_of_a_varint(sql: Sql) -> None:
     assert found == {row.id: encoded(row) for row in rows}
 
 
-async def test_under_another_time_zone(import_url: str) -> None:
+async def test_time_zone(import_url: str) -> None:
     """The encoding does not depend on the session's time zone."""
     connection = await asyncpg.connect(import_url, server_settings={"timezone": "Africa/Monrovia"})
     # In 1971 this zone was 44 minutes and 30 seconds behind UTC.

@@ -1,4 +1,4 @@
-"""High availability for tests: Patroni over etcd, and two nodes of the embedded PostgreSQL, each of which can be cut off from etcd."""
+"""High availability for tests: etcd, and two Patroni nodes with the embedded PostgreSQL that can be disconnected from etcd."""
 
 import asyncio
 import contextlib
@@ -22,12 +22,13 @@ from service.dev.embedded_postgres import EmbeddedPostgres, server_user
 from service.postgres.migration import Roles, migrate
 from tests.support.commands import environment
 from tests.support.debian import debian_program
+from tests.support.eventually import eventually
 from tests.support.ports import free_ports
 from tests.support.proxy import Proxy, proxied
 from tests.support.repository import ROOT
 
 TTL_S = 20
-"""How long a leader that is gone keeps its lock: Patroni's least, and deploy/patroni/patroni.yaml's."""
+"""Seconds until the lock of a lost leader expires: the minimum of Patroni, and the value of deploy/patroni/patroni.yaml."""
 
 _UP = ("running", "streaming")
 
@@ -39,7 +40,7 @@ class Node:
         self.name = name
         self.port, self.rest_port = ports
         self.etcd = etcd
-        """On the only way to etcd."""
+        """The only connection to etcd."""
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir()
@@ -52,7 +53,7 @@ class Node:
             self._process = subprocess.Popen([*_as_server_user(), *command], cwd="/", env=environment(), stdout=log, stderr=log)
 
     def kill(self) -> None:
-        """Both at once, by kill -9."""
+        """Kill Patroni and PostgreSQL with SIGKILL."""
         if self._process:
             self._process.kill()
             self._process.wait()
@@ -63,14 +64,14 @@ class Node:
         return (self._folder / "log").read_text(errors="replace")[-3000:]
 
     def _configuration(self) -> dict[str, Any]:
-        """deploy/patroni/patroni.yaml, and what differs from node to node."""
+        """Return deploy/patroni/patroni.yaml with the addresses and folders of this node."""
         listen, rest = f"127.0.0.1:{self.port}", f"127.0.0.1:{self.rest_port}"
         shared: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "patroni" / "patroni.yaml").read_text(encoding="utf-8"))
-        del shared["bootstrap"]["post_bootstrap"]  # roles with passwords
+        del shared["bootstrap"]["post_bootstrap"]  # it sets passwords, which these nodes do not use
         return shared | {
             "name": self.name,
             "restapi": {"listen": rest, "connect_address": rest},
-            "etcd3": {"hosts": [f"127.0.0.1:{self.etcd.port}"], "use_proxies": True},  # no other way than this
+            "etcd3": {"hosts": [f"127.0.0.1:{self.etcd.port}"], "use_proxies": True},  # do not discover etcd's own address
             "postgresql": shared["postgresql"]
             | {
                 "listen": listen,
@@ -86,7 +87,7 @@ class Node:
 
 
 class Cluster:
-    """Two nodes, of which one leads."""
+    """Two nodes, one of which is the leader."""
 
     def __init__(self, nodes: list[Node]) -> None:
         self.nodes = nodes
@@ -96,21 +97,20 @@ class Cluster:
         return f"postgresql://{user}@{hosts}/postgres?target_session_attrs={attributes}"
 
     async def leader(self) -> Node:
-        """The one whose PostgreSQL takes writes: by Patroni's own word of each, waited for."""
-        async with asyncio.timeout(60):
-            while True:
-                for node in self.nodes:
-                    if await _get(node, "/primary"):
-                        return node
-                await asyncio.sleep(0.05)
+        """Wait for a node that Patroni reports as the primary, and return it."""
+        return await eventually(self._find_leader, lambda node: node is not None, timeout_s=60)
+
+    async def _find_leader(self) -> Any:
+        for node in self.nodes:
+            if await _get(node, "/primary"):
+                return node
+        return None
 
     async def settled(self) -> None:
-        """Waits for a leader with a standby that has all of what is acknowledged."""
+        """Wait for a leader with a synchronous standby."""
         try:
-            async with asyncio.timeout(60):
-                while not await self._is_settled():
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
+            await eventually(self._is_settled, True, timeout_s=60)
+        except AssertionError:
             raise AssertionError("\n".join(node.tail() for node in self.nodes)) from None
 
     async def _is_settled(self) -> bool:
@@ -119,7 +119,7 @@ class Cluster:
         return roles == [["leader", "sync_standby"]] * len(self.nodes)
 
     async def switch_over(self) -> None:
-        """As planned: the leader steps down in favour of the other."""
+        """Make the other node the leader, as planned maintenance does."""
         leader = await self.leader()
         request = urllib.request.Request(
             f"http://127.0.0.1:{leader.rest_port}/switchover", data=json.dumps({"leader": leader.name}).encode()
@@ -128,7 +128,7 @@ class Cluster:
 
 
 async def _get(node: Node, path: str) -> Any:
-    """What it answers, or None where it says no, or nothing."""
+    """Return the answer of a node's REST API, or None if it is an error or there is none."""
     try:
         return await asyncio.to_thread(_answer, urllib.request.Request(f"http://127.0.0.1:{node.rest_port}{path}"))
     except (OSError, ValueError):
@@ -142,7 +142,7 @@ def _answer(request: urllib.request.Request) -> Any:
 
 
 def _as_server_user() -> list[str]:
-    """What goes before a command that must not be root: it may still read what root alone can reach, such as a Python in root's home."""
+    """Return a prefix for commands that must not run as root; they can still read files of root, such as a Python in its home."""
     user = server_user()
     if os.getuid() == user.pw_uid:
         return []
@@ -152,10 +152,10 @@ def _as_server_user() -> list[str]:
 
 @contextlib.asynccontextmanager
 async def _etcd(folder: Path) -> AsyncIterator[Path]:
-    """The socket on which it listens."""
+    """Run etcd, and yield its socket."""
     program = debian_program("etcd")
     assert program
-    client, peer = "unix://client:1", "unix://peer:1"  # named so in its folder: an address without a port it does not take
+    client, peer = "unix://client:1", "unix://peer:1"  # relative names of sockets; etcd requires a port in each address
     addresses = {
         "listen-client-urls": client,
         "advertise-client-urls": client,
@@ -168,9 +168,7 @@ async def _etcd(folder: Path) -> AsyncIterator[Path]:
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log)
     try:
-        async with asyncio.timeout(30):
-            while not (folder / "client:1").exists():
-                await asyncio.sleep(0.02)
+        await eventually((folder / "client:1").exists, True, timeout_s=30)
         yield folder / "client:1"
     finally:
         process.kill()
@@ -179,7 +177,7 @@ async def _etcd(folder: Path) -> AsyncIterator[Path]:
 
 @contextlib.asynccontextmanager
 async def patroni_cluster() -> AsyncIterator[Cluster]:
-    """Starts all of it, with the service's schema and roles, and ends all of it."""
+    """Run etcd and both nodes with the service's schema and roles."""
     ports = free_ports(4)
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backups-patroni-", dir="/tmp")))

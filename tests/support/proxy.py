@@ -1,4 +1,4 @@
-"""A TCP proxy in front of PostgreSQL's socket, which can go deaf: connections stay, and nothing passes any more."""
+"""TCP proxy in front of a Unix socket that can become unresponsive: connections stay open, and no data passes."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Proxy:
-    """Passes bytes both ways while it is open."""
+    """Proxy that forwards data in both directions while it is open."""
 
     def __init__(self, upstream: Path) -> None:
         self._upstream = upstream
@@ -17,25 +17,25 @@ class Proxy:
         self.port = 0
 
     def blackhole(self) -> None:
-        """From now on nothing passes, and nobody is told; new connections are taken, and get no answer."""
+        """Forward nothing from now on; existing and new connections stay open."""
         self._open.clear()
 
     def heal(self) -> None:
-        """Ends the connections that were held, as a network does that has forgotten them, and lets new ones through."""
+        """Abort all connections, as a network does that has lost their state, and forward data of new ones."""
         for writer in self._connections:
             writer.transport.abort()
         self._open.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, RuntimeError), self._held(writer):  # uvloop's, of what is closed
+        with contextlib.suppress(OSError, RuntimeError), self._registered(writer):  # uvloop raises RuntimeError for closed transports
             await self._open.wait()
             to_reader, to_writer = await asyncio.open_unix_connection(str(self._upstream))
-            with self._held(to_writer):
-                await asyncio.gather(self._pass(reader, to_writer), self._pass(to_reader, writer))
+            with self._registered(to_writer):
+                await asyncio.gather(self._forward(reader, to_writer), self._forward(to_reader, writer))
 
     @contextlib.contextmanager
-    def _held(self, writer: asyncio.StreamWriter) -> Iterator[None]:
-        """Until both ways have ended, or the upstream is not there."""
+    def _registered(self, writer: asyncio.StreamWriter) -> Iterator[None]:
+        """Let `heal` abort the connection; close it on exit."""
         self._connections.add(writer)
         try:
             yield
@@ -43,7 +43,7 @@ class Proxy:
             self._connections.remove(writer)
             writer.close()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65536):
                 await self._open.wait()
@@ -55,7 +55,7 @@ class Proxy:
 
 @contextlib.asynccontextmanager
 async def listening(serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> AsyncIterator[int]:
-    """Takes connections on a port of its own, which it gives."""
+    """Accept connections on a free port, and yield the port."""
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
@@ -65,7 +65,7 @@ async def listening(serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter]
 
 @contextlib.asynccontextmanager
 async def proxied(upstream: Path) -> AsyncIterator[Proxy]:
-    """A proxy to a Unix socket, on a port of its own."""
+    """Yield a proxy to a Unix socket; it listens on a free port."""
     proxy = Proxy(upstream)
     async with listening(proxy.serve) as proxy.port:
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from service.dev.embedded_postgres import EmbeddedPostgres
 
 
-def cloned(primary: EmbeddedPostgres, folder: Path, **settings: str) -> EmbeddedPostgres:
+def clone_standby(primary: EmbeddedPostgres, folder: Path, **settings: str) -> EmbeddedPostgres:
     """Copy a running primary and return a standby that follows it once it is started."""
     standby = EmbeddedPostgres(folder, settings={"hot_standby": "on"} | settings)
     for each in (standby.folder, standby.sockets):
