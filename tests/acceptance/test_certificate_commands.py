@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.certificates import handshake
 from tests.support.repository import ROOT
 
 _COMMANDS = "".join(re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "certificates.md").read_text(encoding="utf-8"), re.DOTALL))
@@ -19,14 +20,14 @@ _ENVOY, _SERVICE, _POSTGRES, _OTHER = 101, 10001, 70, 65534
 
 @pytest.fixture(name="machine", scope="module")
 def _machine() -> Iterator[Path]:
-    """A folder in which the page's commands have run, with `etc` in the place of /etc."""
+    """A folder in which the page's commands have run, with `etc` as a substitute for /etc."""
     folder = Path(tempfile.mkdtemp(prefix="backups-certificates-", dir="/tmp"))
     folder.chmod(0o755)
     (folder / "etc" / "postgresql").mkdir(parents=True)
     commands = _COMMANDS.replace("/etc/", f"{folder}/etc/")
     if os.getuid() != 0:
         commands = re.sub(r" -o \w+ -g \w+", "", commands)
-    # Debian's user, which exists only with its PostgreSQL.
+    # The user `postgres` exists only if Debian's PostgreSQL is installed.
     commands = commands.replace("-o postgres -g postgres", f"-o {_POSTGRES} -g {_POSTGRES}")
     done = subprocess.run(["/bin/sh", "-euc", commands], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -60,19 +61,8 @@ def test_certificates_pass_strict_verification(machine: Path, name: str, host: s
 
 
 def _accepted_client(client_context: ssl.SSLContext, server_context: ssl.SSLContext, host: str) -> str:
-    """Return the client certificate's common name after a TLS handshake in memory."""
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = client_context.wrap_bio(to_client, to_server, server_hostname=host)
-    server = server_context.wrap_bio(to_server, to_client, server_side=True)
-    finished = False
-    while not finished:
-        finished = True
-        for side in (client, server):
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                finished = False
-    certificate = server.getpeercert()
+    """Return the client certificate's common name after a TLS handshake."""
+    certificate = handshake(client_context, server_context, host).getpeercert()
     assert certificate
     subject = dict(pair for names in certificate["subject"] for pair in names)  # type: ignore[misc]
     return str(subject["commonName"])
@@ -100,6 +90,7 @@ def test_only_the_process_reads_its_key(machine: Path, name: str, key: str, user
 
 
 def _can_read(file: Path, user: int) -> bool:
+    """Return whether a process of the user can read the file."""
     done = subprocess.run(["cat", file], user=user, group=user, extra_groups=[], capture_output=True, check=False)
     return done.returncode == 0
 

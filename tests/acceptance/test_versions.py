@@ -1,4 +1,4 @@
-"""The oldest PostgreSQL that is supported; the newest is what all other tests run on."""
+"""Integration tests on the oldest supported PostgreSQL; all other tests run on the newest."""
 
 import os
 import subprocess
@@ -16,11 +16,11 @@ _POSTGRES = "/usr/lib/postgresql/15/bin/postgres"
 @pytest.mark.debian("postgresql-15", program=_POSTGRES)
 @pytest.mark.timeout(600)
 def test_postgresql_15() -> None:
-    """All that is tested over SQL, from migrations to plans, imports and roles, holds on PostgreSQL 15 too."""
+    """The integration tests of migrations, plans, imports and roles pass on PostgreSQL 15."""
     program = debian_program(_POSTGRES)
     assert program
-    others = ("test_pooler.py", "test_standby.py")  # with a PostgreSQL of their own, or none of whose versions matter
-    ignored = [f"--ignore={ROOT / 'tests' / 'integration' / other}" for other in others]
+    excluded = ("test_pooler.py", "test_standby.py")  # they start their own PostgreSQL, or do not depend on its version
+    ignored = [f"--ignore={ROOT / 'tests' / 'integration' / file}" for file in excluded]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *ignored, "tests/integration"],
         cwd=ROOT,

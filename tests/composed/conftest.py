@@ -1,4 +1,4 @@
-"""The fixtures of the acceptance tests, with containers in place of processes; started once for all of the tests."""
+"""Fixtures of the acceptance tests with containers instead of processes, which are started once for all tests."""
 
 import os
 from collections.abc import AsyncIterator
@@ -8,24 +8,14 @@ import pytest
 
 from service.postgres.migration import Roles
 from tests.acceptance.conftest import _long, _measure, _public  # noqa: F401  # fixtures
-from tests.composed.containers import Compose, composed
+from tests.composed.containers import Compose, ContainerPostgres, composed
 from tests.support.deployment import Deployment
-
-
-class ContainerPostgres:
-    """Address and passwords of the composed PostgreSQL."""
-
-    def __init__(self, port: int, passwords: dict[str, str]) -> None:
-        self._port, self._passwords = port, passwords
-
-    def url(self, database: str, *, user: str = "backups_owner") -> str:
-        return f"postgresql://{user}:{self._passwords[user]}@127.0.0.1:{self._port}/{database}?sslmode=require"
 
 
 @pytest.fixture(name="containers", scope="session")
 async def _containers() -> AsyncIterator[tuple[Compose, Deployment]]:
     if "DOCKER_HOST" not in os.environ:
-        pytest.skip("DOCKER_HOST names no engine")
+        pytest.skip("DOCKER_HOST is not set")
     async with composed() as running:
         yield running
 
@@ -43,7 +33,7 @@ async def _postgres(containers: tuple[Compose, Deployment]) -> ContainerPostgres
 
 @pytest.fixture(name="database_name")
 async def _database_name(postgres: ContainerPostgres) -> str:
-    """The one database, emptied."""
+    """The only database, without rows."""
     connection = await asyncpg.connect(postgres.url("backups"))
     await connection.execute("TRUNCATE backups, imports")
     await connection.close()

@@ -1,4 +1,4 @@
-"""The deployment as containers: docker-compose.yml with TLS and tokens, on the engine that DOCKER_HOST names."""
+"""Deployment in containers: docker-compose.yml with TLS and tokens, on the Docker engine at DOCKER_HOST."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ _ADMIN = (
 
 
 class _Received(socket.socket):
-    """What http.client reads an answer from."""
+    """Socket that contains a complete response, for http.client."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _Received(socket.socket):
 
 
 class Compose:
-    """`docker compose`, in a project of its own."""
+    """`docker compose` with its own project."""
 
     def __init__(self, folder: Path) -> None:
         self.port, self.tls_port, self.postgres_port = free_ports(3)
@@ -60,7 +60,7 @@ class Compose:
         }
 
     async def choose_postgres(self) -> None:
-        """Replace PostgreSQL's image by one with Debian's PostgreSQL if it was built without TLS."""
+        """Use an image with Debian's PostgreSQL if PostgreSQL's own image was built without TLS."""
         image = self._environment.setdefault("POSTGRES_IMAGE", _POSTGRES_IMAGE)
         if (await self.docker("run", "--rm", "--entrypoint", "sh", image, "-c", _LINKS_OPENSSL)).status:
             base = f"BASE={self._environment.get('BASE_IMAGE', _BASE_IMAGE)}"
@@ -82,12 +82,13 @@ class Compose:
         return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     async def run(self, *arguments: str, stdin: bytes = b"") -> str:
-        """Return what `docker compose` prints for these arguments; it has to succeed."""
+        """Return the standard output of `docker compose`, which must succeed."""
         done = await self.docker("compose", *arguments, stdin=stdin)
         assert done.status == 0, f"docker compose {' '.join(arguments)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done.stdout
 
     async def read_admin(self, path: str) -> Any:
+        """Return the JSON document at a path of Envoy's admin interface."""
         answer = await self.run("exec", "-T", "envoy", "bash", "-c", _ADMIN, path)
         response = http.client.HTTPResponse(_Received(answer.encode()))
         response.begin()
@@ -122,12 +123,22 @@ class Container(Replica):
         return done.stdout.strip()
 
 
+class ContainerPostgres:
+    """URLs of the PostgreSQL container."""
+
+    def __init__(self, port: int, passwords: dict[str, str]) -> None:
+        self._port, self._passwords = port, passwords
+
+    def url(self, database: str, *, user: str = "backups_owner") -> str:
+        return f"postgresql://{user}:{self._passwords[user]}@127.0.0.1:{self._port}/{database}?sslmode=require"
+
+
 @contextlib.asynccontextmanager
 async def composed() -> AsyncIterator[tuple[Compose, Deployment]]:
-    """Start the deployment, and remove it with its volumes."""
+    """Start the deployment, yield it, and remove it with its volumes."""
     with tempfile.TemporaryDirectory(prefix="backups-composed-") as name:
         folder = Path(name)
-        folder.chmod(0o755)  # other users of the containers read it
+        folder.chmod(0o755)  # the users of the containers must be able to read it
         (folder / "tls").mkdir()
         (folder / "jwks").mkdir()
         authority, issuer, certificate = Authority(), Issuer("main"), Files(folder / "tls")

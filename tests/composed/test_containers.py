@@ -1,4 +1,4 @@
-"""The composed containers as their users run them."""
+"""Containers of docker-compose.yml."""
 
 import json
 import signal
@@ -7,11 +7,10 @@ import asyncpg
 import pytest
 
 from service import pb
-from tests.acceptance.test_envoy import *  # noqa: F403  # the same checks as with processes
+from tests.acceptance.test_envoy import *  # noqa: F403  # the same tests as with processes
 from tests.acceptance.test_hostile_clients import test_floods, test_half_done_calls_are_ended  # noqa: F401
 from tests.acceptance.test_restarts import restarted_in_turn
-from tests.composed.conftest import ContainerPostgres
-from tests.composed.containers import Compose
+from tests.composed.containers import Compose, ContainerPostgres
 from tests.support.deployment import Deployment
 from tests.support.load import under_load
 from tests.support.repository import ROOT
@@ -29,18 +28,18 @@ _NEWEST = "c9q3vd0k8m1nt5rj2hfe"
 
 
 async def test_import_and_read(compose: Compose, deployment: Deployment) -> None:
-    """The command imports a listing, once and again, and reads it back through Envoy, with a token."""
+    """`import walg` adds a listing once, and `list` and `get` return it through Envoy with a token."""
     assert "4 added" in await compose.run(*_IMPORT, stdin=_SAMPLE)
     assert "nothing changed" in await compose.run(*_IMPORT, stdin=_SAMPLE)
     client = ("run", "--rm", "-T", "--env", f"BACKUPS_TOKEN={deployment.token('f1')}", "cli")
-    listed = (await compose.run(*client, "list", "--folder-id", "f1", "--insecure")).splitlines()  # plaintext, between containers
+    listed = (await compose.run(*client, "list", "--folder-id", "f1", "--insecure")).splitlines()  # plaintext between containers
     assert len(listed) == 5
     assert listed[1].startswith(_NEWEST)
     assert json.loads(await compose.run(*client, "get", _NEWEST, "--json", "--insecure"))["size"] == "913800120559"
 
 
-async def test_the_service_can_write_nothing(compose: Compose, database_url: str) -> None:
-    """The container's user writes no file, the file system is read-only, and the database role only reads."""
+async def test_service_is_read_only(compose: Compose, database_url: str) -> None:
+    """The service's user is not root, its file system is read-only, and its database role only reads."""
     assert (await compose.run("exec", "-T", "service", "id", "-u")).strip() == "10001"
     for file in ("/app/x", "/tmp/x"):
         touched = await compose.docker("compose", "exec", "-T", "service", "touch", file)
@@ -57,7 +56,7 @@ async def test_the_service_can_write_nothing(compose: Compose, database_url: str
 
 @pytest.mark.parametrize("service", ["postgres", "service", "envoy"])
 async def test_containers_are_confined(compose: Compose, service: str) -> None:
-    """Every process runs without capabilities, without a way to gain any, and not as root, on a read-only file system."""
+    """Every process runs without capabilities, with `no-new-privileges`, not as root, on a read-only file system."""
     status = await compose.run("exec", "-T", service, "cat", "/proc/1/status")
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert {fields[name] for name in ("CapPrm", "CapEff", "CapBnd")} == {"0" * 16}
@@ -69,7 +68,7 @@ async def test_containers_are_confined(compose: Compose, service: str) -> None:
 
 @pytest.mark.parametrize("service", ["postgres", "service", "envoy"])
 async def test_containers_are_limited(compose: Compose, service: str) -> None:
-    """Memory, processes and CPU of every container have a limit that the kernel applies."""
+    """The kernel limits memory, processes and CPU of every container."""
     memory, pids, cpu = (await compose.run("exec", "-T", service, "sh", "-c", _LIMITS)).splitlines()
     assert 0 < int(memory) <= 1 << 30
     assert 0 < int(pids) <= 200
@@ -92,7 +91,7 @@ async def test_image_has_no_compiler(compose: Compose) -> None:
 
 
 async def test_each_container_has_its_own_password(compose: Compose) -> None:
-    """Every role and the superuser have different passwords, and a client container can read only its own."""
+    """The superuser and every role have different passwords, and the service's container can read only its own."""
     passwords = await compose.passwords()
     assert sorted(passwords) == ["backups_import", "backups_owner", "backups_service", "postgres"]
     assert len(set(passwords.values())) == 4
@@ -103,8 +102,8 @@ async def test_each_container_has_its_own_password(compose: Compose) -> None:
     assert not [password for password in passwords.values() if password in environment]
 
 
-async def test_only_the_roles_connect_and_only_over_tls(compose: Compose, postgres: ContainerPostgres) -> None:
-    """PostgreSQL rejects plaintext, the superuser, and one role's password for another role."""
+async def test_only_roles_connect_over_tls(compose: Compose, postgres: ContainerPostgres) -> None:
+    """PostgreSQL rejects plaintext, the superuser, and the password of another role."""
     passwords = await compose.passwords()
     url = postgres.url("backups", user="backups_service")
     await (await asyncpg.connect(url)).close()
@@ -117,7 +116,7 @@ async def test_only_the_roles_connect_and_only_over_tls(compose: Compose, postgr
 
 
 async def test_the_service_verifies_postgresql(compose: Compose) -> None:
-    """The service's session is encrypted, and a certificate of another authority is rejected."""
+    """The service's session is encrypted, and it rejects a certificate of another authority."""
     query = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'backups_service'"
     assert (await compose.run("exec", "-T", "postgres", "psql", "-At", "-c", query)).strip() == "t"
     url = "postgresql://backups_service@postgres/backups?sslmode=verify-full&passfile=/run/secrets/service/pgpass"
@@ -130,7 +129,7 @@ async def test_envoy_is_unhealthy_without_tls(compose: Compose, deployment: Depl
     """Envoy is unhealthy if it cannot read its key, although it runs and serves plaintext."""
     key = deployment.certificate.key
     mode = key.stat().st_mode
-    key.chmod(0o600)  # as OpenSSL creates it; if the tests run as Envoy's own user it stays readable
+    key.chmod(0o600)  # as OpenSSL creates it
     try:
         started = await compose.docker("compose", "up", "--wait", "--no-deps", "--force-recreate", "--wait-timeout", "90", "envoy")
         assert started.status == 1
@@ -142,13 +141,13 @@ async def test_envoy_is_unhealthy_without_tls(compose: Compose, deployment: Depl
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_replicas_are_restarted_in_turn(deployment: Deployment, number: signal.Signals) -> None:
-    """No call fails while the containers are ended one after the other."""
+    """No call fails while the containers are stopped in turn."""
     outcomes = await under_load(deployment, lambda: restarted_in_turn(deployment, number, 1))
     assert outcomes.codes == {"OK", "HTTP 200"}
 
 
-async def test_postgres_is_restarted(compose: Compose, deployment: Deployment) -> None:
-    """After a restart of PostgreSQL the replicas answer again, without one of their own."""
+async def test_recovers_from_a_restart_of_postgresql(compose: Compose, deployment: Deployment) -> None:
+    """After a restart of PostgreSQL, the replicas answer again without a restart."""
     await compose.run("restart", "postgres")
     await deployment.until_healthy(2)
     async with deployment.channel() as channel:
@@ -156,7 +155,7 @@ async def test_postgres_is_restarted(compose: Compose, deployment: Deployment) -
 
 
 async def test_stop(compose: Compose, deployment: Deployment) -> None:
-    """`docker compose stop` ends each replica with 0, and `start` brings them back."""
+    """`docker compose stop` stops each replica with status 0, and `start` makes them healthy again."""
     await compose.run("stop", "service")
     codes = await compose.run("ps", "--all", "--format", "{{.ExitCode}}", "service")
     assert set(codes.split()) == {"0"}

@@ -1,7 +1,6 @@
-"""The Compose files as `docker compose config` reads them, and the secrets that their containers share."""
+"""Compose files as `docker compose config` resolves them, and the generated secrets of their containers."""
 
 import asyncio
-import contextlib
 import json
 import os
 import re
@@ -16,10 +15,12 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 
+from tests.support.certificates import handshake
 from tests.support.repository import ROOT
 
 
 def _composed(*files: str) -> dict[str, Any]:
+    """Return the merged Compose files, with all profiles and the required variables set."""
     command = ["docker", "compose", *(part for file in files for part in ("--file", file)), "--profile", "*", "config", "--format", "json"]
     needed = ("CREDENTIALS", "PUBLIC_ADDRESS", "JWT_ISSUER", "JWT_AUDIENCE")
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {f"BACKUPS_{name}": "/x" for name in needed}
@@ -44,7 +45,7 @@ _overlays = pytest.mark.parametrize("files", _OVERLAYS, ids=["development", "pat
 @_with_compose
 @_overlays
 async def test_containers_are_confined(files: tuple[str, ...]) -> None:
-    """Every container has a read-only file system, no capability, no way to gain one, limits, and an image with a fixed version."""
+    """Every container has a read-only file system, no capability, `no-new-privileges`, limits, and an image with a fixed version."""
     for name, service in (await asyncio.to_thread(_composed, *files))["services"].items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
@@ -58,7 +59,7 @@ async def test_containers_are_confined(files: tuple[str, ...]) -> None:
 @_with_compose
 @_overlays
 async def test_networks(files: tuple[str, ...]) -> None:
-    """PostgreSQL and etcd are on internal networks alone, which only containers that use them share; neither is published."""
+    """PostgreSQL and etcd publish no port and are only on internal networks, which only their clients share."""
     composed = await asyncio.to_thread(_composed, *files)
     internal = {name for name, network in composed["networks"].items() if network.get("internal")}
     members: dict[str, set[str]] = {}
@@ -78,7 +79,7 @@ async def test_networks(files: tuple[str, ...]) -> None:
 @_with_compose
 @_overlays
 async def test_each_container_has_only_its_own_password(files: tuple[str, ...]) -> None:
-    """No password is in a file or in an environment variable, and each client mounts the secrets of its own role alone."""
+    """No password is in a Compose file or an environment variable, and each client mounts only the secrets of its own role."""
     composed = await asyncio.to_thread(_composed, *files)
     mounted = {"migrate": {"owner"}, "service": {"service"}, "cli": {"import"}, "envoy": set(), "prometheus": set(), "grafana": set()}
     for name, service in composed["services"].items():
@@ -93,7 +94,7 @@ async def test_each_container_has_only_its_own_password(files: tuple[str, ...]) 
 @_with_compose
 @pytest.mark.parametrize(("files", "sslmode"), [(_BASE, "disable"), (_PATRONI, "disable"), (_SECURED, "verify-full")])
 async def test_sslmode(files: tuple[str, ...], sslmode: str) -> None:
-    """Every URL names its sslmode: plaintext on the internal network of one machine, verified TLS in the secured variant."""
+    """Every URL sets sslmode: plaintext on the internal network of one machine, verified TLS in the secured variant."""
     services = (await asyncio.to_thread(_composed, *files))["services"]
     for name, role in (("migrate", "owner"), ("service", "service"), ("cli", "import")):
         url = urlsplit(services[name]["environment"]["BACKUPS_DATABASE_URL"])
@@ -106,7 +107,7 @@ async def test_sslmode(files: tuple[str, ...], sslmode: str) -> None:
 
 @_with_compose
 async def test_grafana_has_no_administrator() -> None:
-    """Nobody can log in to Grafana: there is no form, no basic authentication and no account."""
+    """Grafana has no login form, no basic authentication and no administrator account."""
     environment = (await asyncio.to_thread(_composed, *_BASE))["services"]["grafana"]["environment"]
     assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
     assert environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
@@ -114,7 +115,7 @@ async def test_grafana_has_no_administrator() -> None:
 
 
 def test_generated_secrets(tmp_path: Path) -> None:
-    """Secrets are random, readable by owner and group alone, kept at a second start, and completed after an interrupted one."""
+    """Secrets are random and readable only by owner and group; a second run keeps them and completes an interrupted run."""
 
     def generate() -> dict[str, bytes]:
         script = (ROOT / "deploy" / "compose" / "generate-secrets.py").read_text(encoding="utf-8")
@@ -145,23 +146,14 @@ def test_generated_certificate(tmp_path: Path) -> None:
     client = ssl.create_default_context(cafile=tmp_path / "service" / "ca.crt")
     client.verify_flags |= ssl.VERIFY_X509_STRICT
     for name in ("postgres", "postgres-2"):
-        shake_hands(client, server, name)
+        handshake(client, server, name)
     with pytest.raises(ssl.SSLCertVerificationError):
-        shake_hands(client, server, "elsewhere")
-
-
-def shake_hands(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> None:
-    """Complete a TLS handshake in memory."""
-    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [client.wrap_bio(to_client, to_server, server_hostname=name), server.wrap_bio(to_server, to_client, server_side=True)]
-    for end in ends * 3:
-        with contextlib.suppress(ssl.SSLWantReadError):
-            end.do_handshake()
+        handshake(client, server, "elsewhere")
 
 
 @_with_compose
 async def test_patroni() -> None:
-    """Every client knows both nodes and waits for both; the nodes differ by their names alone."""
+    """Every client URL has both nodes, `migrate` waits for both, and the nodes differ only in their names."""
     services = (await asyncio.to_thread(_composed, *_PATRONI))["services"]
     for name in ("migrate", "service", "cli"):
         url = urlsplit(services[name]["environment"]["BACKUPS_DATABASE_URL"])
@@ -171,14 +163,14 @@ async def test_patroni() -> None:
     alike: list[dict[str, str]] = []
     for name in ("postgres", "postgres-2"):
         settings = services[name]["environment"]
-        settings.pop("POSTGRES_PASSWORD_FILE", None)  # only the image's own entrypoint reads it, which Patroni replaces
+        settings.pop("POSTGRES_PASSWORD_FILE", None)  # read only by the image's entrypoint, which Patroni replaces
         own = {key: settings.pop(f"PATRONI_{key}") for key in ("NAME", "RESTAPI_CONNECT_ADDRESS", "POSTGRESQL_CONNECT_ADDRESS")}
         assert own == {"NAME": name, "RESTAPI_CONNECT_ADDRESS": f"{name}:8008", "POSTGRESQL_CONNECT_ADDRESS": f"{name}:5432"}
         alike.append(settings)
     assert alike[0] == alike[1]
 
 
-def test_patroni_leaves_time_to_step_down() -> None:
-    """A leader that cannot reach etcd has stepped down before its lock runs out: Patroni's own rule for these three."""
+def test_leader_steps_down_before_its_lock_expires() -> None:
+    """A leader that cannot reach etcd steps down before its lock expires, by Patroni's rule for the three settings."""
     dcs = yaml.safe_load((ROOT / "deploy" / "patroni" / "patroni.yaml").read_text(encoding="utf-8"))["bootstrap"]["dcs"]
     assert dcs["loop_wait"] + 2 * dcs["retry_timeout"] <= dcs["ttl"]

@@ -4,6 +4,7 @@ The certificates pass strict verification (`ssl.VERIFY_X509_STRICT`), which is t
 """
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -129,3 +130,20 @@ class Files:
     @property
     def settings(self) -> dict[str, str]:
         return {"tls_cert": str(self.cert), "tls_key": str(self.key)}
+
+
+def handshake(client: ssl.SSLContext, server: ssl.SSLContext, hostname: str) -> ssl.SSLObject:
+    """Complete a TLS handshake in memory and return the server's side of it.
+
+    Raises:
+        ssl.SSLError: a side rejected the other.
+    """
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server_side = server.wrap_bio(to_server, to_client, server_side=True)
+    waiting = [client.wrap_bio(to_client, to_server, server_hostname=hostname), server_side]
+    while waiting:
+        for side in tuple(waiting):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+                waiting.remove(side)
+    return server_side
