@@ -54,7 +54,7 @@ def main() -> None:
     """Run the command and exit. An expected error is one message on standard error, with exit status 1."""
     streams.prepare()
     try:
-        status = _run()
+        status = run()
         sys.stdout.flush()
     except OSError as exc:
         if not streams.is_output_error(exc):
@@ -65,8 +65,8 @@ def main() -> None:
     sys.exit(status)
 
 
-def _run() -> int | str | None:
-    """Return the exit status."""
+def run() -> int | str | None:
+    """Run the command, and return the exit status."""
     try:
         app(prog_name="backup-service")
     except SystemExit as exc:

@@ -129,7 +129,6 @@ def _load(listing: Iterable[Entry | Skipped], target: Target, options: Options, 
     from service.cli.import_summary import summary_lines
 
     check_target(target)
-    _interrupt_at_once()
     if since:
         listing = completed_since(listing, since)
     summary = asyncio.run(load(read_settings().require_database_url(), listing, target, options))
@@ -137,29 +136,38 @@ def _load(listing: Iterable[Entry | Skipped], target: Target, options: Options, 
         typer.echo(line)
 
 
-def _interrupt_at_once() -> None:
-    """Let Ctrl-C interrupt a read that waits for input. asyncio's own handler would wait until the read returns."""
+class _InterruptibleInput:
+    """Input whose reads end with the first Ctrl-C. asyncio's own handler only takes effect when a read returns."""
 
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
 
-    signal.signal(signal.SIGINT, interrupt)
+    def read(self, size: int = -1) -> bytes:
+        previous = signal.signal(signal.SIGINT, _abort)
+        try:
+            return self._stream.read(size)
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+def _abort(number: int, frame: FrameType | None) -> NoReturn:
+    raise typer.Abort
 
 
 @contextlib.contextmanager
-def _reading(file: Path | None) -> Iterator[BinaryIO]:
+def _reading(file: Path | None) -> Iterator[_InterruptibleInput]:
     """Open the listing; show a progress bar if standard error is a terminal."""
     from rich.console import Console
     from rich.progress import wrap_file
 
     console = Console(stderr=True)
     with _opened(file) as stream:
-        if not console.is_terminal:
-            yield stream
+        if not console.is_terminal or console.is_dumb_terminal:
+            yield _InterruptibleInput(stream)
             return
         total = file.stat().st_size if file else 0
         with wrap_file(stream, total=total, description="Importing", console=console, transient=True) as watched:
-            yield watched
+            yield _InterruptibleInput(watched)
 
 
 def _opened(file: Path | None) -> AbstractContextManager[BinaryIO]:

@@ -1,4 +1,4 @@
-"""Groups of options that several commands share, each defined once.
+"""Options that several commands share, each defined once.
 
 Typer reads the options of a command from its signature. `option_groups` replaces a parameter of the command by the parameters of a function
 that makes its value.
@@ -7,6 +7,8 @@ that makes its value.
 import inspect
 from collections.abc import Callable
 from typing import Any
+
+import typer
 
 
 def option_groups(**makers: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -31,3 +33,13 @@ def option_groups(**makers: Callable[..., Any]) -> Callable[[Callable[..., None]
         return run
 
     return decorate
+
+
+def check_text(value: str | None) -> str | None:
+    """Reject an argument with bytes that are not text in the encoding of the locale: PostgreSQL and protobuf cannot take them."""
+    if value is not None and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise typer.BadParameter(f"{ascii(value)[:100]} is not text in the encoding of this locale") from None
+    return value

@@ -10,6 +10,7 @@ import typer
 from service.cli.environment import read_settings
 from service.cli.formatting import printable, time
 from service.cli.help import example
+from service.cli.option_groups import check_text
 from service.errors import CommandError
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ commands = typer.Typer()
 
 @commands.command("remove-cluster", epilog=example("backup-service remove-cluster --cluster-id c1 --dry-run"))
 def remove_cluster(
-    cluster_id: Annotated[str, typer.Option("--cluster-id", help="The decommissioned cluster.")],
-    folder_id: Annotated[str | None, typer.Option("--folder-id", help="Only its rows in this folder.", show_default=False)] = None,
+    cluster_id: Annotated[str, typer.Option("--cluster-id", callback=check_text, help="The decommissioned cluster.")],
+    folder_id: Annotated[
+        str | None, typer.Option("--folder-id", callback=check_text, help="Only its rows in this folder.", show_default=False)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the rows that would be removed; change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:

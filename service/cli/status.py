@@ -10,6 +10,7 @@ import typer
 
 from service.cli.environment import read_settings
 from service.cli.help import example
+from service.cli.option_groups import check_text
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,8 +30,12 @@ def _length(text: str) -> timedelta:
 
 @commands.command(epilog=example("backup-service status --folder-id f1 --max-age 26h"))
 def status(
-    folder_id: Annotated[str | None, typer.Option("--folder-id", help="Only this folder's clusters.", show_default=False)] = None,
-    cluster_id: Annotated[str | None, typer.Option("--cluster-id", help="Only this cluster.", show_default=False)] = None,
+    folder_id: Annotated[
+        str | None, typer.Option("--folder-id", callback=check_text, help="Only this folder's clusters.", show_default=False)
+    ] = None,
+    cluster_id: Annotated[
+        str | None, typer.Option("--cluster-id", callback=check_text, help="Only this cluster.", show_default=False)
+    ] = None,
     max_age: Annotated[
         timedelta | None,
         typer.Option(
