@@ -12,6 +12,7 @@ import json
 import sys
 import time
 
+from service.composition import build_server
 from service.observability import logs
 from service.server import Server, serve
 from service.settings import Settings
@@ -36,7 +37,8 @@ def main() -> None:
         print(server.address.port, flush=True)
 
     any_port = "127.0.0.1:0"
-    serve(Settings.read(database_url=sys.argv[1], listen=any_port, metrics_listen=any_port, drain_delay="0"), started=started)
+    settings = Settings.read(database_url=sys.argv[1], listen=any_port, metrics_listen=any_port, drain_delay="0")
+    serve(lambda: build_server(settings), started=started)
     _blocked_ms.sort()
     json.dump({"blocked_p99_ms": _blocked_ms[len(_blocked_ms) * 99 // 100], "blocked_max_ms": _blocked_ms[-1]}, sys.stdout)
 

@@ -3,10 +3,8 @@
 Read in the background; a scrape shows what was read last, and when that was. Every replica tells the same.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -46,13 +44,8 @@ class CatalogMetrics(Collector):
         self._complained = False
         self._available = True
 
-    async def keep_fresh(self, period: timedelta) -> None:
-        """Reads the catalog for as long as the server runs."""
-        while True:
-            await self._refresh()
-            await asyncio.sleep(period.total_seconds())
-
-    async def _refresh(self) -> None:
+    async def refresh(self) -> None:
+        """Read the catalog. If that fails, the metrics keep their values."""
         try:
             found = await oldest(self._database, limit=self._limit)
         except Exception as exc:  # gone, or not for this role to read; said once, and tried again

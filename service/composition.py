@@ -1,44 +1,87 @@
-"""What a server is made of, built as its settings say."""
+"""The only module of the server that reads settings: it builds every part and connects them."""
 
 import contextlib
+import platform
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from service import VERSION, pb
+from service.api.admission import MAX_INCOMPLETE_REQUESTS, Admission, IncompleteRequests
+from service.api.api_endpoint_service import ApiEndpointService
 from service.api.authentication import Anonymous, Authenticator, JwtAuthenticator, TokenRules
+from service.api.backup_service import BackupService
+from service.api.certificate import ReloadedCertificate, TlsFiles
+from service.api.client_address import ClientAddresses
+from service.api.client_names import ClientNames
+from service.api.cluster_service import ClusterService
+from service.api.health import Health
+from service.api.interceptor import Interceptor
 from service.api.jwks_source import jwks_source
+from service.api.listener import Listener
+from service.api.readiness import Readiness
 from service.api.signing_keys import SigningKeys
+from service.catalog_metrics import CatalogMetrics
 from service.errors import TracingUnavailable
 from service.observability import logs
+from service.observability.metrics import Metrics
+from service.page_token import PageTokens
+from service.periodic import PeriodicTask
+from service.postgres.catalog import Catalog
 from service.postgres.database import Database, Limits, open_database
+from service.postgres.schema import REQUIRED_REVISION
+from service.server import Server, ShutdownTimes
 from service.settings import Settings
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported only if traces are configured
     from service.observability.tracing import Tracing
 
 _JWKS_RETRY = timedelta(seconds=10)
+_READINESS_PERIOD = timedelta(seconds=1)
 
-MAX_REQUEST_SIZE = 16 * 1024
-"""Bytes of a request message, before and after decompression."""
 
-# Of every listener.
-LISTENER_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # with it, a second server would take half of the first one's calls
-    # Per connection. Twice what Envoy's cluster uses: gRPC core also counts closed streams that it has not cleaned up, and rejects.
-    ("grpc.max_concurrent_streams", 2000),
-    # gRPC's own queues, when they are full, answer CANCELLED, which clients never retry.
-    ("grpc.server.max_pending_requests", 100_000),
-    ("grpc.server.max_pending_requests_hard_limit", 100_000),
-    # A valid request has less than 1 KiB. gRPC core rejects a larger message as soon as it has read the length, before authentication.
-    ("grpc.max_receive_message_length", MAX_REQUEST_SIZE),
-    # Envoy's limit of 16 KiB, and 4 KiB for the headers that Envoy adds. Equal: between two different limits, gRPC core rejects at random.
-    ("grpc.max_metadata_size", 20 * 1024),
-    ("grpc.absolute_max_metadata_size", 20 * 1024),
-    # The Go client pings every 30 seconds, with or without calls: gRPC would end such a connection ("too_many_pings"). Floods still end.
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
-    # A header that could not be parsed would stay in the connection's table, and break whoever shares the connection.
-    ("grpc.http2.hpack_table_size.decoder", 0),
-)
+class _Parts(NamedTuple):
+    """What several other parts need."""
+
+    settings: Settings
+    tracing: "Tracing | None"
+    database: Database
+    catalog: Catalog
+    keys: SigningKeys | None
+    admission: Admission
+    incomplete: IncompleteRequests
+    health: Health
+    readiness: Readiness
+    metrics: Metrics
+
+
+async def build_server(settings: Settings) -> Server:
+    """Build a server with all its parts. Nothing listens, connects or reads signing keys before `Server.start`.
+
+    Raises:
+        InvalidSettings: an address would publish the catalog, there is no database URL, or the certificate cannot be used.
+    """
+    settings.require_safe_addresses()
+    async with contextlib.AsyncExitStack() as opened:
+        parts = await _parts(settings, opened)
+        listener = _listener(parts)
+        _add_services(parts, listener.server)
+        _add_gauges(parts)
+        return Server(
+            listener=listener,
+            health_listener=_health_listener(parts),
+            metrics=parts.metrics,
+            metrics_address=settings.metrics_listen,
+            admission=parts.admission,
+            health=parts.health,
+            readiness=parts.readiness,
+            periodic_tasks=_periodic_tasks(parts),
+            shutdown_times=shutdown_times(settings, parts.tracing),
+            opened=opened.pop_all(),
+        )
 
 
 def log_warnings(settings: Settings) -> None:
@@ -47,56 +90,8 @@ def log_warnings(settings: Settings) -> None:
         logs.event("questionable setting", level="warning", problem=problem)
 
 
-def listener_options(settings: Settings) -> list[tuple[str, Any]]:
-    """Of the listener for calls, whose connections may be ended so that balancers spread them anew."""
-    age = settings.connection_max_age
-    if age is None:
-        return list(LISTENER_OPTIONS)
-    millisecond = timedelta(milliseconds=1)
-    return [
-        *LISTENER_OPTIONS,
-        ("grpc.max_connection_age_ms", age // millisecond),
-        ("grpc.max_connection_age_grace_ms", settings.shutdown_grace // millisecond),
-    ]
-
-
-def signing_keys(settings: Settings) -> SigningKeys | None:
-    """Return the keys that verify tokens, not read yet; None if calls need no token."""
-    if settings.auth == "none" or settings.jwks is None:
-        return None
-    return SigningKeys(jwks_source(settings.jwks), refresh=settings.jwks_refresh, max_age=settings.jwks_max_age, retry=_JWKS_RETRY)
-
-
-def authenticator(settings: Settings, keys: SigningKeys | None) -> Authenticator:
-    """Return what verifies tokens with these keys, or accepts every call if there are none."""
-    if keys is None or settings.jwt_issuer is None or settings.jwt_audience is None:
-        return Anonymous()
-    rules = TokenRules(issuer=settings.jwt_issuer, audience=settings.jwt_audience, max_lifetime=settings.jwt_max_lifetime)
-    return JwtAuthenticator(keys, rules)
-
-
-def tracing(settings: Settings) -> "Tracing | None":
-    """None where nobody asks for traces, and where they cannot be had, which is no reason not to serve."""
-    if not settings.wants_traces:
-        return None
-    try:
-        from service.observability.tracing import Tracing
-
-        return Tracing(trusts_callers=settings.auth == "jwt" or settings.tls_client_ca is not None)
-    except ImportError:
-        problem = (
-            "OTEL_... ask for them, and OpenTelemetry is not installed: see requirements/production.txt, or set OTEL_SDK_DISABLED=true"
-        )
-    except TracingUnavailable as exc:
-        problem = str(exc)
-    except Exception as exc:  # OpenTelemetry's own complaint of one of its variables
-        problem = f"OpenTelemetry cannot use a variable OTEL_... ({type(exc).__name__})"
-    logs.event("no traces", level="warning", problem=problem)
-    return None
-
-
 def database(settings: Settings, tracing: "Tracing | None" = None) -> contextlib.AbstractAsyncContextManager[Database]:
-    """The catalog's, which need not be there yet.
+    """Return a context manager that opens the catalog's database for reading. The database may be unavailable.
 
     Raises:
         InvalidSettings: there is no URL.
@@ -106,7 +101,6 @@ def database(settings: Settings, tracing: "Tracing | None" = None) -> contextlib
         connect=settings.connect_timeout,
         acquire=settings.acquire_timeout,
         statement=settings.request_timeout,
-        max_age=settings.pool_max_age,
     )
     return open_database(
         settings.require_database_url(),
@@ -115,3 +109,181 @@ def database(settings: Settings, tracing: "Tracing | None" = None) -> contextlib
         max_replication_lag=settings.max_replication_lag,
         tracing=tracing,
     )
+
+
+def shutdown_times(settings: Settings, tracing: "Tracing | None" = None) -> ShutdownTimes:
+    """Return how long a shutdown may take. Closing the database takes at most the timeout of acquiring a connection."""
+    flush = tracing.flush_within if tracing else timedelta(0)
+    return ShutdownTimes(settings.drain_delay, settings.shutdown_grace, closing=settings.acquire_timeout + flush)
+
+
+def _tracing(settings: Settings, opened: contextlib.AsyncExitStack) -> "Tracing | None":
+    """Return None if tracing is off or unavailable; the server starts either way."""
+    if not settings.wants_traces:
+        return None
+    try:
+        from service.observability.tracing import Tracing
+
+        tracing = Tracing(trusts_callers=settings.auth == "jwt" or settings.tls_client_ca is not None)
+    except ImportError:
+        problem = (
+            "variables OTEL_... are set, but OpenTelemetry is not installed: install the extra `tracing`, or set OTEL_SDK_DISABLED=true"
+        )
+    except TracingUnavailable as exc:
+        problem = str(exc)
+    except Exception as exc:  # OpenTelemetry rejects the value of one of its variables
+        problem = f"OpenTelemetry cannot use a variable OTEL_... ({type(exc).__name__})"
+    else:
+        opened.push_async_callback(tracing.close)
+        return tracing
+    logs.event("no traces", level="warning", problem=problem)
+    return None
+
+
+def _signing_keys(settings: Settings) -> SigningKeys | None:
+    """Return the keys that verify tokens, not read yet; None if calls need no token."""
+    if settings.auth == "none" or settings.jwks is None:
+        return None
+    return SigningKeys(jwks_source(settings.jwks), refresh=settings.jwks_refresh, max_age=settings.jwks_max_age, retry=_JWKS_RETRY)
+
+
+def _authenticator(settings: Settings, keys: SigningKeys | None) -> Authenticator:
+    """Return an authenticator that verifies tokens with these keys, or accepts every call if there are none."""
+    if keys is None or settings.jwt_issuer is None or settings.jwt_audience is None:
+        return Anonymous()
+    rules = TokenRules(issuer=settings.jwt_issuer, audience=settings.jwt_audience, max_lifetime=settings.jwt_max_lifetime)
+    return JwtAuthenticator(keys, rules)
+
+
+async def _parts(settings: Settings, opened: contextlib.AsyncExitStack) -> _Parts:
+    tracing = _tracing(settings, opened)
+    catalog_database = await opened.enter_async_context(database(settings, tracing))
+    keys = _signing_keys(settings)
+    health, catalog = Health(), Catalog(catalog_database)
+    readiness = Readiness(
+        health,
+        catalog_database,
+        catalog,
+        max_replication_lag=settings.max_replication_lag,
+        period=_READINESS_PERIOD,
+        timeout=settings.acquire_timeout,
+        keys_problem=lambda: keys.problem if keys else None,
+    )
+    return _Parts(
+        settings=settings,
+        tracing=tracing,
+        database=catalog_database,
+        catalog=catalog,
+        keys=keys,
+        admission=Admission(settings.admission_limit),
+        incomplete=IncompleteRequests(MAX_INCOMPLETE_REQUESTS),
+        health=health,
+        readiness=readiness,
+        metrics=Metrics(),
+    )
+
+
+def _periodic_tasks(parts: _Parts) -> list[PeriodicTask]:
+    settings, keys = parts.settings, parts.keys
+    tasks = [
+        PeriodicTask("check readiness", parts.readiness.check, _READINESS_PERIOD),
+        PeriodicTask("renew connections", parts.database.reconnect, settings.pool_max_age),
+    ]
+    if keys is not None:
+        tasks.append(PeriodicTask("refresh signing keys", keys.refresh, keys.retry))
+    if settings.catalog_metrics:
+        catalog_metrics = CatalogMetrics(parts.database, limit=settings.catalog_metrics_limit)
+        parts.metrics.collect(catalog_metrics)
+        tasks.append(PeriodicTask("refresh catalog metrics", catalog_metrics.refresh, settings.catalog_metrics_refresh))
+    return tasks
+
+
+def _listener(parts: _Parts) -> Listener:
+    settings = parts.settings
+    return Listener(
+        settings.listen,
+        _interceptor(parts),
+        setting="BACKUPS_LISTEN",
+        options=_connection_age(settings),
+        credentials=_credentials(settings, parts.metrics),
+    )
+
+
+def _health_listener(parts: _Parts) -> Listener | None:
+    address = parts.settings.health_listen
+    if address is None:
+        return None
+    listener = Listener(address, _interceptor(parts), setting="BACKUPS_HEALTH_LISTEN")
+    health_pb2_grpc.add_HealthServicer_to_server(parts.health, listener.server)
+    return listener
+
+
+def _interceptor(parts: _Parts) -> Interceptor:
+    """Return an interceptor for one listener. All listeners share the limits."""
+    settings = parts.settings
+    return Interceptor(
+        admission=parts.admission,
+        incomplete=parts.incomplete,
+        clients=ClientAddresses(settings.trusted_proxies),
+        authenticator=_authenticator(settings, parts.keys),
+        metrics=parts.metrics,
+        request_timeout=settings.request_timeout,
+        client_names=ClientNames(settings.tls_client_names),
+        tracing=parts.tracing,
+    )
+
+
+def _connection_age(settings: Settings) -> list[tuple[str, Any]]:
+    """Return the options that close connections after some time, so that load balancers spread them again."""
+    age, millisecond = settings.connection_max_age, timedelta(milliseconds=1)
+    if age is None:
+        return []
+    return [
+        ("grpc.max_connection_age_ms", age // millisecond),
+        ("grpc.max_connection_age_grace_ms", settings.shutdown_grace // millisecond),
+    ]
+
+
+def _credentials(settings: Settings, metrics: Metrics) -> grpc.ServerCredentials | None:
+    """Return the credentials of the API's listener, and add the gauge of the certificate's expiry; None for plaintext."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    certificate = ReloadedCertificate(TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca))
+    help_text = "When the first certificate of the chain in use expires, in seconds since 1970."
+    metrics.gauge("backups_tls_certificate_expiry_timestamp_seconds", help_text, lambda: certificate.expires_at)
+    return certificate.credentials()
+
+
+def _add_services(parts: _Parts, server: grpc.aio.Server) -> None:
+    settings = parts.settings
+    page_tokens = PageTokens(
+        settings.page_token_key.get_secret_value(),
+        accepted=[key.get_secret_value() for key in settings.page_token_keys_accepted],
+    )
+    pb.add_BackupServiceServicer_to_server(BackupService(catalog=parts.catalog, page_tokens=page_tokens), server)
+    pb.add_ClusterServiceServicer_to_server(ClusterService(catalog=parts.catalog, page_tokens=page_tokens), server)
+    health_pb2_grpc.add_HealthServicer_to_server(parts.health, server)
+    names = [pb.BACKUP_SERVICE, pb.CLUSTER_SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+    if settings.public_address:
+        pb.add_ApiEndpointServiceServicer_to_server(ApiEndpointService(str(settings.public_address)), server)
+        names.append(pb.API_ENDPOINT_SERVICE)
+    if settings.reflection:
+        reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+
+
+def _add_gauges(parts: _Parts) -> None:
+    metrics, admission, readiness, pool = parts.metrics, parts.admission, parts.readiness, parts.database
+    metrics.build(version=VERSION, python=platform.python_version(), grpcio=grpc.__version__, schema_required=str(REQUIRED_REVISION))
+    metrics.gauge("backups_ready", "1 if the replica is ready, else 0.", lambda: readiness.reason is None)
+    metrics.gauge("backups_admission_in_flight", "Cost of the calls that are being answered.", lambda: admission.in_flight)
+    metrics.gauge("backups_admission_limit", "Limit of the cost of the calls in flight.", lambda: admission.limit)
+    metrics.gauge("backups_incomplete_requests", "Calls whose request has not arrived in full.", lambda: len(parts.incomplete))
+    help_text = "Seconds since a check last reached the database and found a recent schema."
+    metrics.gauge("backups_database_last_check_age_seconds", help_text, lambda: readiness.last_check_age)
+    metrics.gauge("backups_pool_connections", "Connections to PostgreSQL.", lambda: pool.connections)
+    metrics.gauge("backups_pool_idle_connections", "Connections to PostgreSQL that no call uses.", lambda: pool.idle_connections)
+    metrics.gauge("backups_pool_size", "Limit of the connections to PostgreSQL.", lambda: parts.settings.pool_size)
+    if keys := parts.keys:
+        metrics.gauge("backups_jwks_age_seconds", "Seconds since the signing keys were last read.", lambda: keys.age)
+        max_age = parts.settings.jwks_max_age.total_seconds
+        metrics.gauge("backups_jwks_max_age_seconds", "Age from which the signing keys are not used.", max_age)

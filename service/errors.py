@@ -25,8 +25,8 @@ Error
     ├── PortTaken
     ├── InvalidIdPrefix             prefix, limit
     ├── InvalidTimeZone             name
-    ├── InvalidListing              what is no listing of that tool
-    ├── InvalidEntry                entry, field, reason
+    ├── InvalidListing              the input is not a listing of this tool
+    │   └── InvalidEntry                entry, field, reason
     ├── ImportRefused
     ├── RemovalRejected
     ├── CatalogNotWritable

@@ -11,12 +11,13 @@ import os
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretBytes, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.address import Address, Network, is_loopback
 from service.database_url import parse_database_url
 from service.errors import InvalidSettings
 from service.page_token import DEFAULT_KEY, KEY_LENGTHS
@@ -30,30 +31,6 @@ _JWKS_URL = r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[!-~]*)?"
 _TLS_NAME = r"[A-Za-z0-9*_.-]+|[A-Za-z][A-Za-z0-9+.-]*:[!-+\--~]+"
 
 _PUBLIC_HOST = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9a-fA-F:]*:[0-9a-fA-F:.]*"
-
-
-class Address(NamedTuple):
-    """Where to listen; port 0 is any free one."""
-
-    host: str
-    port: int
-
-    @property
-    def is_loopback(self) -> bool:
-        return is_loopback(self.host)
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is `localhost`, in 127.0.0.0/8, or ::1."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _address(text: object) -> Address:
@@ -165,9 +142,6 @@ SecondsOrZero = Annotated[timedelta, BeforeValidator(_seconds)]
 Seconds = Annotated[SecondsOrZero, AfterValidator(_positive)]
 PublicAddress = Annotated[Address | None, NoDecode, BeforeValidator(lambda text: text and _public_address(text))]
 OptionalAddress = Annotated[Address | None, NoDecode, BeforeValidator(lambda text: text and _address(text))]
-
-
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Settings(BaseSettings):

@@ -29,6 +29,7 @@ from service.postgres.migration import Roles, migrate
 from service.server import Server
 from service.settings import Settings
 from tests.support import processes
+from tests.support import server as servers
 from tests.support.catalog import OWNER, AddBackups, Backup, Sql, insert
 from tests.support.commands import Done, RunCommand, environment
 from tests.support.debian import debian_program
@@ -184,11 +185,11 @@ def _start_server(database_url: str) -> StartServer:
     @asynccontextmanager
     async def start(**settings: Any) -> AsyncIterator[Server]:
         read = Settings.read(**{"database_url": database_url, "listen": "127.0.0.1:0", "reflection": True, "drain_delay": "0"} | settings)
-        server = await Server(read).start()
+        server = await servers.start(read)
         try:
             yield server
         finally:
-            await server.stop()
+            await server.shutdown()
 
     return start
 

@@ -15,6 +15,7 @@ from datetime import timedelta
 from service import pb
 from service.backup import DEFAULT_PAGE_SIZE
 from service.errors import Overloaded, ShuttingDown
+from service.waiting import sleep_in_steps
 
 FAIRNESS_WINDOW = timedelta(seconds=10)
 """How long a client that calls limits every other client to half of the admission limit."""
@@ -22,12 +23,11 @@ FAIRNESS_WINDOW = timedelta(seconds=10)
 MAX_INCOMPLETE_REQUESTS = 1000
 
 STREAM_COST = 10
-"""Cost of a stream, of whose answers gRPC buffers up to 64 KiB."""
+"""Cost of a stream. gRPC buffers up to 64 KiB of its answers."""
 
 _MAX_PAGE_SIZE = 1000
 
-_QUIET_STEPS = 10
-_LONGEST_WAIT_S = 5.0
+_HOLD_TIMEOUT_S = 5.0
 
 
 def cost_of(request: object) -> int:
@@ -52,7 +52,7 @@ class Admission:
         self._last_client, self._last_at, self._other_at = "", -math.inf, -math.inf
         self._open = True
         self._arrivals = 0
-        self._dismissed = asyncio.Event()
+        self._released = asyncio.Event()
 
     def arrive(self) -> None:
         """Count the arrival of a call.
@@ -96,35 +96,31 @@ class Admission:
         else:
             del self._in_flight_of[client]
 
-    def close(self) -> None:
-        """Reject new calls from now on."""
+    def reject_new_calls(self) -> None:
+        """Reject calls that arrive from now on, because of shutdown."""
         self._open = False
 
-    async def quiet(self, window: timedelta, *, within: timedelta) -> None:
-        """Wait until no call has arrived for `window`, for at most `within`.
-
-        It waits in small steps: if the process got no CPU, time has passed but the calls of that time have not been read yet.
-        """
+    async def idle(self, window: timedelta, *, timeout: timedelta) -> None:
+        """Wait until no call has arrived for `window`, for at most `timeout`."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within.total_seconds()):
-                quiet_steps = 0
-                while quiet_steps < _QUIET_STEPS:
+            async with asyncio.timeout(timeout.total_seconds()):
+                arrivals = -1
+                while arrivals != self._arrivals:
                     arrivals = self._arrivals
-                    await asyncio.sleep(window.total_seconds() / _QUIET_STEPS)
-                    quiet_steps = quiet_steps + 1 if arrivals == self._arrivals else 0
+                    await sleep_in_steps(window)
 
-    def dismiss(self) -> None:
-        """Release the calls that were rejected because of shutdown."""
-        self._dismissed.set()
+    def release_held_calls(self) -> None:
+        """Let `hold` return for all calls."""
+        self._released.set()
 
-    async def dismissed(self) -> None:
-        """Hold a rejected call until its client was told to use another connection (GOAWAY).
+    async def hold(self) -> None:
+        """Hold a call that is rejected because of shutdown until its client has received GOAWAY and uses another connection.
 
         If it were rejected immediately, a client that retries without pause would always have a call on its way when the listener
         stops. gRPC answers such calls with CANCELLED, which clients do not retry.
         """
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._dismissed.wait(), _LONGEST_WAIT_S)
+            await asyncio.wait_for(self._released.wait(), _HOLD_TIMEOUT_S)
 
 
 class IncompleteRequests:

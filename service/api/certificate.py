@@ -23,7 +23,7 @@ class TlsFiles(NamedTuple):
     """Whose certificates clients must have; None: clients need none."""
 
 
-class FollowedCertificate:
+class ReloadedCertificate:
     """The pair that the files last agreed on."""
 
     def __init__(self, files: TlsFiles) -> None:

@@ -10,7 +10,8 @@ from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote
 
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+from service.address import Network
+
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _FORWARDED_FOR = "x-forwarded-for"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
+from service.address import is_loopback
 from service.errors import InvalidJwks
 from service.observability import logs
-from service.settings import is_loopback
 
 READ_TIMEOUT_S = 10.0
 JWKS_MAX_BYTES = 256 * 1024

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from service.api.jwks import Ignored, Jwks, SigningKey, parse_jwks
 from service.api.jwks_source import Read
+from service.api.readiness import NotReady
 from service.errors import KeysUnavailable, Unauthenticated
 from service.observability import logs
 
@@ -25,11 +26,14 @@ class SigningKeys:
             read: returns a JWKS document; it bounds its own time.
             refresh: the time within which a change of the JWKS takes effect.
             max_age: how long keys are used if the JWKS cannot be read.
-            retry: the shortest time between two reads, however many unknown keys are requested.
+            retry: the shortest time between two reads, unless `refresh` is shorter; the caller of `refresh` waits for it.
         """
         self._read = read
         self._refresh = refresh.total_seconds() * _BEFORE_REFRESH
-        self._max_age, self._retry = max_age.total_seconds(), min(retry.total_seconds(), self._refresh)
+        self._max_age = max_age.total_seconds()
+        self.retry = min(retry, refresh * _BEFORE_REFRESH)
+        """The shortest time between two reads."""
+        self._due_at = -math.inf
         self._keys: dict[str | None, SigningKey] = {}
         self._ignored: Counter[Ignored] = Counter()
         self._read_at: float | None = None
@@ -43,13 +47,13 @@ class SigningKeys:
         return math.inf if self._read_at is None else time.monotonic() - self._read_at
 
     @property
-    def problem(self) -> str | None:
+    def problem(self) -> NotReady | None:
         """Why no token can be verified now, or None."""
         if self._read_at is None:
-            return "the signing keys were never read"
+            return NotReady.KEYS_NEVER_READ
         if self.age >= self._max_age:
-            return "the signing keys are older than BACKUPS_JWKS_MAX_AGE"
-        return None if self._keys else "the JWKS has no usable key"
+            return NotReady.KEYS_TOO_OLD
+        return None if self._keys else NotReady.NO_USABLE_KEY
 
     def get(self, kid: str | None) -> SigningKey:
         """Return the key with this id. Without an id, return the only key.
@@ -71,17 +75,14 @@ class SigningKeys:
         """Return whether the key may still be used."""
         return self._keys.get(key.kid) is key and self.age < self._max_age
 
-    async def keep_fresh(self) -> None:
-        """Read the keys again and again until cancelled."""
-        while True:
-            self._unknown_requested.clear()
-            began = time.monotonic()
-            await self.update()
-            await asyncio.sleep(self._retry)
-            if self.problem is None and self._read_at is not None and self._read_at >= began:
-                with contextlib.suppress(TimeoutError):
-                    remaining = self._refresh - (time.monotonic() - began)
-                    await asyncio.wait_for(self._unknown_requested.wait(), max(remaining, 0))
+    async def refresh(self) -> None:
+        """Wait until the keys are due or an unknown key is requested, then read them. Due immediately after a failed read."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._unknown_requested.wait(), max(self._due_at - time.monotonic(), 0))
+        self._unknown_requested.clear()
+        began = time.monotonic()
+        is_read = await self.update() and self.problem is None
+        self._due_at = began + self._refresh if is_read else -math.inf
 
     async def update(self) -> bool:
         """Read the keys once. Return whether a JWKS was read; its keys then replace the previous ones, even if there are none."""

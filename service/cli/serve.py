@@ -27,7 +27,7 @@ def serve() -> None:
     logs.configure_logging(log_format=settings.log_format, log_level=settings.log_level)
     composition.log_warnings(settings)
     try:
-        server.serve(settings)
+        server.serve(lambda: composition.build_server(settings))
     except Error:
         raise
     except Exception as exc:  # a traceback would contain the error's text, and that may contain secrets

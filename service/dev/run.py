@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from service.composition import log_warnings
+from service.composition import build_server, log_warnings
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.importers import walg
 from service.observability import logs
@@ -37,7 +37,10 @@ def run(settings: Settings) -> None:
     log_warnings(settings)
     if settings.database_url is not None:
         migrate(settings.database_url.get_secret_value(), roles=Roles(service=settings.service_role, imports=settings.import_role))
-        serve(settings, started=lambda server: _announce(server, settings, "nothing: BACKUPS_DATABASE_URL names a database of yours"))
+        serve(
+            lambda: build_server(settings),
+            started=lambda server: _announce(server, settings, "nothing: BACKUPS_DATABASE_URL names a database of yours"),
+        )
         return
     postgres = EmbeddedPostgres(settings.data_folder)
     with postgres.running():
@@ -45,7 +48,7 @@ def run(settings: Settings) -> None:
         migrate(url)
         loaded = f"{_load_sample(url)} into an embedded PostgreSQL, data in {postgres.folder}"
         settings = settings.model_copy(update={"database_url": SecretStr(url)})
-        serve(settings, started=lambda server: _announce(server, settings, loaded, import_into=url))
+        serve(lambda: build_server(settings), started=lambda server: _announce(server, settings, loaded, import_into=url))
 
 
 def _load_sample(url: str) -> str:

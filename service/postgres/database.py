@@ -52,8 +52,6 @@ class Limits(NamedTuple):
     acquire: timedelta
     """For a connection of the pool, and for PostgreSQL to cancel the query of a cancelled call."""
     statement: timedelta
-    max_age: timedelta
-    """Of a connection. No query uses a server that has changed its role for longer than this."""
 
 
 class Database:
@@ -107,12 +105,6 @@ class Database:
     def idle_connections(self) -> int:
         """Number of connections that no query uses."""
         return self._pool.idle_connections
-
-    async def renew(self) -> None:
-        """Replace all connections each time that they have reached their maximum age; runs until it is cancelled."""
-        while True:
-            await asyncio.sleep(self._limits.max_age.total_seconds())
-            await self.reconnect()
 
     async def reconnect(self) -> None:
         """Replace all connections, and choose among the hosts again; connections in use are replaced after their query."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from service.settings import Address
+from service.address import Address
 from tests.support.attacks import ATTACKS, attacking
 from tests.support.catalog import AddBackups
 from tests.support.deployment import Deployment, ReplicaProcess, deployed
@@ -197,7 +197,7 @@ def _buffer_much(config: dict[str, Any]) -> None:
 
 
 _ANY_SIZE = Change(
-    "service/composition.py", '("grpc.max_receive_message_length", MAX_REQUEST_SIZE)', '("grpc.max_receive_message_length", -1)'
+    "service/api/listener.py", '("grpc.max_receive_message_length", MAX_REQUEST_SIZE)', '("grpc.max_receive_message_length", -1)'
 )
 
 

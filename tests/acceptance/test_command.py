@@ -315,7 +315,7 @@ async def test_serve_until_sigterm(database_url: str, command: RunCommand) -> No
         second = await command("serve", BACKUPS_DATABASE_URL=database_url, BACKUPS_LISTEN=f"127.0.0.1:{port}")
         assert second.status == 1
         [line] = [line for line in second.stderr.splitlines() if line.startswith("backup-service: ")]
-        assert f"127.0.0.1:{port} cannot be listened on: is it in use? BACKUPS_LISTEN names another" in line
+        assert f"Cannot listen on 127.0.0.1:{port}. If another process uses it, set BACKUPS_LISTEN to another address" in line
 
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 20) == 0

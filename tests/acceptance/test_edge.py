@@ -11,7 +11,7 @@ import pytest
 from grpc import StatusCode
 
 from service import pb
-from service.settings import Address
+from service.address import Address
 from tests.support.catalog import AddBackups
 from tests.support.deployment import Deployment, fetch
 from tests.support.edge import Edge, edge, replaced

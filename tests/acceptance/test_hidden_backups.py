@@ -23,7 +23,7 @@ from grpc import StatusCode
 from hyperframe.frame import DataFrame, HeadersFrame
 
 from service import pb
-from service.settings import Address
+from service.address import Address
 from tests.support.catalog import AddBackups
 from tests.support.deployment import Deployment, ReplicaProcess, deployed
 from tests.support.guarantees import Measure

@@ -16,7 +16,7 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import pb
-from service.settings import Address
+from service.address import Address
 from tests.support import processes
 from tests.support.answers import failure
 from tests.support.catalog import Sql

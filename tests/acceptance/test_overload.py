@@ -3,7 +3,7 @@
 Mitigations: Envoy's rate limit per client address and its `max_requests`, whose rejections have a pushback (deploy/envoy.yaml); admission
 by cost in service/api/admission.py, whose refusal is RESOURCE_EXHAUSTED with pushback, before anything is decoded; gRPC's own queues,
 which would answer CANCELLED, and its limit of streams, which would refuse what Envoy lets through, raised out of the way
-(`LISTENER_OPTIONS` of service/composition.py); health checks that are not admitted, but answered.
+(`OPTIONS` of service/api/listener.py); health checks that are not admitted, but answered.
 """
 
 import asyncio

@@ -24,6 +24,7 @@ from service.settings import Settings
 from tests.support.certificates import Authority, Files, name_shown
 from tests.support.eventually import eventually
 from tests.support.guarantees import Measure
+from tests.support.server import start
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _ROLE = Roles().service
@@ -119,7 +120,7 @@ async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_pat
         **Files(tmp_path / "data").settings,
     }  # fmt: skip
     began = time.monotonic()
-    server = await Server(Settings.read(listen="127.0.0.1:0", drain_delay="0", **settings)).start()
+    server = await start(Settings.read(listen="127.0.0.1:0", drain_delay="0", **settings))
     try:
         assert not server.health.serving
         with guarded_postgres.running():
@@ -157,7 +158,7 @@ async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_pat
             assert caller.failures == []
             measure(f"{len(caller.codes)} calls, all OK, in {time.monotonic() - began:.0f} s")
     finally:
-        await server.stop()
+        await server.shutdown()
 
 
 async def _until_good(server: Server, authority: Authority, token: str) -> None:

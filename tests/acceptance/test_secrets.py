@@ -153,7 +153,7 @@ async def test_no_secret_on_the_wire_or_in_a_log(database_url: str, tmp_path: Pa
         for fault in _FAULTS:
             told[fault] = await _told(_call(channel, fault))
         await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="task"))
-        await replica.until_logged('"unforeseen"')
+        await replica.until_logged('"unexpected error"')
         (tmp_path / "broken").touch()
         replica.jwks.write_bytes(b"planted")
         async with asyncio.timeout(20):

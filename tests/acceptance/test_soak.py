@@ -20,10 +20,10 @@ import psutil
 import pytest
 
 from service import pb
+from service.address import Address
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.errors import UNAVAILABLE
 from service.postgres.migration import Roles
-from service.settings import Address
 from tests.acceptance.test_hostile_clients import Flood
 from tests.acceptance.test_interrupted_imports import FIRST, Importing, listing
 from tests.support.catalog import Backup, Sql, insert

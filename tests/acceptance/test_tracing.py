@@ -277,11 +277,12 @@ async def test_what_cannot_be_had(start_traced: StartTraced, tmp_path: Path, var
 
 _IMPORTED = """
 import asyncio, sys
-from service.server import Server
+from service.composition import build_server
 from service.settings import Settings
 
 async def live():
-    await (await Server(Settings.read()).start()).stop()
+    server = await build_server(Settings.read())
+    await (await server.start()).shutdown()
 
 asyncio.run(live())
 print([name for name in sys.modules if name == "service.observability.tracing" or name.split(".")[0] == "opentelemetry"])

@@ -110,10 +110,10 @@ def test_the_oldest_incomplete_request_is_rejected() -> None:
     assert (rejected, len(incomplete)) == (["b"], 2)
 
 
-async def test_quiet() -> None:
-    """Quiet is when nothing has come for the window; it is waited for within a bound."""
+async def test_idle_window() -> None:
+    """`idle` returns when no call has arrived for the window, or when its timeout is over."""
     admission = Admission(1)
-    admission.close()
+    admission.reject_new_calls()
 
     async def call_on() -> None:
         while True:
@@ -123,8 +123,8 @@ async def test_quiet() -> None:
 
     async with asyncio.timeout(20):
         calling = asyncio.ensure_future(call_on())
-        await admission.quiet(timedelta(milliseconds=1), within=timedelta(milliseconds=50))
-        waiting = asyncio.ensure_future(admission.quiet(timedelta(milliseconds=20), within=timedelta(seconds=60)))
+        await admission.idle(timedelta(milliseconds=1), timeout=timedelta(milliseconds=50))
+        waiting = asyncio.ensure_future(admission.idle(timedelta(milliseconds=20), timeout=timedelta(seconds=60)))
         await asyncio.sleep(0)
         calling.cancel()
         await waiting

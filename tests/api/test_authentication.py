@@ -14,11 +14,11 @@ import pytest
 from grpc import StatusCode
 
 from service import pb
+from service.address import Address
 from service.api import authentication
 from service.api.authentication import JwtAuthenticator, TokenRules
 from service.api.signing_keys import SigningKeys
 from service.errors import Unauthenticated
-from service.settings import Address
 from tests.support.answers import failure
 from tests.support.catalog import AddBackups
 from tests.support.eventually import eventually

@@ -9,8 +9,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import pb
+from service.address import Address
 from service.errors import InvalidSettings
-from service.settings import Address
 from tests.support.answers import failure
 from tests.support.certificates import Authority, Files, Pair, name_shown
 from tests.support.commands import RunCommand

@@ -82,7 +82,7 @@ async def test_an_unread_answer_is_cancelled(
                     if "END_STREAM" not in frame.flags:
                         del statuses[frame.stream_id]
             assert statuses == dict.fromkeys(streams, "1") | {last: "3"}
-            await eventually(lambda: len(server._interceptor._calls), 0)
+            await eventually(lambda: len(server.listener.interceptor.calls), 0)
     logs.flush()
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     calls = {line["request_id"] for line in lines if line["event"] == "call" and line["code"] == "OK"}
@@ -113,9 +113,9 @@ async def test_shutdown_with_unread_answers(start_server: StartServer, add_backu
     async with start_server(request_timeout="60", shutdown_grace="0.3") as server, _unread_pages(server, 5):
         await eventually(lambda: server.admission.in_flight, 55)
         async with asyncio.timeout(10):
-            await server.stop()
+            await server.shutdown()
         assert server.admission.in_flight == 0
-        assert not server._interceptor._calls
+        assert not server.listener.interceptor.calls
 
 
 @pytest.mark.parametrize("method", [_GET, _LIST, _WATCH, "/grpc.health.v1.Health/Check"])
@@ -137,13 +137,13 @@ async def test_a_request_that_ends_early(server: Server, body: bytes | None) -> 
 
 async def test_many_requests_that_are_sent_half(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half-sent requests beyond their limit reject the oldest of them, not the requests of others."""
-    monkeypatch.setattr("service.server.MAX_INCOMPLETE_REQUESTS", 50)
+    monkeypatch.setattr("service.composition.MAX_INCOMPLETE_REQUESTS", 50)
     async with start_server(request_timeout="60") as server, Connection.to(server.address) as connection:
         streams = [await connection.call(_GET, b"", end=False) for _ in range(60)]
         async with grpc.aio.insecure_channel(str(server.address)) as channel:
             answer = await failure(pb.BackupServiceStub(channel).Get(pb.GetBackupRequest(backup_id="none"), timeout=5))
         assert answer.code is StatusCode.NOT_FOUND
-        assert len(server._incomplete) <= 50
+        assert len(server.listener.interceptor.incomplete) <= 50
         async with asyncio.timeout(10):
             frames = await connection.frames_of(streams[0])
         [headers] = [connection.headers(frame) for frame in frames if isinstance(frame, HeadersFrame)]

@@ -1,14 +1,9 @@
 """grpc.health.v1 and reflection: what probes and grpcurl ask."""
 
 import asyncio
-import contextlib
-import socket
-import time
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from typing import Any
 
-import asyncpg
 import grpc
 import pytest
 from grpc import StatusCode
@@ -16,10 +11,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service import pb
-from service.api.health import LIVENESS, Health, keep_ready
+from service.api.health import LIVENESS, Health
+from service.api.readiness import NotReady
 from service.server import Server
 from tests.support.answers import failure
-from tests.support.catalog import Sql
+from tests.support.catalog import AddBackups, Sql
+from tests.support.eventually import eventually
 from tests.support.http2 import Connection, message
 from tests.support.server import StartServer
 
@@ -55,50 +52,20 @@ async def test_unknown_service(health: Any) -> None:
     watch.cancel()
 
 
-async def test_follows_the_database(start_server: StartServer, empty_database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not serving while there is no schema, or only an older one, which the log says; serving once there is, also a newer one; and back."""
-    sql = await asyncpg.connect(empty_database_url)
-    async with start_server(database_url=empty_database_url) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+async def test_follows_the_schema(start_server: StartServer, sql: Sql, capsys: pytest.CaptureFixture[str]) -> None:
+    """The server is NOT_SERVING while the schema is missing or too old, with the reason in the log, and SERVING on a newer schema."""
+    await sql.execute("ALTER TABLE alembic_version RENAME TO absent")
+    async with start_server() as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         assert (await health.Check(health_pb2.HealthCheckRequest())).status == _NOT_SERVING
-        await sql.execute("CREATE TABLE alembic_version (version_num varchar(32)); INSERT INTO alembic_version VALUES ('9999')")
+        await eventually(lambda: server.readiness.reason, NotReady.CATALOG_UNAVAILABLE)
+        await sql.execute("ALTER TABLE absent RENAME TO alembic_version")
+        await sql.execute("UPDATE alembic_version SET version_num = '9999'")
         await _until(health, _SERVING)
         await sql.execute("UPDATE alembic_version SET version_num = '0000'")
         await _until(health, _NOT_SERVING)
-    await sql.close()
-    assert "the schema is older than this release needs" in capsys.readouterr().err
-
-
-async def test_a_process_that_stood_still() -> None:
-    """A process that got no CPU reads the answer that has come meanwhile, before it takes the database for silent."""
-    loop, asked = asyncio.get_running_loop(), asyncio.Semaphore(0)
-    said: list[bool] = []
-
-    class Said(Health):
-        def set(self, *, serving: bool) -> None:
-            said.append(serving)
-
-    def stand_still() -> None:
-        theirs.send(b"1")
-        time.sleep(0.3)
-
-    async def why_not_ready() -> None:
-        loop.call_soon(stand_still)  # while the answer is waited for
-        await loop.sock_recv(ours, 1)
-        for _ in range(5):  # turns of the loop until a query's answer is known here
-            await asyncio.sleep(0)
-        asked.release()
-
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        ready = asyncio.ensure_future(keep_ready(Said(), why_not_ready, period=timedelta(seconds=0.1), within=timedelta(seconds=10)))
-        for _ in range(3):
-            await asked.acquire()
-        ready.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await ready
-    assert set(said) == {True}
+        assert server.readiness.reason is NotReady.SCHEMA_TOO_OLD
+    assert NotReady.SCHEMA_TOO_OLD in capsys.readouterr().err
 
 
 async def test_liveness_does_not_follow_the_database(start_server: StartServer, empty_database_url: str) -> None:
@@ -120,7 +87,7 @@ async def test_watchers_are_told_when_the_server_stops(start_server: StartServer
             watch = health.Watch(health_pb2.HealthCheckRequest())
             assert (await watch.read()).status == _SERVING
             async with asyncio.timeout(10):
-                await server.stop()
+                await server.shutdown()
                 assert (await watch.read()).status == _NOT_SERVING
                 assert await watch.read() is grpc.aio.EOF
 
@@ -140,7 +107,7 @@ async def test_a_stalled_watcher_holds_nobody(start_server: StartServer) -> None
             assert (await health.Check(health_pb2.HealthCheckRequest())).status == _NOT_SERVING
             await _until(health, _SERVING)  # the readiness loop goes on
             async with asyncio.timeout(5):
-                await server.stop()
+                await server.shutdown()
 
 
 async def test_too_many_watchers(server: Server, channel: grpc.aio.Channel, health: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +124,7 @@ async def test_too_many_watchers(server: Server, channel: grpc.aio.Channel, heal
     assert (await failure(third())).code is StatusCode.RESOURCE_EXHAUSTED
     watches[0].cancel()
     async with asyncio.timeout(10):
-        while server.health._watchers > 1:
+        while server.health.watchers > 1:
             await asyncio.sleep(0.01)
     await third()
     watches[1].cancel()
@@ -222,29 +189,26 @@ async def test_whatever_goes_wrong_may_be_mended(start_server: StartServer, sql:
         await _until(health, _SERVING)
 
 
-async def test_busy_is_not_ill(start_server: StartServer, sql: Sql) -> None:
-    """While every connection of calls is taken, and more calls wait, the server goes on seeing its database, and is SERVING."""
+async def test_overload_does_not_affect_readiness(start_server: StartServer, add_backups: AddBackups, sql: Sql) -> None:
+    """While every connection of calls is in use and more calls wait, the readiness checks succeed and the server is SERVING."""
+    await add_backups(id="slow")
+    # A query that reads this row waits for a lock.
+    await sql.execute("CREATE POLICY slow ON backups USING (id <> 'slow' OR pg_advisory_xact_lock_shared(1) IS NOT NULL)")
+    await sql.execute("ALTER TABLE backups ENABLE ROW LEVEL SECURITY")
     async with start_server(pool_size=1) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         await _until(health_pb2_grpc.HealthStub(channel), _SERVING)
-        async with sql.transaction():
-            await sql.execute("LOCK TABLE backups")
-            stub = pb.BackupServiceStub(channel)
-            calls = [asyncio.ensure_future(failure(stub.Get(pb.GetBackupRequest(backup_id="a")))) for _ in range(5)]
-            async with asyncio.timeout(20):
-                while await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 1:
-                    await asyncio.sleep(0.01)
-                for _ in range(2):
-                    seen_at = server._database_seen_at
-                    while server._database_seen_at == seen_at:
-                        await asyncio.sleep(0.01)
-                        assert server.health.serving
-        assert {answer.code for answer in await asyncio.gather(*calls)} == {StatusCode.NOT_FOUND}
+        await sql.execute("SELECT pg_advisory_lock(1)")
+        stub = pb.BackupServiceStub(channel)
+        calls = [asyncio.ensure_future(_id(stub)) for _ in range(5)]
+        await eventually(lambda: sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"), 1)
+        for _ in range(2):
+            checked_at = server.readiness.checked_at
+            await eventually(lambda: server.readiness.checked_at, lambda at, before=checked_at: at > before)
+            assert server.health.serving
+        assert await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") == 1
+        await sql.execute("SELECT pg_advisory_unlock(1)")
+        assert await asyncio.gather(*calls) == ["slow"] * 5
 
 
-async def test_list(health: Any) -> None:
-    """List returns the status of every service that Check knows."""
-    await _until(health, _SERVING)
-    answer = await health.List(health_pb2.HealthListRequest())  # type: ignore[attr-defined]  # the stubs are older than the method
-    statuses = {name: response.status for name, response in answer.statuses.items()}
-    assert statuses == {name: (await health.Check(health_pb2.HealthCheckRequest(service=name))).status for name in statuses}
-    assert statuses.keys() == {"", pb.BACKUP_SERVICE, pb.CLUSTER_SERVICE, LIVENESS}
+async def _id(stub: pb.BackupServiceStub) -> str:
+    return (await stub.Get(pb.GetBackupRequest(backup_id="slow"))).id

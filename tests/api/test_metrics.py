@@ -91,9 +91,9 @@ async def test_what_grows_old(start_server: StartServer, sql: Sql, tmp_path: Pat
         async with asyncio.timeout(20):
             while not _of(after := await _scrape(server), "backups_ready"):
                 await asyncio.sleep(0.05)
-    assert _of(before, "backups_jwks_age_seconds") == _of(before, "backups_database_unseen_seconds") == math.inf
+    assert _of(before, "backups_jwks_age_seconds") == _of(before, "backups_database_last_check_age_seconds") == math.inf
     assert 0 <= _of(after, "backups_jwks_age_seconds") < 20
-    assert 0 <= _of(after, "backups_database_unseen_seconds") < 20
+    assert 0 <= _of(after, "backups_database_last_check_age_seconds") < 20
     assert _of(after, "backups_jwks_max_age_seconds") == 77
     assert abs(_of(after, "backups_tls_certificate_expiry_timestamp_seconds") - time.time() - 24 * 3600) < 60
 
@@ -125,7 +125,7 @@ async def test_connections_that_are_left(
     """A connection that asks nothing, or half a question, or reads no answer, ends with its thread; nothing is written amid the log."""
     monkeypatch.setattr("service.observability.metrics._Scrape.timeout", 1)
     async with start_server(metrics_listen="127.0.0.1:0") as server:
-        server._metrics.collect(_Big())
+        server.metrics.collect(_Big())
         assert server.metrics_address
         threads = threading.active_count()
         with contextlib.ExitStack() as stack:

@@ -137,7 +137,7 @@ async def test_schema(start_server: StartServer, add_backups: AddBackups, sql: S
     """Migrate first (1): the release before runs on the new schema; then the new release (2), which does not serve before that."""
     backups = await add_backups(5)
     async with _side_by_side(start_server, {}, {}) as [old, new]:
-        new.required_revision = 2
+        new.readiness.required_revision = 2
         await _serving(new, serving=False)
         assert old.health.serving
         await sql.execute("ALTER TABLE backups ADD COLUMN added bigint")

@@ -21,9 +21,7 @@ from tests.support.commands import RunCommand
 from tests.support.proxy import listening, proxied
 
 _SECRET = b"hunter2"
-_LIMITS = Limits(
-    pool_size=2, connect=timedelta(seconds=3), acquire=timedelta(seconds=5), statement=timedelta(seconds=10), max_age=timedelta(hours=1)
-)
+_LIMITS = Limits(pool_size=2, connect=timedelta(seconds=3), acquire=timedelta(seconds=5), statement=timedelta(seconds=10))
 
 
 def _message(kind: bytes, body: bytes) -> bytes:

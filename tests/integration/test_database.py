@@ -9,6 +9,7 @@ import pytest
 
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.errors import CatalogUnavailable
+from service.periodic import PeriodicTask, run_periodically
 from service.postgres.database import Database, open_database
 from tests.support.catalog import Sql
 from tests.support.eventually import eventually
@@ -77,8 +78,9 @@ async def test_read_only(database: Database) -> None:
 
 async def test_maximum_age(database_url: str) -> None:
     """A connection is replaced when it has reached its maximum age."""
-    async with open_database(database_url, LIMITS._replace(max_age=timedelta(seconds=0.05))) as database:
-        renewing = asyncio.ensure_future(database.renew())
+    async with open_database(database_url, LIMITS) as database:
+        task = PeriodicTask("renew connections", database.reconnect, timedelta(seconds=0.05))
+        renewing = asyncio.ensure_future(run_periodically(task))
         first = await _pid(database)
         await eventually(lambda: _pid(database), lambda pid: pid != first)
         renewing.cancel()

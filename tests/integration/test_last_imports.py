@@ -16,7 +16,7 @@ from service.postgres.last_imports import Imported, imported, oldest
 from tests.support.catalog import Sql
 
 _TIME = datetime(2026, 11, 20, 2, 41, 58, 826199, tzinfo=UTC)
-_LIMITS = Limits(1, *(timedelta(seconds=10),) * 4)
+_LIMITS = Limits(1, *(timedelta(seconds=10),) * 3)
 
 
 @pytest.fixture(name="database")

@@ -17,11 +17,11 @@ from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.database import Database, open_database
 from service.postgres.migration import Roles, migrate
 from service.postgres.replication import replication_lag
-from service.server import Server
 from service.settings import Settings
 from tests.support.catalog import Sql
 from tests.support.eventually import eventually
 from tests.support.limits import LIMITS
+from tests.support.server import start
 from tests.support.standby import clone_standby
 
 _LIMITS = LIMITS._replace(acquire=timedelta(seconds=1))
@@ -140,7 +140,7 @@ async def test_readiness(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None
     """A server is not ready while its standby is too far behind."""
     await _caught_up(primary_sql, standby_sql)
     settings = {"listen": "127.0.0.1:0", "drain_delay": "0", "max_replication_lag": "0.5"}
-    server = await Server(Settings.read(database_url=pair.url("standby"), **settings)).start()
+    server = await start(Settings.read(database_url=pair.url("standby"), **settings))
 
     async def ready() -> bool:
         return server.health.serving
@@ -157,7 +157,7 @@ async def test_readiness(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None
         await standby_sql.execute("SELECT pg_wal_replay_resume()")
         await _until(ready)
     finally:
-        await server.stop()
+        await server.shutdown()
 
 
 async def test_pages_from_primary_and_standby(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
@@ -168,7 +168,7 @@ async def test_pages_from_primary_and_standby(pair: Pair, primary_sql: Sql, stan
     await primary_sql.execute(_INSERT, "new-", 50)
     await primary_sql.execute("DELETE FROM backups WHERE id LIKE 'both-%5'")
     settings = {"listen": "127.0.0.1:0", "drain_delay": "0"}
-    servers = [await Server(Settings.read(database_url=pair.url(role), **settings)).start() for role in ("primary", "standby")]
+    servers = [await start(Settings.read(database_url=pair.url(role), **settings)) for role in ("primary", "standby")]
     channels = [grpc.aio.insecure_channel(str(server.address)) for server in servers]
     walked: list[str] = []
     token = ""
@@ -178,7 +178,7 @@ async def test_pages_from_primary_and_standby(pair: Pair, primary_sql: Sql, stan
         token = page.next_page_token
         if not token:
             break
-    for closing in (*[channel.close() for channel in channels], *[server.stop() for server in servers]):
+    for closing in (*[channel.close() for channel in channels], *[server.shutdown() for server in servers]):
         await closing
     assert len(walked) == len(set(walked))
     assert {f"both-{n}" for n in range(1, 51) if n % 10 != 5} <= set(walked)
@@ -188,7 +188,7 @@ async def test_lagging_standby(pair: Pair, primary_sql: Sql, standby_sql: Sql) -
     """If a standby is preferred, a ready server reads from the primary while the standby lags, and from the standby afterwards."""
     await _caught_up(primary_sql, standby_sql)
     settings = {"listen": "127.0.0.1:0", "drain_delay": "0", "max_replication_lag": "0.5", "pool_max_age": "0.5"}
-    server = await Server(Settings.read(database_url=pair.url("prefer-standby"), **settings)).start()
+    server = await start(Settings.read(database_url=pair.url("prefer-standby"), **settings))
     try:
         async with grpc.aio.insecure_channel(str(server.address)) as channel:
             stub = pb.BackupServiceStub(channel)
@@ -210,7 +210,7 @@ async def test_lagging_standby(pair: Pair, primary_sql: Sql, standby_sql: Sql) -
             await _until(lambda: primary_sql.fetchval(f"SELECT NOT ({read})"))
             await _until(reads_new_row)
     finally:
-        await server.stop()
+        await server.shutdown()
 
 
 async def test_lagging_standby_without_a_primary(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:

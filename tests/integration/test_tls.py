@@ -20,18 +20,16 @@ from service.errors import CatalogUnavailable, ConnectFailed
 from service.postgres.database import Limits, open_database
 from service.postgres.hosts import Hosts
 from service.postgres.migration import Roles, migrate
-from service.server import Server
 from service.settings import Settings
 from tests.support.catalog import OWNER
 from tests.support.certificates import Authority, Pair
 from tests.support.commands import RunCommand
 from tests.support.eventually import eventually
 from tests.support.ports import free_ports
+from tests.support.server import start
 
 _PROGRAMS = Path("/usr/lib/postgresql/15/bin")  # the embedded PostgreSQL is built without TLS
-_LIMITS = Limits(
-    pool_size=2, connect=timedelta(seconds=3), acquire=timedelta(seconds=5), statement=timedelta(seconds=10), max_age=timedelta(hours=1)
-)
+_LIMITS = Limits(pool_size=2, connect=timedelta(seconds=3), acquire=timedelta(seconds=5), statement=timedelta(seconds=10))
 _HBA = """
 local all all trust
 hostssl all certified 127.0.0.1/32 cert
@@ -253,7 +251,7 @@ async def test_every_command_warns(tls_postgres: TlsPostgres, command: RunComman
 
 async def test_the_server_reports_errors_of_tls(tls_postgres: TlsPostgres, capfd: pytest.CaptureFixture[str]) -> None:
     """A server whose database is not trusted starts, is not ready, and logs the reason."""
-    server = await Server(Settings.read(database_url=tls_postgres.url(), listen="127.0.0.1:0", drain_delay="0")).start()
+    server = await start(Settings.read(database_url=tls_postgres.url(), listen="127.0.0.1:0", drain_delay="0"))
     try:
         logged: list[str] = []
 
@@ -264,7 +262,7 @@ async def test_the_server_reports_errors_of_tls(tls_postgres: TlsPostgres, capfd
         await eventually(read, lambda text: "the certificate is not trusted" in text)
         assert not server.health.serving
     finally:
-        await server.stop()
+        await server.shutdown()
 
 
 async def test_a_password_file_is_replaced_while_the_pool_is_open(tls_postgres: TlsPostgres, tmp_path: Path) -> None:

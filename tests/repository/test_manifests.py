@@ -15,7 +15,8 @@ from grpc_health.v1 import health_pb2
 
 from service import VERSION, pb
 from service.api.health import LIVENESS, Health
-from service.server import _WATCHDOG_MARGIN, Server
+from service.composition import shutdown_times
+from service.server import WATCHDOG_MARGIN
 from service.setting_names import ENV_PREFIX
 from service.settings import Settings
 from tests.support.manifests import (
@@ -264,15 +265,15 @@ async def test_probes() -> None:
     assert answers == {"startup": serving, "liveness": serving, "readiness": not_serving}
 
 
-async def test_grace_period_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grace_period_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     """preStop covers the time after which Envoy sees a DNS change, and the grace period the longest shutdown and the watchdog."""
     settings = settings_of("service", monkeypatch)
     pod = pod_templates()["service"]["spec"]
     pre_stop = timedelta(seconds=only_container("service")["lifecycle"]["preStop"]["sleep"]["seconds"])
     assert pre_stop >= timedelta(seconds=_DNS_S)
     assert "dns_refresh_rate" not in ENVOY["static_resources"]["clusters"][0]
-    server = Server(settings.model_copy(update={"auth": "none"}))
-    assert timedelta(seconds=pod["terminationGracePeriodSeconds"]) >= pre_stop + server.longest_end + _WATCHDOG_MARGIN
+    longest = shutdown_times(settings).longest + WATCHDOG_MARGIN
+    assert timedelta(seconds=pod["terminationGracePeriodSeconds"]) >= pre_stop + longest
 
 
 def test_grace_period_of_envoy() -> None:

@@ -21,7 +21,7 @@ from hpack import Encoder, NeverIndexedHeaderTuple
 from hyperframe.frame import DataFrame, Frame, PingFrame, RstStreamFrame, WindowUpdateFrame
 
 from service import pb
-from service.settings import Address
+from service.address import Address
 from tests.support.http2 import Connection, message
 from tests.support.repository import ROOT
 

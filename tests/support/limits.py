@@ -9,5 +9,4 @@ LIMITS = Limits(
     connect=timedelta(seconds=3),
     acquire=timedelta(seconds=5),
     statement=timedelta(seconds=10),
-    max_age=timedelta(hours=1),
 )

@@ -6,7 +6,9 @@ from contextlib import AbstractAsyncContextManager
 import grpc
 
 from service import pb
+from service.composition import build_server
 from service.server import Server
+from service.settings import Settings
 
 StartServer = Callable[..., AbstractAsyncContextManager[Server]]
 """Starts a server over the database of the test; takes settings as keyword arguments."""
@@ -16,3 +18,8 @@ StartGuardedChannel = Callable[..., AbstractAsyncContextManager[grpc.aio.Channel
 
 StartGuarded = Callable[..., AbstractAsyncContextManager[pb.BackupServiceStub]]
 """Starts a server that requires tokens; takes the JWKS, and settings as keyword arguments."""
+
+
+async def start(settings: Settings) -> Server:
+    """Return a running server. The caller shuts it down."""
+    return await (await build_server(settings)).start()

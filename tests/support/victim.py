@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFrame
 
 from service import pb
-from service.settings import Address
+from service.address import Address
 from tests.support.http2 import Connection, message
 
 _SOURCE = "127.0.0.3"

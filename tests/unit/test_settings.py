@@ -4,9 +4,10 @@ from datetime import timedelta
 
 import pytest
 
+from service.address import Address
 from service.errors import InvalidSettings
 from service.page_token import DEFAULT_KEY
-from service.settings import Address, Settings
+from service.settings import Settings
 
 _KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 

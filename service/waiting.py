@@ -1,0 +1,27 @@
+"""Waits of the event loop."""
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any
+
+_STEPS = 10
+
+
+async def sleep_in_steps(duration: timedelta) -> None:
+    """Sleep in ten steps, so that the loop handles other events in between.
+
+    After a time without CPU, a single sleep would be over before the loop has read the answers that arrived during that time.
+    """
+    for _ in range(_STEPS):
+        await asyncio.sleep(duration.total_seconds() / _STEPS)
+
+
+async def wait_for_first(*coroutines: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of the coroutines returns, and cancel the others."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
