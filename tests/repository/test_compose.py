@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests.support.certificates import handshake
+from tests.support.monitoring import DASHBOARD, PROMETHEUS
 from tests.support.repository import ROOT
 
 
@@ -174,3 +175,26 @@ def test_leader_steps_down_before_its_lock_expires() -> None:
     """A leader that cannot reach etcd steps down before its lock expires, by Patroni's rule for the three settings."""
     dcs = yaml.safe_load((ROOT / "deploy" / "patroni" / "patroni.yaml").read_text(encoding="utf-8"))["bootstrap"]["dcs"]
     assert dcs["loop_wait"] + 2 * dcs["retry_timeout"] <= dcs["ttl"]
+
+
+def test_monitoring() -> None:
+    """The files that Prometheus and Grafana mount exist, and their configuration has the addresses of the services."""
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    services = compose["services"]
+    mounts = [mount.split(":") for name in ("prometheus", "grafana") for mount in services[name]["volumes"]]
+    assert all((ROOT / source).exists() or source in compose["volumes"] for source, *_ in mounts)
+    scraped = {
+        job["job_name"]: job for job in yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    }
+    [found] = scraped["backups"]["dns_sd_configs"]
+    [name] = found["names"]
+    assert services[name]["environment"]["BACKUPS_METRICS_LISTEN"] == f"0.0.0.0:{found['port']}"
+    envoy = yaml.safe_load((ROOT / "deploy" / "envoy.yaml").read_text(encoding="utf-8"))["static_resources"]["listeners"]
+    [address] = [listener["address"]["socket_address"] for listener in envoy if listener["name"] == "metrics"]
+    assert scraped["envoy"]["static_configs"] == [{"targets": [f"envoy:{address['port_value']}"]}]
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    [provider] = yaml.safe_load((provisioning / "dashboards" / "backups.yaml").read_text(encoding="utf-8"))["providers"]
+    assert ["./deploy/grafana/dashboard.json", f"{provider['options']['path']}/dashboard.json", "ro"] in mounts
+    [source] = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text(encoding="utf-8"))["datasources"]
+    assert {panel["datasource"]["uid"] for panel in DASHBOARD["panels"] if "datasource" in panel} == {source["uid"]}
+    assert source["url"] == "http://prometheus:9090"
