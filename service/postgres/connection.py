@@ -39,29 +39,24 @@ async def connect(
     attributes: SessionAttribute,
     timeout: float,
     server_settings: dict[str, str],
-    loop: asyncio.AbstractEventLoop | None = None,
     **options: Any,
 ) -> asyncpg.Connection:
-    """Connect to one host of a URL.
-
-    Args:
-        timeout: seconds, unless the URL has a `connect_timeout`.
-        options: further arguments of `asyncpg.connect`.
+    """Connect to one host of a URL within `timeout` seconds, unless the URL has a `connect_timeout`; `options` are those of asyncpg.
 
     Raises:
         ConnectFailed: the host cannot be used; the message is the cause, and `__cause__` the error of asyncpg.
     """
     seconds = url.connect_timeout_s or timeout
-    plaintext = None if host.uses_tls else PlaintextLoop(loop or asyncio.get_running_loop())
+    plaintext = None if host.uses_tls else PlaintextLoop(options.get("loop") or asyncio.get_running_loop())
     options |= {"target_session_attrs": attributes, "server_settings": {**server_settings, **url.server_settings}}
-    options |= {"direct_tls": host.uses_tls and url.tls.direct, "loop": plaintext or loop}
+    options |= {"direct_tls": host.uses_tls and url.tls.direct} | ({"loop": plaintext} if plaintext else {})
     try:
         async with asyncio.timeout(seconds):
             credentials = await asyncio.to_thread(_credentials, url, host)  # reads files
             connection = await _connect(host, credentials, timeout=seconds, **options)
-    except ConnectFailed:
-        raise
     except UNAVAILABLE as exc:
+        if isinstance(exc, ConnectFailed):
+            raise
         if plaintext and plaintext.refused:
             raise _password_refused(host, plaintext.refused) from exc
         raise connect_failed(exc, _attempt(url, host, attributes, seconds)) from exc
