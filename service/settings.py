@@ -147,7 +147,9 @@ OptionalAddress = Annotated[Address | None, NoDecode, BeforeValidator(lambda tex
 class Settings(BaseSettings):
     """Read from environment variables of these names, in capitals, after `BACKUPS_`."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, hide_input_in_errors=True, frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_ignore_empty=True, hide_input_in_errors=True, frozen=True, validate_default=True
+    )
 
     database_url: Annotated[
         SecretStr | None,
@@ -208,7 +210,9 @@ class Settings(BaseSettings):
     admission_limit: Annotated[
         int,
         Field(
-            ge=1, description="Cost of the calls in flight: 1 each, and 1 for each hundred backups of a page; beyond, RESOURCE_EXHAUSTED."
+            ge=1,
+            le=1_000_000,
+            description="Cost of the calls in flight: 1 each, and 1 for each hundred backups of a page; beyond, RESOURCE_EXHAUSTED.",
         ),
     ] = 1000
     trusted_proxies: Annotated[
@@ -277,7 +281,7 @@ class Settings(BaseSettings):
         try:
             return cls(**overrides)
         except ValidationError as exc:
-            lines = [_line(error["loc"], error["msg"]) for error in exc.errors(include_input=False)]
+            lines = [_line(error["loc"], error["msg"], error["type"]) for error in exc.errors(include_input=False)]
             raise InvalidSettings("\n".join(dict.fromkeys(lines))) from None
 
     @property
@@ -354,7 +358,18 @@ def check_environment() -> list[str]:
     return check_names(os.environ, known_names(Settings.model_fields))
 
 
-def _line(location: tuple[int | str, ...], message: str) -> str:
-    """What is wrong with a setting, or with several together."""
-    reason = message.removeprefix("Value error, ")
-    return f"{ENV_PREFIX}{str(location[0]).upper()}: {reason}" if location else reason
+def _line(location: tuple[int | str, ...], message: str, kind: str) -> str:
+    """Return the name of a setting, the form of its values and an example, or the message of a check of several settings."""
+    if not location:
+        return message.removeprefix("Value error, ")
+    name = str(location[0])
+    reason = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    field = Settings.model_fields[name]
+    if field.annotation is int:
+        low, high = (next(getattr(each, side) for each in field.metadata if hasattr(each, side)) for side in ("ge", "le"))
+        reason = f"must be a whole number from {low} to {high}, such as {field.default}"
+    elif kind == "bool_parsing":
+        reason = "must be true or false"
+    elif isinstance(field.default, timedelta):
+        reason += f", such as {field.default.total_seconds():g}"
+    return f"{ENV_PREFIX}{name.upper()}: {reason}"

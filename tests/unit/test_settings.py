@@ -51,14 +51,14 @@ def test_all_set(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("DATABASE_URL", ["", "hunter2", "mysql://u:hunter2@h/d", "postgresql://u:hunter2/x@h/d", "postgresql://u:p@h:hunter2/d"]),
+        ("DATABASE_URL", ["hunter2", "mysql://u:hunter2@h/d", "postgresql://u:hunter2/x@h/d", "postgresql://u:p@h:hunter2/d"]),
         ("DATABASE_URL", ["postgresql://u:x@hunter2@h/d", "postgresql://u:x@hunter2:y@h/d", "postgresql://u:hunter2\uff1ax@h/d"]),
         ("DATABASE_URL", ["postgresql://u:1?hunter2@h/d", "postgresql://h/d?password=x&hunter2", "postgresql://h/d?port=hunter2"]),
         ("DATABASE_URL", ["postgresql://u:1/hunter2@h/d", "postgresql://u:12#hunter2@h/d"]),
         ("DATABASE_URL", ["postgresql://h/d?target_session_attrs=hunter2", "postgresql://h:65536/d", "postgresql://h,/d"]),
         ("DATABASE_URL", ["postgresql://.../d", "postgresql://%ff/d", f"postgresql://{'h' * 64}/d"]),
-        ("SERVICE_ROLE", ["", "Backups", 'a"b', "a'b", "a b", "hunter2;", "r" * 64, "1a", "роль"]),
-        ("LISTEN", ["", "50051", "localhost", "h:", ":1", "h:-1", "h:65536", "h:x", "h:\u0661"]),
+        ("SERVICE_ROLE", ["Backups", 'a"b', "a'b", "a b", "hunter2;", "r" * 64, "1a", "роль"]),
+        ("LISTEN", ["50051", "localhost", "h:", ":1", "h:-1", "h:65536", "h:x", "h:\u0661"]),
         (
             "PUBLIC_ADDRESS",
             ["h", "h:0", "0.0.0.0:443", "[::]:443", "https://h:443", "u:hunter2@h:443", "h x:443", "h/x:443", "-h:443", "é:443"],
@@ -86,10 +86,11 @@ def test_all_set(monkeypatch: pytest.MonkeyPatch) -> None:
             ],
         ),
         ("JWT_MAX_LIFETIME", ["0", "-1", "inf", "604801"]),
-        ("TLS_CLIENT_NAMES", ["", ",", "a,,b", "a b", "spiffe://x y", "é"]),
-        ("PAGE_TOKEN_KEY", ["", "hunter2", _KEY[:-4], _KEY + "hunter2", "Default"]),
+        ("TLS_CLIENT_NAMES", [",", "a,,b", "a b", "spiffe://x y", "é"]),
+        ("PAGE_TOKEN_KEY", ["hunter2", _KEY[:-4], _KEY + "hunter2", "Default"]),
         ("PAGE_TOKEN_KEYS_ACCEPTED", ["hunter2", f"{_KEY},hunter2"]),
-        ("POOL_SIZE", ["0", "-1", "1001", "many", "1.5"]),
+        ("POOL_SIZE", ["0", "-1", "1001", "many", "1.5", "9" * 30]),
+        ("ADMISSION_LIMIT", ["0", "1000001"]),
         ("REQUEST_TIMEOUT", ["0", "-1", "nan", "inf", "604801", "soon", "PT1S"]),
         ("REFLECTION", ["maybe"]),
         ("LOG_FORMAT", ["xml"]),
@@ -107,6 +108,33 @@ def test_bad_values(monkeypatch: pytest.MonkeyPatch, name: str, values: list[str
         assert "\n" not in message
         assert "hunter2" not in message
         assert caught.value.__cause__ is None  # pydantic's error holds the values
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_empty_values(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """An empty variable counts as unset."""
+    expected = Settings.read()
+    monkeypatch.setenv(f"BACKUPS_{name.upper()}", "")
+    assert Settings.read() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("POOL_SIZE", "0", "must be a whole number from 1 to 1000, such as 10"),
+        ("CATALOG_METRICS_LIMIT", "many", "must be a whole number from 1 to 100000, such as 1000"),
+        ("REQUEST_TIMEOUT", "soon", "must be a number of seconds from 0 to 604800, such as 10"),
+        ("CATALOG_METRICS", "maybe", "must be true or false"),
+        ("AUTH", "yes", "must be 'none' or 'jwt'"),
+        ("LISTEN", "50051", "must be host:port, such as 127.0.0.1:50051"),
+    ],
+)
+def test_forms_and_examples(monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str) -> None:
+    """The error for a bad value names the setting, the form of its values and an example."""
+    monkeypatch.setenv(f"BACKUPS_{name}", value)
+    with pytest.raises(InvalidSettings) as caught:
+        Settings.read()
+    assert str(caught.value) == f"BACKUPS_{name}: {message}"
 
 
 @pytest.mark.parametrize("text", ["backups.example.com:443", "localhost:8443", "127.0.0.1:1", "[2001:db8::1]:443", "h:65535"])
