@@ -1,5 +1,7 @@
 """Queries of the API: one backup, a page of a folder's or a cluster's backups."""
 
+import asyncio
+
 import asyncpg
 
 from service.backup import TIME_MIN, Page, Position, is_backup_id
@@ -38,12 +40,17 @@ NEXT_CLUSTER_PAGE = """
 
 _EMPTY = Page([], has_more=False)
 
+# Large pages wait for each other, so that a client that reads many of them does not delay small calls, nor fill the event loop while
+# admission could reject its other calls.
+_LARGE_PAGE, _LARGE_PAGES_AT_ONCE = 200, 2
+
 
 class Catalog:
     """Reads backups in the encoding that the API sends: the column `wire` holds it, so no Python code runs for each row."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._large_pages = asyncio.Semaphore(_LARGE_PAGES_AT_ONCE)
 
     async def probe(self) -> None:
         """Run every statement of this class, with arguments that match no row, to find missing tables, columns and rights.
@@ -88,10 +95,8 @@ class Catalog:
         if "\0" in folder_id:  # PostgreSQL rejects it, so no folder has this id
             return _EMPTY
         if after is None:
-            rows = await self._database.fetch(FIRST_PAGE, folder_id, size)
-        else:
-            rows = await self._database.fetch(NEXT_PAGE, folder_id, size, after.created_at, after.id)
-        return _page(rows, size)
+            return await self._page(size, FIRST_PAGE, folder_id, size)
+        return await self._page(size, NEXT_PAGE, folder_id, size, after.created_at, after.id)
 
     async def cluster_page(self, cluster_id: str, *, folders: frozenset[str] | None, after: Position | None, size: int) -> Page:
         """Return at most `size` of a cluster's backups after a position, newest first; None is the position before the newest.
@@ -114,10 +119,14 @@ class Catalog:
         if not found or (folders is not None and found[0][0] not in folders):
             return _EMPTY
         if after is None:
-            rows = await self._database.fetch(FIRST_CLUSTER_PAGE, cluster_id, found[0][0], size)
-        else:
-            rows = await self._database.fetch(NEXT_CLUSTER_PAGE, cluster_id, found[0][0], size, after.created_at, after.id)
-        return _page(rows, size)
+            return await self._page(size, FIRST_CLUSTER_PAGE, cluster_id, found[0][0], size)
+        return await self._page(size, NEXT_CLUSTER_PAGE, cluster_id, found[0][0], size, after.created_at, after.id)
+
+    async def _page(self, size: int, query: str, *arguments: object) -> Page:
+        if size < _LARGE_PAGE:
+            return _page(await self._database.fetch(query, *arguments), size)
+        async with self._large_pages:
+            return _page(await self._database.fetch(query, *arguments), size)
 
 
 def _page(rows: list[asyncpg.Record], size: int) -> Page:
