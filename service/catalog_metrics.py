@@ -1,6 +1,6 @@
-"""What Prometheus is told of the catalog: of each cluster and tool, the last completed backup and the last import.
+"""Metrics of the catalog: the last completed backup and the last import of each cluster and tool.
 
-Read in the background; a scrape shows what was read last, and when that was. Every replica tells the same.
+The catalog is read in the background. A scrape returns the values of the last read and its time. All replicas return the same values.
 """
 
 import time
@@ -15,49 +15,49 @@ from service.postgres.last_imports import Imported, Oldest, oldest
 
 _LABELS = ("folder_id", "cluster_id", "tool")
 
-# No value, no sample: a cluster that never had a backup has no time of its last one.
+# None means no sample: a cluster without a backup has no time of its last backup.
 _METRICS: dict[str, tuple[str, Callable[[Imported], float | None]]] = {
     "backup_catalog_last_completion_timestamp_seconds": (
-        "When the last backup was completed.",
+        "When the last backup was completed, in seconds since 1970.",
         lambda each: None if each.last_created_at is None else each.last_created_at.timestamp(),
     ),
     "backup_catalog_last_duration_seconds": (
-        "How long the last backup took.",
+        "Duration of the last backup, in seconds.",
         lambda each: None if each.last_duration is None else each.last_duration.total_seconds(),
     ),
-    "backup_catalog_last_size_bytes": ("The size of the last backup; 0 where the tool records none.", lambda each: each.last_size),
-    "backup_catalog_backups": ("How many backups the last import left in the catalog.", lambda each: each.backups),
+    "backup_catalog_last_size_bytes": ("Size of the last backup; 0 if the tool records none.", lambda each: each.last_size),
+    "backup_catalog_backups": ("Number of backups in the catalog after the last import.", lambda each: each.backups),
     "backup_catalog_last_import_timestamp_seconds": (
-        "When the last import began, also if it changed nothing.",
+        "When the last import began, in seconds since 1970, even if it changed nothing.",
         lambda each: each.imported_at.timestamp(),
     ),
 }
 
 
 class CatalogMetrics(Collector):
-    """At most so many clusters, each counted once a tool: those that have waited longest for a backup."""
+    """Metrics of a limited number of clusters, counted once for each tool: those whose last backup is oldest."""
 
     def __init__(self, database: Database, *, limit: int) -> None:
         self._database = database
         self._limit = limit
-        self._read: tuple[Oldest, float] | None = None  # replaced, never changed: a scrape is in another thread
-        self._complained = False
+        self._read: tuple[Oldest, float] | None = None  # replaced, never modified, because scrapes run in other threads
+        self._limit_logged = False
         self._available = True
 
     async def refresh(self) -> None:
         """Read the catalog. If that fails, the metrics keep their values."""
         try:
             found = await oldest(self._database, limit=self._limit)
-        except Exception as exc:  # gone, or not for this role to read; said once, and tried again
+        except Exception as exc:  # unavailable, or the role lacks a right; logged once and retried after the period
             if self._available:
                 logs.event("catalog metrics not refreshed", level="warning", error=logs.describe(exc))
             self._available = False
             return
         self._available = True
         self._read = found, time.time()
-        if found.left_out and not self._complained:
+        if found.left_out and not self._limit_logged:
             logs.event("catalog metrics left out clusters", level="warning", limit=self._limit, left_out=found.left_out)
-        self._complained = bool(found.left_out)
+        self._limit_logged = bool(found.left_out)
 
     def collect(self) -> Iterator[Metric]:
         if self._read is None:
@@ -69,10 +69,14 @@ class CatalogMetrics(Collector):
                 if (value := value_of(each)) is not None:
                     family.add_metric((each.folder_id, each.source_cluster_id, each.tool), value)
             yield family
-        left_out = "Clusters, counted once a tool, beyond the limit: those whose last backup is newest."
+        left_out = "Clusters beyond the limit, counted once for each tool: those whose last backup is newest."
         yield GaugeMetricFamily("backup_catalog_left_out", left_out, value=found.left_out)
-        yield GaugeMetricFamily("backup_catalog_refresh_timestamp_seconds", "When these were read from the catalog.", value=read_at)
+        yield GaugeMetricFamily(
+            "backup_catalog_refresh_timestamp_seconds",
+            "When these metrics were read from the catalog, in seconds since 1970.",
+            value=read_at,
+        )
 
     def describe(self) -> list[Metric]:
-        """None before the catalog was read."""
+        """Return nothing: the registry must not read the catalog when the collector is registered."""
         return []

@@ -17,6 +17,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 from service.backup import ID_MAX_LENGTH, TIME_MAX, TIME_MIN, Position, is_backup_id
+from service.contract import PAGE_TOKEN_MAX_LENGTH
 from service.errors import InvalidPageToken
 
 # Published, so that replicas without a configured key accept each other's tokens.
@@ -25,7 +26,7 @@ KEY_LENGTHS = (32, 48, 64)
 
 _VERSION = b"\x01"
 _TIME_BYTES = 8
-_SHAPE = re.compile(r"[A-Za-z0-9_-]{35,100}")  # ids of 1 to 50 characters
+_SHAPE = re.compile(rf"[A-Za-z0-9_-]{{35,{PAGE_TOKEN_MAX_LENGTH}}}")  # ids of 1 to 50 characters
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -98,4 +99,4 @@ def _decode(token: str) -> bytes:
     return data[1:]
 
 
-assert len(_encode(bytes(1 + 16 + _TIME_BYTES + ID_MAX_LENGTH))) == 100
+assert len(_encode(bytes(1 + 16 + _TIME_BYTES + ID_MAX_LENGTH))) == PAGE_TOKEN_MAX_LENGTH

@@ -1,1 +1,1 @@
-"""What clients see: all of gRPC but the server object."""
+"""The gRPC API: listeners, the interceptor and the services."""

@@ -14,6 +14,7 @@ from datetime import timedelta
 
 from service import pb
 from service.backup import DEFAULT_PAGE_SIZE
+from service.contract import PAGE_SIZE_MAX
 from service.errors import Overloaded, ShuttingDown
 from service.waiting import sleep_in_steps
 
@@ -25,8 +26,6 @@ MAX_INCOMPLETE_REQUESTS = 1000
 STREAM_COST = 10
 """Cost of a stream. gRPC buffers up to 64 KiB of its answers."""
 
-_MAX_PAGE_SIZE = 1000
-
 _HOLD_TIMEOUT_S = 5.0
 
 
@@ -35,7 +34,7 @@ def cost_of(request: object) -> int:
     if not isinstance(request, pb.ListBackupsRequest | pb.ListClusterBackupsRequest):
         return 1
     size = request.page_size or DEFAULT_PAGE_SIZE
-    return 1 + min(max(size, 0), _MAX_PAGE_SIZE) // 100
+    return 1 + min(max(size, 0), PAGE_SIZE_MAX) // 100
 
 
 class Admission:

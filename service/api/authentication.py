@@ -262,7 +262,7 @@ def _caller(claims: dict[str, Any]) -> Caller:
 
 
 def _bearer_token(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """Return the token of the only authorization header. With two of them, somebody else could choose.
+    """Return the token of the only authorization header. With two headers, proxies and the service could use different ones.
 
     Raises:
         Unauthenticated: there is not exactly one header, or its value is not a bearer token.

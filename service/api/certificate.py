@@ -1,4 +1,4 @@
-"""The server's certificate, picked up again when its files change: a new handshake gets the new one, connections stay."""
+"""The server's certificate, which is reloaded when its files change. New handshakes use it; connections are not affected."""
 
 import errno
 import math
@@ -17,25 +17,25 @@ class TlsFiles(NamedTuple):
     """PEM files."""
 
     cert: Path
-    """The certificate, then those between it and the root."""
+    """The certificate, followed by its intermediate certificates."""
     key: Path
     client_ca: Path | None = None
-    """Whose certificates clients must have; None: clients need none."""
+    """Authority of the certificates that clients must have; None if they need none."""
 
 
 class ReloadedCertificate:
-    """The pair that the files last agreed on."""
+    """The last certificate and key in the files that belong together."""
 
     def __init__(self, files: TlsFiles) -> None:
         """
         Raises:
-            InvalidSettings: the files are not there, or do not belong together.
+            InvalidSettings: a file cannot be read, or the files do not belong together.
         """
         self._files = files
         self._seen = self._versions()
         self._problem: str | None = None
         self.expires_at = math.nan
-        """When the first certificate of the chain in use expires, in seconds since 1970; not a number where that cannot be read."""
+        """When the first certificate of the chain in use expires, in seconds since 1970; NaN if that cannot be read."""
         try:
             self._configuration = self._load()
         except (OSError, ssl.SSLError) as exc:
@@ -43,15 +43,15 @@ class ReloadedCertificate:
             raise InvalidSettings(f"{', '.join(names)}: {_problem(exc)}") from None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """What gRPC listens with; it asks `_current` at every handshake."""
+        """Return credentials with which gRPC calls `_current` for each handshake."""
         return grpc.dynamic_ssl_server_credentials(
             self._configuration,
-            self._current,  # type: ignore[arg-type]  # None is gRPC's own "as before"
+            self._current,  # type: ignore[arg-type]  # gRPC takes None for an unchanged certificate
             require_client_authentication=self._files.client_ca is not None,
         )
 
     def _current(self) -> grpc.ServerCertificateConfiguration | None:
-        """The pair to use from now on, None being the one before. Files that do not fit each other (yet) change nothing."""
+        """Return the new certificate and key, or None if the files have not changed or do not belong together (yet)."""
         versions = self._versions()
         if versions == self._seen:
             return None
@@ -60,29 +60,29 @@ class ReloadedCertificate:
         except (OSError, ssl.SSLError) as exc:
             if (problem := _problem(exc)) != self._problem:
                 self._problem = problem
-                logs.event("the new certificate cannot be used (yet); the one before stays", level="warning", problem=problem)
+                logs.event("certificate not reloaded", level="warning", problem=problem)
             return None
         self._seen, self._problem = versions, None
-        logs.event("certificate", path=str(self._files.cert))
+        logs.event("certificate reloaded", path=str(self._files.cert))
         return configuration
 
     def _load(self) -> grpc.ServerCertificateConfiguration:
-        # OpenSSL itself says whether certificate and key belong together: gRPC would find out at the handshake.
+        # OpenSSL checks that certificate and key belong together. gRPC would fail later, in the handshake.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self._files.cert, self._files.key, password="")  # never asks
+        context.load_cert_chain(self._files.cert, self._files.key, password="")  # without it, OpenSSL prompts on the terminal
         client_ca = self._files.client_ca.read_bytes() if self._files.client_ca else None
         if client_ca is not None:
             try:
                 context.load_verify_locations(cadata=client_ca.decode("ascii"))
             except (ssl.SSLError, ValueError):
-                raise OSError(errno.EINVAL, "no certificates, in PEM", str(self._files.client_ca)) from None
+                raise OSError(errno.EINVAL, "not a PEM file with certificates", str(self._files.client_ca)) from None
         chain = self._files.cert.read_bytes()
         configuration = grpc.ssl_server_certificate_configuration([(self._files.key.read_bytes(), chain)], client_ca)
         self.expires_at = _expires_at(chain)
         return configuration
 
     def _versions(self) -> list[tuple[int, int, int] | None]:
-        """Changes whenever a file does, also where a link on the way is pointed elsewhere."""
+        """Return a value that changes when a file changes or a symbolic link in its path does."""
         return [_version(file) for file in self._files if file is not None]
 
 
@@ -97,7 +97,7 @@ def _version(file: Path) -> tuple[int, int, int] | None:
 def _expires_at(chain: bytes) -> float:
     try:
         return min(certificate.not_valid_after_utc.timestamp() for certificate in x509.load_pem_x509_certificates(chain))
-    except ValueError:  # cryptography is stricter than OpenSSL, which has taken it
+    except ValueError:  # cryptography is stricter than OpenSSL, which has accepted the file
         return math.nan
 
 

@@ -1,7 +1,7 @@
-"""THE table: what the API answers to each error. What it does not know is a bug of ours, and gets a fixed text.
+"""The error status of each error: code, reason and text. An error without a row is a bug, and gets the status `INTERNAL`.
 
-The texts are fixed and echo nothing: gRPC's own message is percent-encoded into the trailers, of which receivers take 8 KiB, and text
-that is no valid Unicode would never be sent. What a client sent is echoed in the details alone, cut.
+The texts are fixed. gRPC percent-encodes its message into the trailers, of which receivers accept 8 KiB, and never sends text that is not
+valid Unicode. Therefore values from a request are only in the details, and truncated.
 """
 
 import random
@@ -19,12 +19,12 @@ DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 REQUEST_ID_KEY = "x-request-id"
 
-_PUSHBACK_MS = (500, 1500)  # apart, lest those who were refused together come again together
-_ECHO_MAX_LENGTH = 128  # characters, at most 4 bytes each: a status stays far below 4 KiB
+_PUSHBACK_MS = (500, 1500)  # a range, so that rejected clients do not retry at the same moment
+_QUOTED_MAX_LENGTH = 128  # characters of at most 4 bytes, so that the trailers stay far below 4 KiB
 
 
 class Status(NamedTuple):
-    """A row of the table."""
+    """How a call is answered that fails with an error."""
 
     code: StatusCode
     reason: str
@@ -55,12 +55,12 @@ TABLE: dict[type[Exception], Status] = {
 
 
 def status_of(error: Exception) -> Status:
-    """The row of an error: its class's, or the nearest base's."""
+    """Return the status of an error's class, or of its nearest base class that has one."""
     return next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), INTERNAL)
 
 
 def trailers(status: Status, error: Exception, request_id: str) -> tuple[tuple[str, Any], ...]:
-    """The trailing metadata of an error's answer: the request id, `google.rpc.Status` with all details, when to try again."""
+    """Return the trailing metadata of an error: the request id, `google.rpc.Status` with all details, and the retry delay if any."""
     details = [
         error_details_pb2.ErrorInfo(reason=status.reason, domain=DOMAIN),
         error_details_pb2.RequestInfo(request_id=request_id),
@@ -74,11 +74,11 @@ def trailers(status: Status, error: Exception, request_id: str) -> tuple[tuple[s
 def _details(error: Exception) -> list[Message]:
     match error:
         case errors.InvalidRequest(violations=violations):
-            broken = [
+            violations_found = [
                 error_details_pb2.BadRequest.FieldViolation(field=violation.field, description=violation.description)
                 for violation in violations
             ]
-            return [error_details_pb2.BadRequest(field_violations=broken)]
+            return [error_details_pb2.BadRequest(field_violations=violations_found)]
         case errors.BackupNotFound(backup_id=backup_id):
             return [_absent(pb.Backup, backup_id, "No such backup, or none that the caller may see.")]
         case errors.ApiEndpointNotFound(api_endpoint_id=api_endpoint_id):
@@ -89,7 +89,7 @@ def _details(error: Exception) -> list[Message]:
 
 def _absent(kind: type[Message], name: str, description: str) -> error_details_pb2.ResourceInfo:
     return error_details_pb2.ResourceInfo(
-        resource_type=kind.DESCRIPTOR.full_name, resource_name=name[:_ECHO_MAX_LENGTH], description=description
+        resource_type=kind.DESCRIPTOR.full_name, resource_name=name[:_QUOTED_MAX_LENGTH], description=description
     )
 
 

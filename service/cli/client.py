@@ -16,11 +16,11 @@ from service import pb
 from service.cli import tls_probe
 from service.cli.credentials import ReadToken
 from service.cli.service_address import ServiceAddress
+from service.contract import PAGE_SIZE_MAX
 from service.errors import CallFailed, CommandError
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _MESSAGE_MAX = 1 << 20  # bytes; the largest page has half of it, and an empty backup of 2 bytes takes 100 bytes of memory
-_PAGE_MAX = 1000  # backups, by the contract
 _EMPTY_PAGES_MAX = 1000
 
 _Answer = TypeVar("_Answer")
@@ -167,8 +167,8 @@ def _decoded(answer: _Answer | None) -> _Answer:
 
 
 def _check_page(page: pb.ListBackupsResponse) -> None:
-    if len(page.backups) > _PAGE_MAX:
-        raise CallFailed(f"the service sent a page of {len(page.backups)} backups, and {_PAGE_MAX} is the most by the API")
+    if len(page.backups) > PAGE_SIZE_MAX:
+        raise CallFailed(f"the service sent a page of {len(page.backups)} backups, and {PAGE_SIZE_MAX} is the most by the API")
     for backup in page.backups:
         _check_backup(backup)
 

@@ -1,7 +1,7 @@
-"""Logs: one line a call, and one an event in the server's life. The names of what is logged stand here.
+"""Logs: one line for each call and for each event of the server.
 
-A line says nothing that a client chose freely, and no text of an error that is not ours: such texts can hold a password. The types and
-the places of the code say where to look.
+No line contains free text from a client, or the text of an error that is not the service's own: such a text may contain a password.
+Errors are logged by their types and by the lines of code that raised them.
 """
 
 import asyncio
@@ -15,10 +15,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import structlog
 
+from service.contract import FOLDER_ID_MAX_LENGTH
 from service.errors import Error, Rejection
 from service.observability.metrics import MethodMetrics
 
@@ -29,20 +30,15 @@ _LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping
 
 _encode = json.JSONEncoder(default=repr).encode  # json.dumps makes an encoder for each line
 
-# A write costs more than its line, and keeps an answer waiting: the lines of calls go out a little later, together.
-_PATIENCE_S = 0.01
-_MOST_LINES = 64
+# A write takes longer than rendering a line, and delays answers. So the lines of calls are written together, a little later.
+_WRITE_DELAY_S = 0.01
+MAX_PENDING_LINES = 64
 
-# Characters that are logged of values that a client's token or request contains.
-_CALLER_MAX = 200
-_FOLDER_MAX = 50
+_CALLER_MAX = 200  # characters that are logged of a token's subject
 
 
-class _Log(NamedTuple):
-    """How lines are written: by structlog's renderers, but without its loggers, whose way costs more than the line."""
-
-    render: Callable[[Any, str, dict[str, Any]], str]
-    least: int
+_Render: TypeAlias = Callable[[Any, str, dict[str, Any]], str]
+"""A renderer of structlog."""
 
 
 def _json(logger: Any, level: str, facts: structlog.typing.EventDict) -> str:
@@ -50,26 +46,26 @@ def _json(logger: Any, level: str, facts: structlog.typing.EventDict) -> str:
 
 
 def _console(render: structlog.dev.ConsoleRenderer) -> Callable[[Any, str, dict[str, Any]], str]:
-    """Without what would command the terminal: a token's subject, say."""
+    """Return a renderer that escapes control characters: a token's subject could contain commands for the terminal."""
 
     def rendered(logger: Any, level: str, facts: dict[str, Any]) -> str:
-        shown = {name: ascii(fact) if isinstance(fact, str) and not fact.isprintable() else fact for name, fact in facts.items()}
-        return str(render(logger, level, shown))
+        printable = {name: ascii(fact) if isinstance(fact, str) and not fact.isprintable() else fact for name, fact in facts.items()}
+        return str(render(logger, level, printable))
 
     return rendered
 
 
 class _Line(NamedTuple):
-    """What is to be written."""
+    """A line that is not written yet."""
 
     at: float
     level: str
     name: str
     facts: dict[str, Any]
 
-    def render(self) -> str:
+    def rendered(self, render: _Render) -> str:
         at = f"{_second(int(self.at))}.{int(self.at % 1 * 1_000_000):06}Z"
-        return _log.render(None, self.level, {"time": at, "level": self.level, "event": self.name} | self.facts) + "\n"
+        return render(None, self.level, {"time": at, "level": self.level, "event": self.name} | self.facts) + "\n"
 
 
 @lru_cache(maxsize=2)
@@ -77,20 +73,31 @@ def _second(at: int) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-_log = _Log(_json, logging.INFO)
-_waiting: list[_Line] = []
+class Log:
+    """The configuration of the log, and the lines that are not written yet.
+
+    structlog only renders the lines: its loggers would take longer than everything else here.
+    """
+
+    def __init__(self) -> None:
+        self.render: _Render = _json
+        self.level = logging.INFO
+        self.pending: list[_Line] = []
+
+
+LOG = Log()
+"""The log of the process. It is the only mutable global: otherwise every function that logs would need it as an argument."""
 
 
 def configure_logging(*, log_format: str, log_level: str) -> None:
-    """Everything goes to standard error, libraries' own logs too.
+    """Write all logs to standard error, including those of libraries.
 
     Args:
-        log_format: `json`, or `console` for people.
+        log_format: `json`, or `console` for a human-readable format.
         log_level: the least severe level that is logged.
     """
-    global _log
     render: Any = _json if log_format == "json" else _console(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
-    _log = _Log(render, _LEVELS[log_level])
+    LOG.render, LOG.level = render, _LEVELS[log_level]
     handler = logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -98,32 +105,31 @@ def configure_logging(*, log_format: str, log_level: str) -> None:
             processors=[_describe_exc_info, structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
         )
     )
-    logging.basicConfig(level=max(_log.least, logging.WARNING), handlers=[handler], force=True)
+    logging.basicConfig(level=max(LOG.level, logging.WARNING), handlers=[handler], force=True)
 
 
 def event(name: str, /, *, level: str = "info", **facts: Any) -> None:
-    """Logs something in the server's life."""
-    if _LEVELS[level] >= _log.least:
-        _waiting.append(_Line(time.time(), level, name, facts))
+    """Log an event of the server, immediately."""
+    if _LEVELS[level] >= LOG.level:
+        LOG.pending.append(_Line(time.time(), level, name, facts))
         flush()
 
 
 def _event_soon(name: str, level: str, facts: dict[str, Any]) -> None:
-    if _LEVELS[level] < _log.least:
+    if _LEVELS[level] < LOG.level:
         return
-    _waiting.append(_Line(time.time(), level, name, facts))
-    if len(_waiting) == 1:
-        asyncio.get_running_loop().call_later(_PATIENCE_S, flush)
-    elif len(_waiting) >= _MOST_LINES:
+    LOG.pending.append(_Line(time.time(), level, name, facts))
+    if len(LOG.pending) == 1:
+        asyncio.get_running_loop().call_later(_WRITE_DELAY_S, flush)
+    elif len(LOG.pending) >= MAX_PENDING_LINES:
         flush()
 
 
 def flush() -> None:
-    """Writes the lines that wait."""
-    global _waiting  # taken in one step: gRPC's threads log too
-    lines, _waiting = _waiting, []
-    with contextlib.suppress(OSError):  # a full disk costs lines, and no calls
-        sys.stderr.write("".join([line.render() for line in lines]))
+    """Write the pending lines."""
+    lines, LOG.pending = LOG.pending, []  # replaced, not cleared, because gRPC's threads log too
+    with contextlib.suppress(OSError):  # if the disk is full, lines are lost and calls are not affected
+        sys.stderr.write("".join([line.rendered(LOG.render) for line in lines]))
 
 
 class Call:
@@ -145,7 +151,7 @@ class Call:
 
     @property
     def seconds(self) -> float:
-        """How long the call has taken until now."""
+        """Duration of the call until now."""
         return time.perf_counter() - self._began
 
     def ended(self, code: str, *, level: str = "info", error: BaseException | None = None) -> None:
@@ -155,7 +161,7 @@ class Call:
         self._metrics.seconds.observe(seconds)
         facts: dict[str, Any] = {"code": code, "duration_ms": round(seconds * 1000, 3)}
         if self.folder:
-            facts["folder"] = self.folder[:_FOLDER_MAX]
+            facts["folder"] = self.folder[:FOLDER_ID_MAX_LENGTH]
         if self.rejection:
             facts["rejection"] = self.rejection
             self._metrics.rejected(self.rejection).inc()
@@ -167,7 +173,7 @@ class Call:
         _event_soon("call", level, self._identity() | facts)
 
     def not_read(self) -> None:
-        """Count and log that the answer was cancelled, because the client has not read it in time."""
+        """Count and log an answer that was cancelled because the client did not read it in time."""
         self._metrics.not_read.inc()
         _event_soon("answer not read", "warning", self._identity())
 
@@ -177,7 +183,7 @@ class Call:
 
 
 def describe(error: BaseException) -> list[dict[str, Any]]:
-    """An error and what caused it, without the texts of errors that are not ours."""
+    """Return an error and its causes by type and place. Only the service's own errors are quoted."""
     chain: list[dict[str, Any]] = []
     seen: BaseException | None = error
     while seen is not None and len(chain) < 10:
@@ -198,7 +204,7 @@ def _places(trace: TracebackType | None) -> list[str]:
 
 
 def _describe_exc_info(logger: Any, method_name: str, event_dict: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """A library's log of an exception."""
+    """Replace an exception that a library logs by its description."""
     if exc_info := event_dict.pop("exc_info", None):
         error = exc_info[1] if isinstance(exc_info, tuple) else sys.exception()
         event_dict["error"] = describe(error) if error else None

@@ -1,4 +1,4 @@
-"""Prometheus' metrics, under gRPC's usual names, over HTTP on a port of their own. No label is anything that a client of the API chose."""
+"""Prometheus metrics with the usual names of gRPC, served over HTTP on a separate port. No label contains values that clients choose."""
 
 import io
 import socket
@@ -19,7 +19,7 @@ _METHOD_LABELS = ("grpc_service", "grpc_method", "grpc_type")
 
 _MAX_CONNECTIONS = 20
 
-# From what a Get takes to what a call may take.
+# Bounds of the buckets: from the duration of a Get to the default request timeout.
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -41,22 +41,25 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._started = Counter("grpc_server_started", "Calls begun.", _METHOD_LABELS, registry=self._registry)
-        self._handled = Counter("grpc_server_handled", "Calls answered.", (*_METHOD_LABELS, "grpc_code"), registry=self._registry)
+        self._started = Counter("grpc_server_started", "Calls that have begun.", _METHOD_LABELS, registry=self._registry)
+        self._handled = Counter(
+            "grpc_server_handled", "Calls that have ended, by status code.", (*_METHOD_LABELS, "grpc_code"), registry=self._registry
+        )
         self._seconds = Histogram(
-            "grpc_server_handling_seconds", "How long calls took.", _METHOD_LABELS, registry=self._registry, buckets=_SECONDS
+            "grpc_server_handling_seconds", "Duration of calls, in seconds.", _METHOD_LABELS, registry=self._registry, buckets=_SECONDS
         )
         self._not_read = Counter(
-            "backups_answers_not_read", "Answers that their client did not read in time.", _METHOD_LABELS, registry=self._registry
+            "backups_answers_not_read", "Answers that the client did not read in time.", _METHOD_LABELS, registry=self._registry
         )
 
         rejected = Counter("backups_rejected_credentials", "Calls whose credentials were rejected.", ("reason",), registry=self._registry)
         self._rejected = {reason: rejected.labels(reason) for reason in get_args(Rejection)}
 
     def of_method(self, path: str, *, kind: str) -> MethodMetrics:
-        """
+        """Return the metrics of a method.
+
         Args:
-            path: `/package.Service/Method`, of a method that there is.
+            path: `/package.Service/Method` of an existing method.
             kind: `unary`, `server_stream` or `bidi_stream`.
         """
         _, service, method = path.split("/")
@@ -77,16 +80,18 @@ class Metrics:
         )
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
-        """A value that is read when it is asked for."""
+        """Add a gauge whose value is read for each scrape."""
         Gauge(name, help_text, registry=self._registry).set_function(read)
 
     def collect(self, collector: Collector) -> None:
-        """Metrics that are made when they are asked for, in the thread that answers the scrape."""
+        """Add a collector, which creates its metrics in the thread of each scrape."""
         self._registry.register(collector)
 
     def build(self, **facts: str) -> None:
-        """What this server is, as `backups_build_info`."""
-        Info("backups_build", "What this server is.", registry=self._registry).info(facts)
+        """Add the metric `backups_build_info` with these labels."""
+        Info("backups_build", "Versions of the server, of Python and gRPC, and of the required schema.", registry=self._registry).info(
+            facts
+        )
 
     @contextmanager
     def served(self, host: str, port: int) -> Iterator[int]:
@@ -102,7 +107,7 @@ class Metrics:
         try:
             yield server.server_port
         finally:
-            # Its loop looks up twice a second; nobody waits for that.
+            # `shutdown` returns after up to half a second, when the loop checks its flag. Nothing has to wait for it.
             threading.Thread(target=server.shutdown, daemon=True).start()
             thread.join(timeout=1)
             server.server_close()

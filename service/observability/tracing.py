@@ -1,7 +1,6 @@
-"""Traces, by OpenTelemetry: a span of each call, and within it one of its query. Imported only where they are asked for.
+"""OpenTelemetry traces: a span for each call, with a child span for its query. Imported only if tracing is configured.
 
-Attributes follow the semantic conventions for RPC and databases. Of what a client sends, a span has the ids of the trace and of the
-request, and nothing else.
+Attributes follow the semantic conventions for RPC and databases. The only values from a client are the ids of the trace and the request.
 """
 
 import asyncio
@@ -25,7 +24,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from service import VERSION
 from service.errors import TracingUnavailable
 
-# The conventions' list for a server: what it, and not its client, has done wrong.
+# Status codes that the semantic conventions list as errors of a server.
 _SERVER_ERRORS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 
 
@@ -37,7 +36,7 @@ class CallSpan:
         self.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
 
     def ended(self, code: str) -> None:
-        """Ends it, by the name of the call's status."""
+        """End the span with the name of the call's status code."""
         self._span.set_attribute("rpc.response.status_code", code)
         if code in _SERVER_ERRORS:
             self._span.set_attribute("error.type", code)
@@ -46,10 +45,10 @@ class CallSpan:
 
 
 class Tracing:
-    """Makes spans, and sends them to where OpenTelemetry's own variables say."""
+    """Creates spans and exports them as the variables OTEL_... configure."""
 
     flush_within = timedelta(seconds=3)
-    """What is still to be sent at the end may take so long."""
+    """How long sending the last spans may take during shutdown."""
 
     def __init__(self, *, trusts_callers: bool) -> None:
         """
@@ -83,7 +82,7 @@ class Tracing:
             seconds: how long ago the call began.
             is_authenticated: whether the method requires authentication.
         """
-        # Not tracestate: nothing here reads it, and its length is the client's choice.
+        # Without tracestate: it is not used, and clients choose its length.
         carrier = {key: value for key, value in metadata if key == "traceparent" and isinstance(value, str)}
         remote = self._propagator.extract(carrier, context.Context())
         caller = trace.get_current_span(remote).get_span_context()
@@ -101,15 +100,16 @@ class Tracing:
         return CallSpan(span)
 
     def queries_of(self, database: str) -> Callable[[str], AbstractContextManager[Callable[[], None]]]:
-        """Makes spans of queries of this database: one lasts as long as its context; what that gives is called once connected.
+        """Return a function that creates the span of a query to this database, as a context manager.
 
-        A query outside of a call, such as the readiness check's, has none.
+        The context manager yields a function to call when the query has a connection. Queries outside a call, such as those of the
+        readiness check, have no span.
         """
 
         @contextmanager
         def query(text: str) -> Iterator[Callable[[], None]]:
             if not trace.get_current_span().is_recording():
-                yield _nothing
+                yield lambda: None
                 return
             operation, table = _summary(text)
             attributes = {
@@ -132,8 +132,8 @@ class Tracing:
         return query
 
     async def close(self) -> None:
-        """Sends what is still to be sent, and gives up after `flush_within`."""
-        flushing = threading.Thread(target=self._processor.shutdown, daemon=True)  # which no exit of the process waits for
+        """Send the last spans, for at most `flush_within`."""
+        flushing = threading.Thread(target=self._processor.shutdown, daemon=True)  # the process can exit before it ends
         flushing.start()
         await asyncio.to_thread(flushing.join, self.flush_within.total_seconds())
         if flushing.is_alive():
@@ -143,23 +143,19 @@ class Tracing:
 def _require(name: str, only: str) -> None:
     value = os.environ.get(name, "").strip() or only
     if value != only:
-        raise TracingUnavailable(f"{name} must be {only}, or none be set: nothing else is supported")
-
-
-def _nothing() -> None:
-    pass
+        raise TracingUnavailable(f"{name} must be {only} or unset: no other value is supported")
 
 
 @lru_cache(maxsize=100)
 def _summary(query: str) -> tuple[str, str]:
-    """The operation and the table, of statements as simple as the service's own."""
+    """Return the operation and the table of a statement of the service."""
     found = re.match(r"\s*(\w+)\b.*?\bFROM\s+(\w+)", query, re.DOTALL)
     assert found, "every query of the service is a SELECT from one table"
     return found[1], found[2]
 
 
 def _failed(span: Span, error: BaseException) -> None:
-    """By type and SQLSTATE: an error's text could hold anything."""
+    """Record an error by its type and SQLSTATE, without its text, which may contain secrets."""
     span.set_status(StatusCode.ERROR)
     span.set_attribute("error.type", f"{type(error).__module__}.{type(error).__qualname__}")
     if sqlstate := getattr(error, "sqlstate", None):

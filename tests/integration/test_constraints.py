@@ -1,8 +1,12 @@
 """Constraints of the tables: every value that the API or the read model cannot represent is rejected by PostgreSQL."""
 
+import re
+
 import asyncpg
 import pytest
 
+from service import contract
+from service.backup import ID_MAX_LENGTH
 from tests.support.catalog import Sql
 
 _VALID = {
@@ -99,3 +103,19 @@ async def test_order_is_by_bytes(sql: Sql) -> None:
     for backup_id in ids:
         await sql.execute(_insert(id=f"'{backup_id}'"))
     assert [row["id"] for row in await sql.fetch("SELECT id FROM backups ORDER BY id")] == sorted(ids)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "limit"),
+    [
+        ("backups_id", ID_MAX_LENGTH),
+        ("backups_folder_id", contract.FOLDER_ID_MAX_LENGTH),
+        ("backups_source_cluster_id", contract.CLUSTER_ID_MAX_LENGTH),
+        ("imports_folder_id", contract.FOLDER_ID_MAX_LENGTH),
+        ("imports_source_cluster_id", contract.CLUSTER_ID_MAX_LENGTH),
+    ],
+)
+async def test_lengths_equal_the_contract(sql: Sql, constraint: str, limit: int) -> None:
+    """The CHECK constraints allow the lengths that the contract allows, and no more."""
+    definition = await sql.fetchval("SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = $1", constraint)
+    assert re.findall(r"<= (\d+)", definition) == [str(limit)], definition

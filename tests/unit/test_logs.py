@@ -20,10 +20,12 @@ from tests.support.repository import ROOT
 def _restore() -> Iterator[None]:
     """Logging is the process's: other tests get it as it was."""
     root = logging.getLogger()
-    handlers, level, log = root.handlers[:], root.level, logs._log
+    handlers, level = root.handlers[:], root.level
+    render, log_level = logs.LOG.render, logs.LOG.level
     yield
-    logs._waiting.clear()
-    root.handlers[:], root.level, logs._log = handlers, level, log
+    logs.LOG.pending.clear()
+    root.handlers[:], root.level = handlers, level
+    logs.LOG.render, logs.LOG.level = render, log_level
 
 
 def _call(request_id: str) -> logs.Call:
@@ -63,9 +65,9 @@ async def test_calls_are_written_together(capsys: pytest.CaptureFixture[str]) ->
     logs.event("listening")
     assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["call", "listening"]
 
-    for _ in range(logs._MOST_LINES):
+    for _ in range(logs.MAX_PENDING_LINES):
         _call("r4").ended("OK")
-    assert len(capsys.readouterr().err.splitlines()) == logs._MOST_LINES
+    assert len(capsys.readouterr().err.splitlines()) == logs.MAX_PENDING_LINES
 
 
 async def test_fields_are_documented(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,61 @@
+"""Limits of the contract, read from the options of the fields in proto/. No other module of the server repeats one.
+
+The CHECK constraints of the schema repeat them in SQL; a test compares.
+"""
+
+import re
+from typing import NamedTuple
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from service import pb
+
+
+class Range(NamedTuple):
+    """The least and the greatest allowed value, or length in characters."""
+
+    least: int
+    most: int
+
+
+class FieldLimits(NamedTuple):
+    """What a field of a request requires."""
+
+    is_required: bool
+    value: Range | None
+    length: Range | None
+
+
+def limits_of(field: FieldDescriptor) -> FieldLimits:
+    """Return the limits that the options of a field declare."""
+    options = field.GetOptions()
+    value, length = options.Extensions[pb.validation.value], options.Extensions[pb.validation.length]
+    return FieldLimits(options.Extensions[pb.validation.required], _range(value), _range(length))
+
+
+def _range(text: str) -> Range | None:
+    """Parse `0-1000` or `<=50`. Both bounds are allowed values."""
+    if not text:
+        return None
+    matched = re.fullmatch(r"(\d+)-(\d+)|<=(\d+)", text)
+    assert matched, f"proto/ has a limit of an unknown form: {text}"
+    least, most, length = matched.groups()
+    return Range(0, int(length)) if length else Range(int(least), int(most))
+
+
+def _length(message: Descriptor, field: str) -> int:
+    length = limits_of(message.fields_by_name[field]).length
+    assert length, f"proto/ has no limit of {message.name}.{field}"
+    return length.most
+
+
+def _value(message: Descriptor, field: str) -> int:
+    value = limits_of(message.fields_by_name[field]).value
+    assert value, f"proto/ has no limit of {message.name}.{field}"
+    return value.most
+
+
+FOLDER_ID_MAX_LENGTH = _length(pb.ListBackupsRequest.DESCRIPTOR, "folder_id")
+CLUSTER_ID_MAX_LENGTH = _length(pb.ListClusterBackupsRequest.DESCRIPTOR, "cluster_id")
+PAGE_SIZE_MAX = _value(pb.ListBackupsRequest.DESCRIPTOR, "page_size")
+PAGE_TOKEN_MAX_LENGTH = _length(pb.ListBackupsRequest.DESCRIPTOR, "page_token")
