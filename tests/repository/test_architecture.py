@@ -1,0 +1,39 @@
+"""Tree and layers of docs/architecture.md, and the reasons of readiness in docs/operating.md."""
+
+import re
+import tomllib
+
+from service.api.readiness import NotReady
+from tests.support.repository import ROOT
+
+_BLOCKS = re.findall(r"^```\n(.*?)^```", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+_OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+_SERVICE = ROOT / "service"
+
+
+def test_tree_names_each_module() -> None:
+    """The tree has each module of service/ once, under its folder, and no other."""
+    tree = _BLOCKS[0].partition("service/\n")[2].partition("\ntests/")[0]
+    folder, named = "", []
+    for line in tree.splitlines():
+        if found := re.match(r"  (\w+)/", line):
+            folder = f"{found[1]}/"
+        elif re.match(r"  \w", line):
+            folder = ""
+        named += [folder + name for name in re.findall(r"\w+\.py", line)]
+    modules = [str(path.relative_to(_SERVICE)) for path in _SERVICE.rglob("*.py") if not path.name.startswith("__")]
+    assert sorted(named) == sorted(name for name in modules if not name.startswith("pb/"))
+
+
+def test_layers() -> None:
+    """The layers are those that import-linter checks."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    [layers] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    assert _BLOCKS[1].splitlines() == [layer.replace("service.", "") for layer in layers]
+
+
+def test_reasons_of_readiness() -> None:
+    """docs/operating.md explains each reason why a replica is not ready, and no other."""
+    section = _OPERATING.partition("\n## Health checks\n")[2].partition("\n## ")[0]
+    rows = section.partition("| reason |")[2]
+    assert re.findall(r"^\| `(.+?)` \|", rows, re.MULTILINE) == list(NotReady)
