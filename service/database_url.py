@@ -210,7 +210,7 @@ def _query_parameters(query: str) -> Iterator[tuple[str, str]]:
             raise InvalidDatabaseUrl(f"parameter {number} after the question mark is not of the form name=value")
         if name not in known:
             raise InvalidDatabaseUrl(
-                f"parameter {number} after the question mark is not one of libpq's (its name is not shown: it may be part of a password)"
+                f"parameter {number} after the question mark is not one of libpq's (its name is not quoted: it may be part of a password)"
             )
         yield name, _decoded(value)
 

@@ -31,7 +31,7 @@ class RawBackupService:
 
 
 async def _build(url: str) -> RawBackupService:
-    limits = Limits(pool_size=10, connect=_TEN, acquire=_TEN, statement=_TEN, max_age=_TEN)
+    limits = Limits(pool_size=10, connect=_TEN, acquire=_TEN, statement=_TEN)
     opened = contextlib.AsyncExitStack()
     database = await opened.enter_async_context(open_database(url, limits))
     return RawBackupService(BackupService(catalog=Catalog(database), page_tokens=PageTokens()), opened)

@@ -57,9 +57,8 @@ class Limits(NamedTuple):
 class Database:
     """The service's connections to PostgreSQL; it recovers by itself after any failure."""
 
-    def __init__(self, pool: Pool, limits: Limits, trace: _Trace = _untraced) -> None:
+    def __init__(self, pool: Pool, trace: _Trace = _untraced) -> None:
         self._pool = pool
-        self._limits = limits
         self._trace = trace
 
     async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
@@ -132,7 +131,7 @@ async def open_database(
     asyncpg_pool = await _create_pool(parsed, limits, pooled=pooled, max_replication_lag=max_replication_lag)
     pool = Pool(asyncpg_pool, size=limits.pool_size, acquire=limits.acquire, hosts=", ".join(map(str, parsed.hosts)))
     try:
-        yield Database(pool, limits, tracing.queries_of(parsed.database or "") if tracing else _untraced)
+        yield Database(pool, tracing.queries_of(parsed.database or "") if tracing else _untraced)
     finally:
         await pool.close()
 

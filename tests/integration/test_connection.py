@@ -35,7 +35,7 @@ _REFUSES_TLS = b"N"
 
 
 class Impostor:
-    """A server that refuses TLS, requests a password and keeps what it receives."""
+    """Server that rejects TLS, requests a password and records everything that it receives."""
 
     def __init__(self, *requests: bytes) -> None:
         self._requests = requests

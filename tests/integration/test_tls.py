@@ -1,4 +1,4 @@
-"""TLS to PostgreSQL: what is verified, how errors are reported, and files that are replaced while the service runs."""
+"""TLS to PostgreSQL: verification, error messages, and files that are replaced while the service runs."""
 
 import asyncio
 import os
@@ -190,13 +190,13 @@ async def _replace_certificate(server: TlsPostgres, pair: Pair) -> None:
         _write(server.root_cert.with_name(name), data, owner=server_user().pw_uid)
     server.postgres.run("pg_ctl", "reload", "-D", server.postgres.data)
 
-    async def shown() -> bytes:
+    async def server_certificate() -> bytes:
         connection: Any = await _connected(server.url("sslmode=require"))
         certificate: bytes = connection._transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
         await connection.close()
         return certificate
 
-    await eventually(shown, ssl.PEM_cert_to_DER_cert(pair.cert.decode()))
+    await eventually(server_certificate, ssl.PEM_cert_to_DER_cert(pair.cert.decode()))
 
 
 async def test_several_hosts(tls_postgres: TlsPostgres) -> None:
