@@ -183,7 +183,7 @@ async def test_ca_file_alone_means_tls(command: RunCommand, service: _Service, t
 
 
 async def test_tls_mix_ups(command: RunCommand, service: _Service, port: int, tmp_path: Path) -> None:
-    """A TLS client at a plaintext port, and a plaintext client at a TLS port, are told so."""
+    """The error names the mismatch if a TLS client uses a plaintext port, or a plaintext client a TLS port."""
     authority, ca_file = Authority(), tmp_path / "ca.pem"
     ca_file.write_bytes(authority.cert)
     pair = authority.pair("service")

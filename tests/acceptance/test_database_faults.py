@@ -36,7 +36,7 @@ _CLEAN = {"OK", "UNAVAILABLE", "HTTP 200", "HTTP 503"}
 
 @pytest.mark.guarantee(3, "PostgreSQL stopped at once and started again, under load through Envoy")
 async def test_postgres_is_stopped(own_postgres: EmbeddedPostgres, *, long: bool, measure: Measure) -> None:
-    """Calls are UNAVAILABLE meanwhile and no other error; each replica answers, and rightly, within 2 s of PostgreSQL being ready."""
+    """Without PostgreSQL calls fail only with UNAVAILABLE, and each replica answers correctly within 2 s after PostgreSQL is ready."""
     recovered: list[float] = []
     rounds = 5 if long else 1
     sql = await asyncpg.connect(own_postgres.url("postgres"))
@@ -47,7 +47,7 @@ async def test_postgres_is_stopped(own_postgres: EmbeddedPostgres, *, long: bool
         async def stop_and_start() -> None:
             for _ in range(rounds):
                 await asyncio.to_thread(own_postgres.crash)
-                await asyncio.sleep(1)  # calls meanwhile
+                await asyncio.sleep(1)  # calls continue
                 await asyncio.to_thread(own_postgres.start)
                 ready = time.monotonic()
                 async with asyncio.timeout(30):

@@ -149,7 +149,7 @@ async def test_plaintext(deployment: Deployment) -> None:
 
 
 async def test_tokens(deployment: Deployment, add_backups: AddBackups) -> None:
-    """Without a token nobody gets in, and with one no further than its folders, by either API; JSON says why."""
+    """Both APIs reject calls without a token and calls for folders that are not in the token; REST errors have a reason."""
     [backup] = await add_backups(1)
     for token, path, status, reason in [
         ("", f"{_BACKUPS}?folderId=f1", 401, "UNAUTHENTICATED"),
@@ -167,7 +167,7 @@ async def test_tokens(deployment: Deployment, add_backups: AddBackups) -> None:
 
 
 async def test_certificate_is_renewed(deployment: Deployment) -> None:
-    """Envoy's certificate is picked up when its files are moved into place, and no call fails meanwhile."""
+    """Envoy reloads its certificate when new files are moved into place, and no call fails."""
 
     async def renew() -> None:
         deployment.certificate.move(deployment.authority.pair("second"))

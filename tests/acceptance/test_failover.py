@@ -41,7 +41,7 @@ _SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND clock_
 
 
 class Fault(NamedTuple):
-    """What is done to the cluster, from a settled one to a settled one, and how long nobody may be answered by a primary."""
+    """A fault of the cluster, and the longest time that calls may remain without an answer from a primary."""
 
     name: str
     inject: Callable[[Cluster], Awaitable[None]]
@@ -61,7 +61,7 @@ async def _cut_leader_off(cluster: Cluster) -> None:
     leader.etcd.blackhole()
     try:
         await _until_led_by_another(cluster, leader)
-        await asyncio.sleep(_POOL_MAX_AGE_S + _MAX_LAG_S + 5)  # while the one that led still answers whoever asks
+        await asyncio.sleep(_POOL_MAX_AGE_S + _MAX_LAG_S + 5)  # the former primary still answers
         assert await _sessions(leader, older_than_s=_POOL_MAX_AGE_S + _MARGIN_S / 3) == 0
     finally:
         leader.etcd.heal()

@@ -1,4 +1,4 @@
-"""Bytes that nobody meant to send: page tokens, requests and files of imports, guided by coverage.
+"""Coverage-guided fuzzing of page tokens, requests and files of imports.
 
 Mitigations: one table of errors that the interceptor answers from, and importers that check what they read and let no library's error out.
 With the latter's `except` in service/importers/gpbackup.py cut down to sqlite3.Error, the corpus alone fails.

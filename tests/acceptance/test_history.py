@@ -107,7 +107,7 @@ def test_walks_are_told_apart() -> None:
 
 
 def test_times() -> None:
-    """Which walks went on over a time, and how long nobody was answered."""
+    """The walks in progress at a time, and the longest time without an answer, are found."""
     history = History.of([*_WRITTEN, _page(_D, at=1), _page(_C, at=4, last=True), _page(_D, at=1, walk="v")])
     assert history.silence(1, 6) == (1.5, 4.5)
     assert history.silence(1, 10) == (4.5, 10)

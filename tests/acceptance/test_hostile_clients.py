@@ -33,11 +33,11 @@ _LIST = "/yandex.cloud.mdb.greenplum.v1.BackupService/List"
 _INITIAL_WINDOW_SIZE = 4
 _FRAMES, _CHUNK = 50_000, 100
 _P99_S = 1.0
-"""Of calls of somebody else, in the long form."""
+"""Rate of the other client's calls, in the long form."""
 
 
 class Others:
-    """Calls of somebody else, one after the other, all of which are answered."""
+    """Send calls of another client in sequence, all of which must be answered."""
 
     def __init__(self) -> None:
         self._durations: list[float] = []  # in seconds
@@ -99,8 +99,7 @@ async def _until_over(connection: Connection, stream: int) -> None:
 
 @pytest.mark.guarantee(12, "calls that are half sent, or whose answers nobody reads, through Envoy")
 async def test_half_done_calls_are_ended(deployment: Deployment, add_backups: AddBackups, *, long: bool, measure: Measure) -> None:
-    """Calls that wait for their client for ever: closed without a message, with less of it than announced, never closed, never begun
-    in full, and an answer that nobody reads. Each is over within half a minute, and holds nobody up."""
+    """Calls with a missing, incomplete or unread message end within half a minute, and do not delay other clients."""
     await add_backups(1000)
     request = message(pb.ListBackupsRequest(folder_id="f1", page_size=1000).SerializeToString())
     address, token = Address("127.0.0.1", deployment.port), deployment.token()
@@ -167,7 +166,7 @@ def _headers(encoder: Encoder, stream: int) -> Frame:
 
 
 class Flood:
-    """Frames of a kind, made beforehand: to make them meanwhile would hold up the others of this process."""
+    """Return frames of a kind, built in advance so that building them does not delay the other client in this process."""
 
     KINDS = tuple(_FLOODS)
 
@@ -211,7 +210,7 @@ async def _envoys_memory(deployment: Deployment) -> int:
 
 @pytest.mark.guarantee(12, "gzip bombs, messages of 5 MB, and peers that read nothing, directly at a replica")
 async def test_directly(database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure) -> None:
-    """Others are answered meanwhile, memory does not grow, and SIGTERM ends the server within its grace, such peers being there."""
+    """Other clients are answered, memory does not grow, and SIGTERM stops the server within its grace period despite such peers."""
     await add_backups(1000)
     [port] = free_ports(1)
     settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_DRAIN_DELAY": "0", "BACKUPS_SHUTDOWN_GRACE": "1"}

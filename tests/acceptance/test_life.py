@@ -113,7 +113,7 @@ async def test_calls_in_flight_finish(database_url: str, sql: Sql) -> None:
 
 
 async def test_never_cancelled(database_url: str) -> None:
-    """Callers that go on calling while the server stops get OK or UNAVAILABLE, and never CANCELLED, which nobody retries."""
+    """Clients that keep calling while the server stops receive OK or UNAVAILABLE, and never CANCELLED, which clients do not retry."""
     async with serving(database_url, BACKUPS_DRAIN_DELAY="0.1") as server:
         await server.event("serving")
         codes: set[StatusCode] = set()
@@ -170,7 +170,7 @@ async def test_a_second_signal_hurries(database_url: str, sql: Sql) -> None:
 
 @pytest.mark.parametrize("peer", ["watcher", "stalled watcher", "half a call", "silent"])
 async def test_peers_that_never_leave(database_url: str, peer: str) -> None:
-    """Whoever stays connected holds the end for no longer than the grace period."""
+    """Connected clients delay shutdown for at most the grace period."""
     async with serving(database_url, BACKUPS_DRAIN_DELAY="0", BACKUPS_SHUTDOWN_GRACE="1") as server:
         await server.event("serving")
         async with contextlib.AsyncExitStack() as stack:
@@ -227,7 +227,7 @@ async def test_authentication_needs_its_settings(command: RunCommand, database_u
 
 
 async def test_open_to_everybody_on_purpose(database_url: str) -> None:
-    """With BACKUPS_ALLOW_ANONYMOUS it listens wherever it is told."""
+    """With BACKUPS_ALLOW_ANONYMOUS the server listens on any address."""
     async with serving(database_url, host="0.0.0.0", BACKUPS_ALLOW_ANONYMOUS="true", BACKUPS_DRAIN_DELAY="0") as server:
         await server.event("serving")
         server.process.send_signal(signal.SIGTERM)

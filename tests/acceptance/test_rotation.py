@@ -1,6 +1,6 @@
 """What changes while the service runs: its password, its certificate, the keys of tokens; and a database that comes last.
 
-Mitigations: connections are made as they are needed and grow no older than BACKUPS_POOL_MAX_AGE, the password being read anew for each
+Mitigations: connections are made as they are needed and grow no older than BACKUPS_POOL_MAX_AGE, the password being read again for each
 from `passfile`, and once more where it is refused; certificates and JWKS are followed, each taken only once it is whole.
 """
 

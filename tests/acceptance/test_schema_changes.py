@@ -1,8 +1,8 @@
-"""A schema that changes under load, while somebody reads on and on.
+"""Schema changes under load and during long reads.
 
 Mitigations: the lock_timeout of a step and its retries (migrations/env.py, service/postgres/migration.py), without which every call
-waits for the long read; an index made concurrently, which waits without a limit and keeps nobody waiting; columns by name, and reads
-outside transactions, which asyncpg prepares anew after a change. The next release is this one with two more steps.
+waits for the long read; an index made concurrently, which waits without a limit and blocks no call; columns by name, and reads
+outside transactions, which asyncpg prepares again after a change. The next release is this one with two more steps.
 """
 
 import asyncio
@@ -106,7 +106,7 @@ class Upgrade:
         self._release, self._url, self._sql = release, url, sql
 
     async def add_column(self, *, given_up: int) -> None:
-        """While somebody reads the table, until the step has given up so many times."""
+        """Read the table in a long transaction until the step has given up so many times."""
         async with self._migrating(to=_ADD_COLUMN), _long_read(self._url):
             for _ in range(given_up):
                 await self._until(_WAITS_FOR_TABLE)

@@ -301,7 +301,7 @@ print([name for name in sys.modules if name == "service.observability.tracing" o
     ],
 )
 async def test_off_is_not_imported(database_url: str, variables: dict[str, str], imported: bool) -> None:
-    """Where nobody asks for traces, OpenTelemetry is not even imported."""
+    """If tracing is off, OpenTelemetry is not imported."""
     settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_LISTEN": "127.0.0.1:0", "BACKUPS_DRAIN_DELAY": "0"}
     command = [sys.executable, "-c", _IMPORTED]
     done = subprocess.run(command, cwd=ROOT, env=environment(**settings, **variables), capture_output=True, text=True, check=False)

@@ -95,7 +95,7 @@ class ReplicaProcess(Replica):
         self._lines: list[dict[str, Any]] = []
 
     async def start(self) -> None:
-        with self._log.open("ab") as log:  # a pipe that nobody reads would hold the replica
+        with self._log.open("ab") as log:  # an unread pipe would block the replica
             # Not by asyncio: uvloop forks, and gRPC, which carries the test's load in this process, does not survive that.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service", "serve"],
@@ -169,7 +169,7 @@ class Deployment:
     read_admin: Callable[[str], Awaitable[Any]]
     """Asks Envoy's admin interface for a path that it answers in JSON."""
     describe: Callable[[], str] = str
-    """What has become of its processes, for whoever waits in vain."""
+    """Return the state of its processes, for the message of a timeout."""
     metrics_address: str = ""
     """Where Envoy answers scrapes, if that can be reached."""
     envoy_pid: int = 0

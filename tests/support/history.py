@@ -86,7 +86,7 @@ class History:
         return sum(pages[0].ended <= began and ended <= pages[-1].ended for pages in self.walks.values())
 
     def silence(self, began: float, ended: float) -> tuple[float, float]:
-        """From when to when, within these, nobody had an answer, at the longest."""
+        """Return the longest interval without an answer within these times."""
         answers = [began, *(page.ended for page in self.pages() if began < page.ended < ended), ended]
         return max(itertools.pairwise(answers), key=lambda pair: pair[1] - pair[0])
 

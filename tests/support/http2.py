@@ -31,7 +31,7 @@ def request_headers(encoder: Encoder, path: str, token: str | None = None, timeo
 
 
 class Connection:
-    """One connection that sends what it is told, and reads frames as they come."""
+    """Connection that sends the given bytes and reads frames as they arrive."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -119,7 +119,7 @@ class Connection:
         self.send(*(WindowUpdateFrame(stream, window_increment=size) for stream in (0, *streams)))
 
     async def closed(self, *, within: float) -> bool:
-        """Whether the other side closes it in so many seconds; what it says meanwhile is read, and dropped."""
+        """Return whether the peer closes the connection in time; data that arrives first is discarded."""
         with contextlib.suppress(ConnectionError):
             try:
                 async with asyncio.timeout(within):

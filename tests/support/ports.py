@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, outside the range that the kernel gives to clients.
+    """Return free ports outside the range of the kernel's client ports.
 
-    A port within it could be taken by anybody's connection while its replica is down; even by one to itself, since a connection to a
-    port that nobody listens on succeeds where it happens to come from that very port.
+    A port within it could be taken by another connection while its replica is down, even by a connection to itself: connecting to a
+    port without a listener succeeds if the client's port is the same port.
     """
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split())
     outside = max(range(2_000, low), range(high + 1, 1 << 16), key=len)

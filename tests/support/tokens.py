@@ -44,7 +44,7 @@ class Issuer:
     ) -> str:
         """Return a token that is valid except for the given values. A claim or header field of None is left out."""
         now = int(time.time())
-        everything = {"iss": ISSUER, "aud": AUDIENCE, "exp": now + 600, "sub": "somebody", "folders": ["f1"]} | claims
+        everything = {"iss": ISSUER, "aud": AUDIENCE, "exp": now + 600, "sub": "client", "folders": ["f1"]} | claims
         header = {"alg": algorithm, "kid": kid if named is None else named, "typ": "JWT"} | dict(headers or {})
         return self.signed(kid, _json(_present(header)), _json(_present(everything)), algorithm=algorithm)
 
@@ -131,7 +131,7 @@ BAD_TOKENS: dict[str, BadToken] = {
 
 
 class Source:
-    """An HTTP server that answers with what it is told, and counts how often it was asked."""
+    """HTTP server that returns the given answer and counts its requests."""
 
     def __init__(self) -> None:
         self.answer: tuple[int, bytes] | None = (500, b"")

@@ -69,7 +69,7 @@ def _token(pair: _Pair, algorithm: str, header: str, claims: str) -> str:
 
 
 def _claims() -> dict[str, Any]:
-    return {"iss": ISSUER, "aud": AUDIENCE, "exp": int(time.time()) + 600, "sub": "somebody", "folders": ["f1"]}
+    return {"iss": ISSUER, "aud": AUDIENCE, "exp": int(time.time()) + 600, "sub": "client", "folders": ["f1"]}
 
 
 def _authenticator(jwks: bytes) -> JwtAuthenticator:

@@ -79,7 +79,7 @@ def test_every_truncation_is_noticed(objects: list[dict[str, Any]], data: st.Dat
     ],
 )
 def test_what_is_none(data: bytes, reason: str) -> None:
-    """What is no array of objects is told apart."""
+    """Input that is not an array of objects is reported."""
     with pytest.raises(NotAnArray) as caught:
         list(JsonArray(io.BytesIO(data)))
     assert caught.value.reason == reason

@@ -300,7 +300,7 @@ def test_listing_without_detail() -> None:
 
 
 def test_listing_of_a_postgresql() -> None:
-    """A PostgreSQL's listing is told from a Greenplum's."""
+    """A listing of PostgreSQL backups is distinguished from a listing of Greenplum backups."""
     listing = {"backup_name": "base_0001", "time": "2026-11-20T02:42:03Z", "start_time": "2026-11-20T02:42:03Z", "start_lsn": 1}
     with pytest.raises(InvalidListing, match="of a PostgreSQL, not of a Greenplum"):
         _read([listing])
