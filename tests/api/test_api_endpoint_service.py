@@ -1,4 +1,4 @@
-"""Discovery: what official clients ask before anything else, and before they have a token."""
+"""ApiEndpointService, which official clients call first and without a token."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -28,8 +28,8 @@ def _all() -> list[pb.ApiEndpoint]:
     return [pb.ApiEndpoint(id="iam", address=_ADDRESS), pb.ApiEndpoint(id="managed-greenplum", address=_ADDRESS)]
 
 
-async def test_all_endpoints(endpoints: pb.ApiEndpointServiceStub) -> None:
-    """Both ids that clients need are at the public address; what a page is asked to be changes nothing."""
+async def test_list(endpoints: pb.ApiEndpointServiceStub) -> None:
+    """List returns both ids that clients need with the public address, whatever the page size and token."""
     for request in (
         pb.ListApiEndpointsRequest(),
         pb.ListApiEndpointsRequest(page_size=1, page_token="x"),
@@ -38,8 +38,8 @@ async def test_all_endpoints(endpoints: pb.ApiEndpointServiceStub) -> None:
         assert await endpoints.List(request) == pb.ListApiEndpointsResponse(endpoints=_all())
 
 
-async def test_one_endpoint(endpoints: pb.ApiEndpointServiceStub) -> None:
-    """Each is found by its id; an unknown id is NOT_FOUND, with the details that every error has, and the id cut."""
+async def test_get(endpoints: pb.ApiEndpointServiceStub) -> None:
+    """Get returns an endpoint by its id; an unknown id is NOT_FOUND, and the details quote at most 128 characters of it."""
     for endpoint in _all():
         assert await endpoints.Get(pb.GetApiEndpointRequest(api_endpoint_id=endpoint.id)) == endpoint
     for unknown in ("", "compute", "IAM", "Ж" * 5_000):
@@ -49,7 +49,7 @@ async def test_one_endpoint(endpoints: pb.ApiEndpointServiceStub) -> None:
 
 
 async def test_without_token_keys_or_database(start_server: StartServer, tmp_path: Path) -> None:
-    """It answers before there are keys or a database, and without a token; the rest of the API still wants one."""
+    """Endpoints are served without a token, keys or a database, while the other services still require a token."""
     nowhere = {"database_url": "postgresql://nobody@127.0.0.1:1/none", "connect_timeout": "0.1", "acquire_timeout": "0.1"}
     guarded = {"auth": "jwt", "jwks": str(tmp_path / "none"), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
     async with start_server(public_address=_ADDRESS, **nowhere, **guarded) as server:
@@ -61,7 +61,7 @@ async def test_without_token_keys_or_database(start_server: StartServer, tmp_pat
 
 
 async def test_overload(start_server: StartServer) -> None:
-    """Discovery takes part in admission: it is refused with when to come again where as much as is allowed is in flight."""
+    """Calls for endpoints are admitted like others: at the admission limit they are RESOURCE_EXHAUSTED with a retry delay."""
     async with start_server(public_address=_ADDRESS, admission_limit=1) as server:
         async with grpc.aio.insecure_channel(str(server.address), options=[("grpc.enable_retries", 0)]) as channel:
             held = server.admission.admit("another", 1)
@@ -73,7 +73,7 @@ async def test_overload(start_server: StartServer) -> None:
 
 
 async def test_without_a_public_address(server: Server, channel: grpc.aio.Channel) -> None:
-    """A server that does not know its public address does not serve discovery: UNIMPLEMENTED, and not in reflection."""
+    """Without a public address the service is UNIMPLEMENTED and not in reflection."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await pb.ApiEndpointServiceStub(channel).List(pb.ListApiEndpointsRequest())
     assert caught.value.code() is StatusCode.UNIMPLEMENTED
@@ -81,7 +81,7 @@ async def test_without_a_public_address(server: Server, channel: grpc.aio.Channe
 
 
 async def test_reflection(start_server: StartServer) -> None:
-    """With a public address, reflection names the service."""
+    """With a public address, reflection lists the service."""
     async with start_server(public_address=_ADDRESS) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         assert pb.API_ENDPOINT_SERVICE in await _services(channel)
 
