@@ -1,4 +1,7 @@
-"""The descriptors of the service, compared with those of the official Python client."""
+"""The descriptors of the service, compared with those of the official clients.
+
+The Node.js client has no descriptors.
+"""
 
 import json
 import os
@@ -23,12 +26,11 @@ _FILES = (
 )
 
 
-@pytest.fixture(name="public", scope="module")
-def _public() -> dict[str, _Descriptor]:
-    python, _ = command("python")
-    done = subprocess.run(
-        [python, str(HERE / "python" / "describe.py")], env={"PATH": os.defpath}, capture_output=True, check=True, timeout=60
-    )
+@pytest.fixture(name="public", scope="module", params=["python", "go_v2"])
+def _public(request: pytest.FixtureRequest) -> dict[str, _Descriptor]:
+    program, *_ = command(request.param)
+    arguments = [str(HERE / "python" / "describe.py")] if request.param == "python" else ["describe"]
+    done = subprocess.run([program, *arguments], env={"PATH": os.defpath}, capture_output=True, check=True, timeout=60)
     files: dict[str, _Descriptor] = json.loads(done.stdout)
     return files
 

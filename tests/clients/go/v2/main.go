@@ -1,8 +1,10 @@
-// Makes calls with version 2 of the official Go client.
+// Makes calls with version 2 of the official Go client, or prints its descriptors with the argument "describe".
 package main
 
 import (
 	"context"
+	"log"
+	"os"
 
 	"github.com/yandex-cloud/go-genproto/yandex/cloud/iam/v1"
 	greenplum "github.com/yandex-cloud/go-genproto/yandex/cloud/mdb/greenplum/v1"
@@ -42,6 +44,12 @@ func (c client) CreateToken(ctx context.Context, request *iam.CreateIamTokenRequ
 func (c client) Close(ctx context.Context) error { return c.sdk.Shutdown(ctx) }
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == "describe" {
+		if err := describe(); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	calls.Run(func(ctx context.Context, address, token string) (calls.Client, error) {
 		sdk, err := connect(ctx, address, token)
 		return client{sdk}, err
