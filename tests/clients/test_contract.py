@@ -53,7 +53,7 @@ def _members(files: dict[str, _Descriptor]) -> dict[str, Any]:
         for owner in file.get(name, [])
     ]
     members = {
-        f"{owner['name']}.{member['name']}": member
+        f"{owner['name']}.{member['name']}": {key: value for key, value in member.items() if key != "jsonName"}  # only Go's have it
         for owner, kind in owners
         for inner in (("field", "enumType") if kind == "message" else ("method",))
         for member in owner.get(inner, [])

@@ -14,8 +14,8 @@ REQUIRED_FIELD_NUMBER: _builtins.int
 VALUE_FIELD_NUMBER: _builtins.int
 LENGTH_FIELD_NUMBER: _builtins.int
 required: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.bool]
-"""The field must not have its default value."""
+"""The field must be set."""
 value: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.str]
-"""The range of a number, both ends included: "0-1000"."""
+"""Range of a number, both bounds included: "0-1000", "<=1000"."""
 length: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.str]
-"""The number of characters (Unicode code points) in a string: "<=50", "3-63"."""
+"""Number of Unicode code points in a string: "<=50", "3-63"."""
