@@ -1,23 +1,20 @@
-"""Imports that are killed, cut off or starved at every step.
+"""Imports that are killed, lose their connection or have no disk space, at every step.
 
-Mitigation: one transaction, in which the record of the import is written too, and one lock a cluster; without the transaction, an import
-killed after its MERGE leaves backups that its record does not know of.
+Mitigation: one transaction, which also writes the record of the import, and one lock for each cluster. Without the transaction, an import
+that is killed after its MERGE leaves backups that are missing in its record.
 """
 
 import asyncio
 import contextlib
 import io
 import itertools
-import json
 import os
 import random
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import ANY
@@ -32,17 +29,16 @@ from service.importers import walg
 from service.postgres.import_backups import Options, Target, load
 from service.postgres.migration import Roles, migrate
 from tests.support.catalog import Sql
-from tests.support.commands import environment
+from tests.support.eventually import eventually
 from tests.support.guarantees import Measure
+from tests.support.importing import FIRST_DAY, Importing, listing
 from tests.support.proxy import listening
-from tests.support.repository import ROOT
 
-# So many that each step takes a while, and that VACUUM follows.
+# Enough that each step takes some time, and that VACUUM runs afterwards.
 _BACKUPS = 1200
-FIRST = datetime(2020, 1, 1, tzinfo=UTC)
 
 State = tuple[tuple[Any, ...], ...]
-"""All backups, and all records of imports but for their times."""
+"""All backups, and all records of imports without their times."""
 
 _STATE = """
     SELECT id, folder_id, created_at, source_cluster_id, started_at, size, tool FROM backups ORDER BY id"""
@@ -50,78 +46,21 @@ _RECORDS = """
     SELECT source_cluster_id, tool, folder_id, entries, skipped, backups, last_backup_id, last_created_at FROM imports ORDER BY 1, 2"""
 
 
-def listing(sizes: dict[int, int]) -> bytes:
-    """WAL-G's, of these days since the first and their sizes."""
-    return json.dumps([_item(day, size) for day, size in sizes.items()]).encode()
-
-
-def _item(day: int, size: int) -> dict[str, Any]:
-    finished = FIRST + timedelta(days=day)
-    return {
-        "Name": f"backup_{finished:%Y%m%dT%H%M%SZ}",
-        "start_time": f"{finished - timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}",
-        "finish_time": f"{finished:%Y-%m-%dT%H:%M:%SZ}",
-        "compressed_size": size,
-    }
-
-
 _OLD = dict.fromkeys(range(_BACKUPS), 1000)
-# A third goes, a third stays, a third changes, and as many are new.
+# A third is removed, a third is unchanged, a third is changed, and as many are new.
 _NEW = {day: 1000 if day < 2 * _BACKUPS // 3 else 2000 for day in range(_BACKUPS // 3, 4 * _BACKUPS // 3)}
 _LISTED = listing(_NEW)
 _OPTIONS = ("--prune", "--move-folder")
 _TARGET = Target("f1", "c1", walg.TOOL)
-_IMPORTS_THERE = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'backup-service import'"
+_RUNNING_IMPORTS = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'backup-service import'"
 _NEVER = 1 << 60
 _DISK_MB = 200
 
 
-class Importing:
-    """`import walg` of a listing, as a process; what it reads is written to it."""
-
-    def __init__(self, url: str, log: Path, *options: str, folder: str = "f1") -> None:
-        self.log = log
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "service", "import", "walg", "--folder-id", folder, "--cluster-id", "c1", *options],
-                cwd=ROOT,
-                env=environment(BACKUPS_DATABASE_URL=url),
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        self._input = self._process.stdin
-        assert self._input
-
-    async def give(self, data: bytes, *, end: bool = True) -> None:
-        await asyncio.to_thread(self._give, data, end=end)
-
-    def _give(self, data: bytes, *, end: bool) -> None:
-        assert self._input
-        with contextlib.suppress(BrokenPipeError):
-            self._input.write(data)
-            self._input.flush()
-            if end:
-                self._input.close()
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    async def ended(self) -> int:
-        status = await asyncio.to_thread(self._process.wait, 60)
-        with contextlib.suppress(BrokenPipeError):
-            assert self._input
-            self._input.close()
-        return status
-
-    def printed(self) -> str:
-        return self.log.read_text(encoding="utf-8")
-
-
 async def _imported(url: str, log: Path, listing: bytes, *options: str, folder: str = "f1") -> tuple[int, str]:
     importing = Importing(url, log, *options, folder=folder)
-    await importing.give(listing)
-    return await importing.ended(), importing.printed()
+    await importing.write(listing)
+    return await importing.wait(), importing.printed()
 
 
 async def _state(sql: Sql) -> State:
@@ -134,8 +73,8 @@ async def _load(url: str, sizes: dict[int, int], *, prune: bool = True) -> None:
     await load(url, walg.read(io.BytesIO(listing(sizes)), id_prefix="c1"), _TARGET, Options(prune=prune))
 
 
-async def _said(url: str) -> str:
-    """What whoever imports is told."""
+async def _outcome(url: str) -> str:
+    """Import, and return the outcome that the caller sees."""
     try:
         await _load(url, _NEW)
     except CatalogUnavailable:
@@ -144,7 +83,7 @@ async def _said(url: str) -> str:
 
 
 class Catalog:
-    """A catalog that an import may leave in two states, and in no third."""
+    """A catalog that must be in one of two states after an import: the old or the new one."""
 
     def __init__(self, sql: Sql, url: str, new: State) -> None:
         self.sql, self.url, self._new = sql, url, new
@@ -152,7 +91,7 @@ class Catalog:
 
     @classmethod
     async def before(cls, sql: Sql, url: str, *, folder: str = "f1") -> "Catalog":
-        """The old state; the new one, in this folder, has been there and gone."""
+        """Return a catalog in the old state, with its backups in this folder. The new state is recorded first."""
         await sql.execute("TRUNCATE backups, imports")
         await _load(url, _OLD)
         await _load(url, _NEW)
@@ -167,31 +106,28 @@ class Catalog:
         await _load(self.url, _OLD, prune=False)
         self._old = await _state(self.sql)
 
-    async def found(self) -> str:
-        """Which of the two states it is in, once no import is there any more."""
-        async with asyncio.timeout(30):
-            while await self.sql.fetchval(f"SELECT count(*) {_IMPORTS_THERE}"):
-                await asyncio.sleep(0.01)
+    async def state(self) -> str:
+        """Wait until no import runs, and return which of the two states the catalog is in."""
+        await eventually(lambda: self.sql.fetchval(f"SELECT count(*) {_RUNNING_IMPORTS}"), 0, timeout_s=30)
         state = await _state(self.sql)
         assert state in (self._old, self._new)
         return "new" if state == self._new else "old"
 
     async def until(self, query: str) -> None:
-        """Waits until an import is at this query."""
-        async with asyncio.timeout(30):
-            while not await self.sql.fetchval(f"SELECT count(*) {_IMPORTS_THERE} AND query LIKE $1", query):
-                await asyncio.sleep(0.005)
+        """Wait until an import runs a query LIKE this."""
+        running = f"SELECT count(*) {_RUNNING_IMPORTS} AND query LIKE $1"
+        await eventually(lambda: self.sql.fetchval(running, query), bool, timeout_s=30, period_s=0.005)
 
 
 class Step(NamedTuple):
-    """A step of an import, what keeps it there, and what the catalog is once it has been killed there."""
+    """A step of an import, and the state of the catalog if the import is killed there."""
 
     query: str
-    """LIKE this is what it waits in."""
+    """LIKE pattern of the step's query."""
     lock: str = ""
-    """Held by somebody else."""
+    """Query by which another session makes the step wait."""
     folder: str = "f1"
-    left: str = "old"
+    state: str = "old"
 
 
 _STEPS = {
@@ -203,7 +139,7 @@ _STEPS = {
     "prune": Step("%DELETE FROM backups%", "SELECT FROM backups ORDER BY created_at LIMIT 1 FOR UPDATE"),
     "merge": Step("%MERGE INTO backups%", "SELECT FROM backups ORDER BY created_at DESC LIMIT 1 FOR UPDATE"),
     "record": Step("%INSERT INTO imports%", "SELECT FROM imports FOR UPDATE"),
-    "vacuum": Step("VACUUM %", "LOCK TABLE backups IN SHARE UPDATE EXCLUSIVE MODE", left="new"),
+    "vacuum": Step("VACUUM %", "LOCK TABLE backups IN SHARE UPDATE EXCLUSIVE MODE", state="new"),
 }
 
 
@@ -211,8 +147,8 @@ _STEPS = {
 async def test_ended_at_every_step(
     postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, tmp_path: Path, *, long: bool, measure: Measure
 ) -> None:
-    """The catalog is the old one until the transaction is over, then the new one; run again (in the long form), the new one."""
-    left: dict[str, str] = {}
+    """The catalog has the old state until the commit, and then the new one; in the long form, the next import makes it the new one."""
+    states: dict[str, str] = {}
     endings = ("killed", "cut off") if long else ("killed",)
     for (name, step), ending in itertools.product(_STEPS.items(), endings):
         catalog = await Catalog.before(sql, import_url, folder=step.folder)
@@ -221,50 +157,50 @@ async def test_ended_at_every_step(
             if step.lock:
                 await holder.execute(step.lock)
             importing = Importing(import_url, tmp_path / "log", *_OPTIONS, folder=step.folder)
-            await importing.give(_LISTED[: len(_LISTED) if step.lock else len(_LISTED) // 2], end=bool(step.lock))
+            await importing.write(_LISTED[: len(_LISTED) if step.lock else len(_LISTED) // 2], close=bool(step.lock))
             await catalog.until(step.query)
             if ending == "killed":
                 importing.kill()
             else:
-                await sql.execute(f"SELECT pg_terminate_backend(pid) {_IMPORTS_THERE}")
+                await sql.execute(f"SELECT pg_terminate_backend(pid) {_RUNNING_IMPORTS}")
                 if not step.lock:
-                    await importing.give(_LISTED[len(_LISTED) // 2 :])
-            status = await importing.ended()
+                    await importing.write(_LISTED[len(_LISTED) // 2 :])
+            status = await importing.wait()
         await holder.close()
-        left[f"{name}, {ending}"] = await catalog.found()
-        assert left[f"{name}, {ending}"] == step.left, name
-        assert ending == "killed" or (status == (1 if step.left == "old" else 0) and "Traceback" not in importing.printed())
+        states[f"{name}, {ending}"] = await catalog.state()
+        assert states[f"{name}, {ending}"] == step.state, name
+        assert ending == "killed" or (status == (1 if step.state == "old" else 0) and "Traceback" not in importing.printed())
         if long:
             assert await _imported(import_url, tmp_path / "log", _LISTED, *_OPTIONS, folder=step.folder) == (0, ANY)
-            assert await catalog.found() == "new"
-    measure(", ".join(f"{name}: {state}" for name, state in left.items()))
+            assert await catalog.state() == "new"
+    measure(", ".join(f"{name}: {state}" for name, state in states.items()))
 
 
 @pytest.mark.guarantee(15, "an import killed (kill -9) at any time")
 async def test_killed_at_any_time(import_url: str, sql: Sql, tmp_path: Path, *, long: bool, measure: Measure) -> None:
-    """The catalog is the old one or the new one."""
+    """An import that is killed at any time leaves the catalog in the old or the new state."""
     catalog = await Catalog.before(sql, import_url)
-    left: Counter[str] = Counter()
+    states: Counter[str] = Counter()
     for number in range(100 if long else 4):
         importing = Importing(import_url, tmp_path / "log", *_OPTIONS)
-        await importing.give(_LISTED)
+        await importing.write(_LISTED)
         await catalog.until("%")
-        await asyncio.sleep(random.uniform(0, 0.5))  # the fault itself: at any time
+        await asyncio.sleep(random.uniform(0, 0.5))  # a random moment is the fault
         importing.kill()
-        await importing.ended()
-        left[await catalog.found()] += 1
+        await importing.wait()
+        states[await catalog.state()] += 1
         if number % 2:
             await catalog.restore()
-    measure(f"left: {dict(left)}")
+    measure(f"left: {dict(states)}")
 
 
 @pytest.mark.guarantee(15, "an import whose connection is cut after any number of bytes, there or back")
 async def test_cut_off_at_any_byte(
     postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, *, long: bool, measure: Measure
 ) -> None:
-    """The catalog is the old one or the new one; where whoever imports is told that it is done, the new one."""
+    """A connection that is cut at any byte leaves the old or the new state, and the new one if the import reported success."""
     catalog = await Catalog.before(sql, import_url)
-    left: Counter[str] = Counter()
+    states: Counter[str] = Counter()
     async with _cutting(_socket(import_url)) as cutting:
         url = f"postgresql://{Roles().imports}@127.0.0.1:{cutting.port}/{database_name}"
         cutting.at = (_NEVER, _NEVER)
@@ -274,18 +210,18 @@ async def test_cut_off_at_any_byte(
             for up in (True, False):
                 await catalog.restore()
                 cutting.at = (int(whole[0] * share), _NEVER) if up else (_NEVER, int(whole[1] * share))
-                said = await _said(url)
-                left[f"{said}: {await catalog.found()}"] += 1
-    measure(", ".join(f"{count} {each}" for each, count in left.items()))
-    assert left["failed: old"] > 0
-    assert left["imported: old"] == 0
+                outcome = await _outcome(url)
+                states[f"{outcome}: {await catalog.state()}"] += 1
+    measure(", ".join(f"{count} {each}" for each, count in states.items()))
+    assert states["failed: old"] > 0
+    assert states["imported: old"] == 0
 
 
 @pytest.mark.guarantee(15, "an import whose disk is full, with ever more room")
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a small disk")
 async def test_disk_full(*, long: bool, measure: Measure) -> None:
-    """The catalog is the old one, whatever did not fit, until the import fits; PostgreSQL is there again once there is room."""
-    left: list[str] = []
+    """On a full disk the catalog keeps the old state, until the import fits; PostgreSQL recovers when there is space again."""
+    states: list[str] = []
     with _small_disk() as disk:
         settings = {"shared_buffers": "16MB", "max_wal_size": "32MB", "min_wal_size": "32MB"}
         postgres = EmbeddedPostgres(disk / "postgres", settings=settings)
@@ -297,15 +233,15 @@ async def test_disk_full(*, long: bool, measure: Measure) -> None:
                     catalog = await Catalog.before(sql, url)
                     await sql.execute("CHECKPOINT")
                 with _filled(disk, room_kb * 1024):
-                    said = await _said(url)
+                    outcome = await _outcome(url)
                 async with _connected(postgres) as sql:
                     catalog.sql = sql
-                    left.append(f"{said}: {await catalog.found()}")
+                    states.append(f"{outcome}: {await catalog.state()}")
         postgres.remove()
-    measure(", ".join(f"{left.count(each)} {each}" for each in sorted(set(left))))
-    assert "failed: old" in left
-    assert left[-1] == "imported: new"
-    assert "imported: old" not in left
+    measure(", ".join(f"{states.count(each)} {each}" for each in sorted(set(states))))
+    assert "failed: old" in states
+    assert states[-1] == "imported: new"
+    assert "imported: old" not in states
 
 
 @contextlib.contextmanager
@@ -320,7 +256,7 @@ def _small_disk() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _filled(disk: Path, room: int) -> Iterator[None]:
-    """But for so many bytes."""
+    """Fill the disk, except for `room` bytes."""
     found, ballast = os.statvfs(disk), disk / "ballast"
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, found.f_bavail * found.f_frsize - room)
@@ -332,16 +268,15 @@ def _filled(disk: Path, room: int) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def _connected(postgres: EmbeddedPostgres) -> AsyncIterator[Sql]:
-    """Once it answers; one that could not write its log has ended itself."""
-    async with asyncio.timeout(60):
-        while True:
-            if not (postgres.data / "postmaster.pid").exists():
-                await asyncio.to_thread(postgres.start)
-            try:
-                connection = await asyncpg.connect(postgres.url("postgres"))
-                break
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                await asyncio.sleep(0.05)
+    """Connect as soon as PostgreSQL accepts connections; start it again if a full disk has stopped it."""
+
+    async def connect() -> Sql:
+        if not (postgres.data / "postmaster.pid").exists():
+            await asyncio.to_thread(postgres.start)
+        return await asyncpg.connect(postgres.url("postgres"))
+
+    unavailable = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+    connection = await eventually(connect, lambda _: True, timeout_s=60, period_s=0.05, retried=unavailable)
     try:
         yield connection
     finally:
@@ -349,7 +284,7 @@ async def _connected(postgres: EmbeddedPostgres) -> AsyncIterator[Sql]:
 
 
 class _Cutting:
-    """A proxy to a Unix socket that cuts a connection after so many bytes to PostgreSQL, or so many from it."""
+    """A proxy to a Unix socket that cuts the connection after a number of bytes to or from PostgreSQL."""
 
     def __init__(self, upstream: str) -> None:
         self._upstream = upstream
@@ -386,7 +321,7 @@ def _socket(url: str) -> str:
     return f"{parse_qs(urlsplit(url).query)['host'][0]}/.s.PGSQL.5432"
 
 
-# Three at once
+# Concurrent imports
 
 
 class _Import(NamedTuple):
@@ -401,8 +336,8 @@ _AT_ONCE = (
 )
 
 
-def _one_after_the_other(order: tuple[int, ...]) -> tuple[dict[int, int], dict[int, tuple[int, ...]]]:
-    """What is there in the end, and what each has added, changed, left and removed."""
+def _in_sequence(order: tuple[int, ...]) -> tuple[dict[int, int], dict[int, tuple[int, ...]]]:
+    """Return the rows after the imports in this order, and how many rows each has added, changed, left unchanged and removed."""
     there: dict[int, int] = dict.fromkeys(range(8), 0)
     did: dict[int, tuple[int, ...]] = {}
     for number in order:
@@ -421,8 +356,8 @@ def _one_after_the_other(order: tuple[int, ...]) -> tuple[dict[int, int], dict[i
 async def test_at_once(
     postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, tmp_path: Path, *, long: bool, measure: Measure
 ) -> None:
-    """They end as one after the other, in some order: the rows, and what each says that it did."""
-    possible = [_one_after_the_other(order) for order in itertools.permutations(range(3))]
+    """Concurrent imports have the same rows and print the same counts as the same imports in some sequence."""
+    possible = [_in_sequence(order) for order in itertools.permutations(range(3))]
     seen: Counter[int] = Counter()
     for _ in range(20 if long else 2):
         await sql.execute("TRUNCATE backups, imports")
@@ -434,14 +369,14 @@ async def test_at_once(
             for number, (sizes, prunes) in enumerate(_AT_ONCE):
                 options = ("--prune", "--prune-any") if prunes else ()
                 running.append(Importing(import_url, tmp_path / f"log-{number}", *options))
-                await running[-1].give(listing(sizes))
-            async with asyncio.timeout(30):
-                while await sql.fetchval(f"SELECT count(*) {_IMPORTS_THERE} AND wait_event_type = 'Lock'") < len(running):
-                    await asyncio.sleep(0.01)
+                await running[-1].write(listing(sizes))
+            await eventually(
+                lambda: sql.fetchval(f"SELECT count(*) {_RUNNING_IMPORTS} AND wait_event_type = 'Lock'"), len(running), timeout_s=30
+            )
         await holder.close()
-        assert [await each.ended() for each in running] == [0, 0, 0]
+        assert [await each.wait() for each in running] == [0, 0, 0]
         rows = await sql.fetch("SELECT created_at, size FROM backups")
-        there = {(row["created_at"] - FIRST).days: row["size"] for row in rows}
+        there = {(row["created_at"] - FIRST_DAY).days: row["size"] for row in rows}
         did = {number: _counts(each.printed()) for number, each in enumerate(running)}
         assert (there, did) in possible
         seen[possible.index((there, did))] += 1

@@ -25,11 +25,11 @@ from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.errors import UNAVAILABLE
 from service.postgres.migration import Roles
 from tests.acceptance.test_hostile_clients import Flood
-from tests.acceptance.test_interrupted_imports import FIRST, Importing, listing
 from tests.support.catalog import Backup, Sql, insert
 from tests.support.deployment import Deployment, ReplicaProcess, deployed
 from tests.support.guarantees import Measure
 from tests.support.http2 import Connection
+from tests.support.importing import FIRST_DAY, Importing, listing
 from tests.support.load import Outcomes
 from tests.support.proxy import Proxy, proxied
 from tests.support.tokens import Issuer
@@ -145,10 +145,10 @@ class Faults:
         """Some time after it began, if it has not ended by then: the catalog is what it was, or what was imported, and nothing between."""
         sizes = chosen.choice(_LISTED)
         importing = Importing(self._soaked.import_url, self._soaked.import_log, "--prune", "--prune-any", folder="f2")
-        await importing.give(listing(sizes))
+        await importing.write(listing(sizes))
         await asyncio.sleep(chosen.uniform(0, 4))
         importing.kill()
-        await importing.ended()
+        await importing.wait()
         found = await self._found()
         assert found in (self._imported, sizes)
         self.imports["new" if found != self._imported else "old" if found != sizes else "unchanged"] += 1
@@ -163,7 +163,7 @@ class Faults:
                         while await sql.fetchval("SELECT count(*) FROM pg_stat_activity WHERE usename = $1", Roles().imports):
                             await asyncio.sleep(0.05)
                         rows = await sql.fetch("SELECT created_at, size FROM backups WHERE folder_id = 'f2'")
-                        return {(row["created_at"] - FIRST).days: row["size"] for row in rows}
+                        return {(row["created_at"] - FIRST_DAY).days: row["size"] for row in rows}
                 await asyncio.sleep(0.05)
 
 
