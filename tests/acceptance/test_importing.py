@@ -10,7 +10,7 @@ _PAGE = ROOT / "docs" / "importing.md"
 
 
 async def test_commands() -> None:
-    """The page's commands, run in order over the sample catalog, print the output that the page shows."""
+    """The commands of the page, run in order over the sample catalog, print the output on the page."""
     shown = examples(_PAGE)
     assert len(shown) >= 8
     with data_folder() as folder:
@@ -22,7 +22,7 @@ async def test_commands() -> None:
 
 
 def test_files_are_there() -> None:
-    """The files that the page names are in the repository."""
+    """The files that the page names exist in the repository."""
     named = re.findall(r"`((?:deploy|samples)/[^`\s]+)`", _PAGE.read_text(encoding="utf-8"))
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []

@@ -1,4 +1,4 @@
-"""The example files in deploy/ that keep a catalog fresh: their own command lines, run; and imports that run into each other."""
+"""The examples of scheduled imports in deploy/, whose command lines are run, and concurrent imports of one cluster."""
 
 import asyncio
 import configparser
@@ -17,17 +17,18 @@ from service.postgres.session import lock_cluster
 from tests.support import processes
 from tests.support.catalog import Sql
 from tests.support.commands import Done, RunCommand, environment
+from tests.support.eventually import eventually
 from tests.support.repository import ROOT
 
 _DEPLOY = ROOT / "deploy"
-_IDS = {"FOLDER_ID": "folder 1", "CLUSTER_ID": "c$1"}  # a space and a $ show missing quotes
+_IDS = {"FOLDER_ID": "folder 1", "CLUSTER_ID": "c$1"}  # the space and the $ reveal missing quotes
 _LISTING = ROOT / "samples" / "walg-backup-list.json"
 _HISTORY = ROOT / "samples" / "gpbackup_history.db"
 
 
 @pytest.fixture(name="programs")
 def _programs(tmp_path: Path) -> Path:
-    """A folder for the PATH, with our command, and a `wal-g` that prints the sample, and logs as the real one does."""
+    """A folder for PATH with `backup-service`, and a `wal-g` that prints the sample, and logs on standard error as the real one does."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "backup-service").symlink_to(ROOT / "backup-service")
@@ -59,9 +60,9 @@ def _unit(name: str) -> configparser.ConfigParser:
 
 
 async def test_systemd(import_url: str, sql: Sql, programs: Path) -> None:
-    """The unit's command imports what WAL-G prints, and fails where WAL-G does, or our command."""
+    """The command of the systemd unit imports the output of WAL-G, and fails if WAL-G or the import fails."""
     start = _unit("backup-import-walg@.service")["Service"]["ExecStart"]
-    assert not re.search(r"%|(?<!\$)\$(?!\$)", start)  # which systemd would replace
+    assert not re.search(r"%|(?<!\$)\$(?!\$)", start)  # systemd would replace these
     command = shlex.split(start.replace("$$", "$"))
 
     done = await _run(*command, programs=programs, BACKUPS_DATABASE_URL=import_url, **_IDS)
@@ -89,7 +90,7 @@ def _copy_units(folder: Path) -> None:
 
 @_systemd
 async def test_systemd_units(programs: Path, tmp_path: Path) -> None:
-    """systemd itself reports no error in the units; the timer runs every quarter of an hour."""
+    """systemd-analyze reports no error in the units, and the timer runs every quarter of an hour."""
     assert _unit("backup-import-walg@.timer")["Timer"]["OnCalendar"] == "*:0/15"
     _copy_units(tmp_path)
     done = await _run("systemd-analyze", "verify", str(tmp_path / "backup-import-walg@c1.timer"), programs=programs)
@@ -98,7 +99,7 @@ async def test_systemd_units(programs: Path, tmp_path: Path) -> None:
 
 @_systemd
 async def test_systemd_sandbox(programs: Path, tmp_path: Path) -> None:
-    """The exposure of the unit is below 3 of 10, as systemd computes it."""
+    """systemd-analyze computes an exposure of the unit below 3 of 10."""
     _copy_units(tmp_path)
     unit = str(tmp_path / "backup-import-walg@c1.service")
     done = await _run("systemd-analyze", "--offline=yes", "security", "--threshold=29", unit, programs=programs)
@@ -120,11 +121,11 @@ async def test_import_without_writable_executable_memory(import_url: str, sql: S
 
 
 async def test_cron(import_url: str, sql: Sql, programs: Path, tmp_path: Path) -> None:
-    """The crontab's command imports gpbackup's history, prints nothing to be mailed, and what fails is."""
+    """The crontab's command imports gpbackup's history and prints nothing; cron mails the error of a failed import."""
     [line] = [line for line in (_DEPLOY / "cron/backup-import-gpbackup").read_text().splitlines() if line.startswith("*")]
     *times, user, command = line.split(maxsplit=6)
     assert (times, user) == (["*/15", "*", "*", "*", "*"], "gpadmin")
-    assert "%" not in command  # which cron takes for the end of a line
+    assert "%" not in command  # cron would end the line there
     settings = {"BACKUPS_DATABASE_URL": import_url, "CLUSTER_TIMEZONE": "Europe/Berlin", "HISTORY": str(_HISTORY)} | _IDS
     file = tmp_path / "an.env"
     file.write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items()))
@@ -138,7 +139,7 @@ async def test_cron(import_url: str, sql: Sql, programs: Path, tmp_path: Path) -
 
 
 async def test_kubernetes(import_url: str, sql: Sql, programs: Path, tmp_path: Path) -> None:
-    """The CronJob's containers, one after the other, import what WAL-G prints; where WAL-G fails, so does the job."""
+    """The containers of the CronJob, run in order, import the output of WAL-G; the job fails if WAL-G fails."""
     _account, job, _policy = yaml.safe_load_all((_DEPLOY / "kubernetes/import-walg.yaml").read_text())
     assert job["spec"]["concurrencyPolicy"] == "Forbid"
     pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
@@ -147,7 +148,7 @@ async def test_kubernetes(import_url: str, sql: Sql, programs: Path, tmp_path: P
     assert {each["name"] for each in imports["env"]} == {"FOLDER_ID", "CLUSTER_ID", "BACKUPS_DATABASE_URL"}
 
     def here(argument: str) -> str:
-        """As the kubelet replaces $(NAME), with the volume where the test has it."""
+        """Replace $(NAME) as the kubelet does, and the volume by a folder of the test."""
         return re.sub(r"\$\((\w+)\)", lambda name: _IDS[name[1]], argument).replace("/listing/", f"{tmp_path}/")
 
     assert (await _run(*map(here, lists["command"]), programs=programs)).status == 0
@@ -160,7 +161,7 @@ async def test_kubernetes(import_url: str, sql: Sql, programs: Path, tmp_path: P
 
 
 async def test_two_imports_of_one_cluster_at_once(command: RunCommand, import_url: str, sql: Sql) -> None:
-    """Imports of one cluster, by whichever tool, wait for each other before they look at what there is; both succeed."""
+    """Concurrent imports of one cluster, by any tool, wait for each other before they read its rows, and all succeed."""
     to = ("--folder-id", "f1", "--cluster-id", "c1")
     async with sql.transaction():
         await lock_cluster(sql, "c1")
@@ -172,9 +173,7 @@ async def test_two_imports_of_one_cluster_at_once(command: RunCommand, import_ur
                 ("gpbackup", str(_HISTORY), "--timezone", "Europe/Berlin"),
             )
         ]
-        async with asyncio.timeout(50):
-            while await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 3:
-                await asyncio.sleep(0.05)
+        await eventually(lambda: sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"), 3, timeout_s=50)
         assert await sql.fetchval("SELECT count(*) FROM backups") == 0
     done = await asyncio.gather(*running)
     assert [each.status for each in done] == [0, 0, 0]
