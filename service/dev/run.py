@@ -1,54 +1,51 @@
-"""The command `dev`: start an embedded PostgreSQL, migrate it, import a sample, serve.
+"""The command `dev`: a catalog with a sample, in an embedded PostgreSQL or a database of the user, and what is printed about it.
 
 Everything that starts a process runs before the server, because gRPC does not survive a fork.
 """
 
 import asyncio
 import shlex
-from datetime import timedelta
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from pydantic import SecretStr
-
-from service.composition import build_server, log_warnings
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.importers import walg
-from service.observability import logs
 from service.postgres.import_backups import Options, Target, load
 from service.postgres.migration import Roles, migrate
-from service.server import Server, serve
-from service.settings import Settings
 
 _ROOT = Path(__file__).parents[2]
 _DATABASE = "postgres"
 _SAMPLE = _ROOT / "samples" / "walg-backup-list.json"
 _FOLDER, _CLUSTER = "demo-folder", "demo-cluster"
-_DEFAULTS = {"reflection": True, "log_format": "console", "drain_delay": timedelta(0)}
 
 
-def run(settings: Settings) -> None:
-    """Serve until Ctrl-C, over the database of the settings or an embedded one that keeps its data from run to run.
+class DevCatalog(NamedTuple):
+    """A migrated catalog."""
+
+    url: str
+    loaded: str
+    """What was imported, for the user."""
+    is_embedded: bool
+
+
+@contextmanager
+def dev_catalog(url: str | None, data_folder: Path, roles: Roles) -> Iterator[DevCatalog]:
+    """Migrate the database of `url`, or start an embedded PostgreSQL, which keeps its data in `data_folder`, and import a sample.
 
     Raises:
-        EmbeddedPostgresError, SchemaError, PortTaken: it cannot start; everything that was started is stopped.
+        EmbeddedPostgresError, SchemaError: there is no usable database; everything that was started is stopped.
     """
-    settings = settings.model_copy(update={name: value for name, value in _DEFAULTS.items() if name not in settings.model_fields_set})
-    logs.configure_logging(log_format=settings.log_format, log_level=settings.log_level)
-    log_warnings(settings)
-    if settings.database_url is not None:
-        migrate(settings.database_url.get_secret_value(), roles=Roles(service=settings.service_role, imports=settings.import_role))
-        serve(
-            lambda: build_server(settings),
-            started=lambda server: _announce(server, settings, "nothing: BACKUPS_DATABASE_URL names a database of yours"),
-        )
+    if url is not None:
+        migrate(url, roles=roles)
+        yield DevCatalog(url, "nothing: BACKUPS_DATABASE_URL names a database of yours", is_embedded=False)
         return
-    postgres = EmbeddedPostgres(settings.data_folder)
+    postgres = EmbeddedPostgres(data_folder)
     with postgres.running():
         url = postgres.url(_DATABASE)
         migrate(url)
-        loaded = f"{_load_sample(url)} into an embedded PostgreSQL, data in {postgres.folder}"
-        settings = settings.model_copy(update={"database_url": SecretStr(url)})
-        serve(lambda: build_server(settings), started=lambda server: _announce(server, settings, loaded, import_into=url))
+        yield DevCatalog(url, f"{_load_sample(url)} into an embedded PostgreSQL, data in {postgres.folder}", is_embedded=True)
 
 
 def _load_sample(url: str) -> str:
@@ -61,18 +58,17 @@ def _load_sample(url: str) -> str:
     )
 
 
-def _announce(server: Server, settings: Settings, loaded: str, *, import_into: str | None = None) -> None:
-    """Print where the server listens, what it serves, and commands to copy."""
-    command = ["./backup-service", "list", "--folder-id", _FOLDER]
-    if server.address != type(settings).model_fields["listen"].default:
-        command += ["--address", str(server.address)]
-    if settings.tls_cert:
-        command.append("--tls")
-    security = f"{'TLS' if settings.tls_cert else 'no TLS'}, {'tokens' if settings.auth == 'jwt' else 'no authentication'}"
-    print(f"Serving   {server.address} (gRPC, {security})")
-    print(f"Loaded    {loaded}")
+def announce(catalog: DevCatalog, *, address: str, security: str, client_options: Sequence[str]) -> None:
+    """Print where the server listens, what it serves, and commands to copy.
+
+    Args:
+        client_options: options with which the commands reach the server.
+    """
+    command = ["./backup-service", "list", "--folder-id", _FOLDER, *client_options]
+    print(f"Serving   {address} (gRPC, {security})")
+    print(f"Loaded    {catalog.loaded}")
     print(f"Try       {shlex.join(command)}")
-    if import_into:
-        listing = ["import", "walg", str(_SAMPLE.relative_to(_ROOT)), "--folder-id", _FOLDER, "--cluster-id", _CLUSTER]
-        print(f"Import    BACKUPS_DATABASE_URL={shlex.quote(import_into)} ./backup-service {shlex.join(listing)}")
+    if catalog.is_embedded:
+        arguments = ["import", "walg", str(_SAMPLE.relative_to(_ROOT)), "--folder-id", _FOLDER, "--cluster-id", _CLUSTER]
+        print(f"Import    BACKUPS_DATABASE_URL={shlex.quote(catalog.url)} ./backup-service {shlex.join(arguments)}")
     print("Stop      Ctrl-C", flush=True)
