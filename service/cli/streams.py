@@ -11,7 +11,7 @@ _OUTPUT_ERRORS = {errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSP
 
 
 class _StandardError(io.TextIOWrapper):
-    """Standard error whose failures do not matter: a full disk there must not change what a command does or its exit status."""
+    """Standard error that ignores write errors: a full disk must change neither the work nor the exit status of a command."""
 
     def write(self, text: str, /) -> int:
         with contextlib.suppress(OSError):
@@ -24,7 +24,7 @@ class _StandardError(io.TextIOWrapper):
 
 
 def prepare() -> None:
-    """Make the standard streams usable, whatever the command was started with.
+    """Make the standard streams usable, also if the command was started with closed ones.
 
     Closed descriptors are opened on /dev/null: otherwise a socket could get the number of one, and receive error messages.
     """

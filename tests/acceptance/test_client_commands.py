@@ -1,4 +1,4 @@
-"""`list`, `get` and `health` against services of any kind: where the token goes, and which answers end in one clear error."""
+"""`list`, `get` and `health` with services of any kind: the protection of tokens, and the errors for bad answers."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ _NO_TOKEN = Credentials(lambda: None)
 
 
 class _Service(grpc.GenericRpcHandler):
-    """A service that records the bearer tokens that it receives, and answers `List` and `Get` with what the test gives."""
+    """A service that records the bearer tokens that it receives, and answers `List` and `Get` as the test defines."""
 
     def __init__(self) -> None:
         self.tokens: list[str | None] = []
@@ -117,7 +117,7 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
-# Where the token goes
+# Protection of tokens
 
 
 @pytest.mark.parametrize("arguments", [_LIST, ("get", "x")])
@@ -201,7 +201,7 @@ async def test_tls_mix_ups(command: RunCommand, service: _Service, port: int, tm
     assert "handshake failed" in message
 
 
-# What the commands read
+# Options and files
 
 
 async def test_an_address_without_a_port(command: RunCommand) -> None:
@@ -287,7 +287,7 @@ async def test_arguments_that_no_request_can_hold(command: RunCommand, port: int
         assert _message(await command(*arguments, *address)).startswith("the request cannot be encoded: ")
 
 
-# What a service may answer
+# Answers of a service
 
 
 async def test_no_service(command: RunCommand) -> None:
@@ -321,7 +321,7 @@ _BAD_DETAIL = any_pb2.Any(type_url="type.googleapis.com/google.rpc.BadRequest", 
 
 @pytest.mark.parametrize("packed", [b"\xff\xff", status_pb2.Status(details=[_BAD_DETAIL]).SerializeToString()])
 async def test_error_details_that_are_not_well_formed(command: RunCommand, service: _Service, port: int, packed: bytes) -> None:
-    """The status is shown, and the details are said to be not well-formed."""
+    """Error details that are not well-formed are reported as such, after the status."""
     service.status = (grpc.StatusCode.NOT_FOUND, "gone", (("grpc-status-details-bin", packed),))
     message = _message(await command("get", "x", "--address", f"127.0.0.1:{port}"))
     assert message.split("\n") == ["NOT_FOUND: gone", "  (the details of this error are not well-formed)"]
@@ -348,7 +348,7 @@ async def test_answers_that_are_not_messages(service: _Service, port: int, answe
 
 
 async def test_an_answer_that_is_not_a_message_ends_the_command(command: RunCommand, service: _Service, port: int) -> None:
-    """The error is shown without a traceback."""
+    """A command prints the error for an answer that is not a message, without a traceback."""
     service.answer = lambda _: b"\xff"
     assert _message(await command("get", "x", "--address", f"127.0.0.1:{port}")).startswith("the answer is not a message of this API")
 

@@ -250,25 +250,48 @@ async def test_future_dates_and_any_order(cli: _Cli) -> None:
     assert " -1h 59m " in rows[1]
 
 
+async def _on_a_terminal(*arguments: str, **settings: str) -> str:
+    """Run a command whose standard streams are a terminal; return what it printed there."""
+    leader, follower = pty.openpty()
+    try:
+        async with processes.running(
+            *(sys.executable, "-m", "service", *arguments),
+            cwd=ROOT,
+            env=environment(**settings),
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+        ) as process:
+            os.close(follower)
+            assert await process.wait() == 0
+        return os.read(leader, 65536).decode()
+    finally:
+        os.close(leader)
+
+
 async def test_progress_on_a_terminal(import_url: str, tmp_path: Path) -> None:
-    """On a terminal an import shows a progress bar, and only the summary stays."""
+    """On a terminal an import shows a progress bar, and only the summary stays; with TERM=dumb it prints only the summary."""
     file = tmp_path / "listing.json"
     file.write_bytes(_SAMPLE)
-    leader, follower = pty.openpty()
-    async with processes.running(
-        *(sys.executable, "-m", "service", "import", "walg", str(file), *_OF_C1),
-        cwd=ROOT,
-        env=environment(BACKUPS_DATABASE_URL=import_url, TERM="xterm"),
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-    ) as process:
-        os.close(follower)
-        assert await process.wait() == 0
-    shown = os.read(leader, 65536).decode()
-    os.close(leader)
-    assert "Importing" in shown
-    assert "4 added" in shown
+    arguments = ("import", "walg", str(file), *_OF_C1)
+    printed = await _on_a_terminal(*arguments, BACKUPS_DATABASE_URL=import_url, TERM="xterm")
+    assert "Importing" in printed
+    assert "4 added" in printed
+    printed = await _on_a_terminal(*arguments, BACKUPS_DATABASE_URL=import_url, TERM="dumb")
+    assert printed.startswith("Imported cluster c1")
+    assert "\x1b" not in printed
+
+
+@pytest.mark.parametrize("settings", [{}, {"NO_COLOR": "1"}])
+async def test_list_on_a_terminal(server: Server, add_backups: AddBackups, settings: dict[str, str]) -> None:
+    """On a terminal of 60 columns, `list` leaves out columns that do not fit, names them, and prints no colours."""
+    await add_backups(3)
+    address = str(server.address)
+    printed = await _on_a_terminal("list", "--folder-id", "f1", BACKUPS_ADDRESS=address, TERM="xterm", COLUMNS="60", **settings)
+    *table, note = printed.splitlines()
+    assert max(map(len, table)) <= 60
+    assert note == "Left out, because the terminal is too narrow: DURATION, METHOD, CLUSTER. Use --json or a pipe to see all."
+    assert "\x1b" not in printed
 
 
 async def test_dry_run_of_migrate(command: RunCommand) -> None:

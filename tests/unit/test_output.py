@@ -200,7 +200,7 @@ def test_types_and_warnings_of_an_import() -> None:
 
 
 def test_length_of_a_summary() -> None:
-    """A summary has at most 20 reasons, whatever the listing contains."""
+    """A summary has at most 20 reasons, for any listing."""
     lines = list(summary_lines(_SUMMARY._replace(skipped={f"status unknown: '{n}'": 1 for n in range(1000)}), _TARGET))
     assert len(lines) < 25
     assert "  and so on, 980 more lines" in lines
