@@ -39,7 +39,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 
 class Error(Exception):
-    """Something foreseen went wrong."""
+    """Base class of all expected errors."""
 
     def __str__(self) -> str:
         return super().__str__() or (type(self).__doc__ or "")

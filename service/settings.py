@@ -264,7 +264,7 @@ class Settings(BaseSettings):
     )
     catalog_metrics_limit: Annotated[
         int,
-        Field(ge=1, le=100_000, description="The most clusters, each counted once a tool, that Prometheus is told of: the most overdue."),
+        Field(ge=1, le=100_000, description="Maximum number of clusters (once for each tool) with metrics, the most overdue ones first."),
     ] = 1000
     reflection: Annotated[bool | None, Field(description="Serve gRPC reflection; on in `dev` and off in `serve` unless set.")] = None
     data_folder: Annotated[Path, Field(description="Where `dev` keeps its embedded PostgreSQL.")] = Path(__file__).parents[1] / ".data"

@@ -1,4 +1,4 @@
-"""How much is admitted at once, and what the rest is told."""
+"""Admission limit, and the rejection of excess calls."""
 
 import asyncio
 from datetime import timedelta

@@ -91,7 +91,7 @@ async def test_page_tokens_that_are_not_ours(start_server: StartServer, add_back
 
 @contextlib.asynccontextmanager
 async def _no_sql(owner_url: str) -> AsyncIterator[None]:
-    """Whatever asks the table meanwhile waits for a lock, and is seen."""
+    """Hold a lock on the table, so that every query of it waits and can be observed."""
     connection = await asyncpg.connect(owner_url)
     async with connection.transaction():
         await connection.execute("LOCK TABLE backups IN ACCESS EXCLUSIVE MODE")
@@ -243,7 +243,7 @@ async def test_calls_that_have_no_time_left(server: Server, monkeypatch: pytest.
 
 
 async def test_cancelled_by_something_else_than_the_client(stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that something within the server cancels is answered: gRPC would leave its client waiting for ever."""
+    """A call that is cancelled within the server is answered; without an answer its client would wait forever."""
 
     async def cancelled(self: object, backup_id: str, **_: object) -> bytes:
         raise asyncio.CancelledError

@@ -96,7 +96,7 @@ async def test_no_token(guarded: StartGuarded, jwks: Path, metadata: list[tuple[
 
 
 async def test_no_token_and_no_message(start_server: StartServer, jwks: Path) -> None:
-    """Bytes that are no message are not told so to a stranger."""
+    """An unauthenticated client does not learn whether its message is well-formed."""
     settings = {"auth": "jwt", "jwks": str(jwks), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
     async with start_server(**settings) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         call: Any = channel.unary_unary("/yandex.cloud.mdb.greenplum.v1.BackupService/Get")
@@ -107,7 +107,7 @@ async def test_no_token_and_no_message(start_server: StartServer, jwks: Path) ->
 
 
 async def test_two_tokens(guarded: StartGuarded, issuer: Issuer, jwks: Path) -> None:
-    """Two authorization headers are UNAUTHENTICATED, even if both are good: somebody else could choose."""
+    """Two authorization headers are UNAUTHENTICATED, even if both are valid, because a proxy could choose either."""
     token = issuer.token("k1")
     async with guarded(jwks) as stub:
         for metadata in (_bearer(token) * 2, [("authorization", f"Bearer {token}, Bearer {token}")]):

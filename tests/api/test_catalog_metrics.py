@@ -1,4 +1,4 @@
-"""What Prometheus is told of the catalog."""
+"""Metrics of the catalog."""
 
 import asyncio
 from collections.abc import Callable
@@ -67,7 +67,7 @@ async def test_each_cluster_and_tool(start_server: StartServer, import_url: str,
 
 
 async def test_off_by_default(start_server: StartServer, import_url: str) -> None:
-    """Nothing of the catalog is told unless that is switched on."""
+    """Metrics of the catalog are off by default."""
     await _load(import_url, "c1", 1)
     async with start_server(metrics_listen="127.0.0.1:0") as server:
         scraped = await _until(server, lambda scraped: _of(scraped, "backups_ready") == 1)
@@ -89,7 +89,7 @@ def _events(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 async def test_not_more_than_so_many(start_server: StartServer, import_url: str, events: list[dict[str, Any]]) -> None:
-    """Beyond the limit those are kept whose last backup is oldest; how many are left out is told by a metric, and once by the log."""
+    """Above the limit, the clusters with the oldest last backup are exposed, and a metric and one log line count the others."""
     for cluster, day in (("c1", 3), ("c2", 1), ("c3", 2)):
         await _load(import_url, cluster, day)
     async with start_server(**_ON, catalog_metrics_limit=2) as server:
@@ -103,27 +103,27 @@ async def test_not_more_than_so_many(start_server: StartServer, import_url: str,
 
 
 @pytest.mark.parametrize(
-    ("breaks", "mends"),
+    ("break_sql", "fix_sql"),
     [
         ("ALTER TABLE imports RENAME TO gone", "ALTER TABLE gone RENAME TO imports"),
         ("REVOKE SELECT ON imports FROM backups_service", "GRANT SELECT ON imports TO backups_service"),
     ],
 )
 async def test_a_catalog_that_cannot_be_read(
-    start_server: StartServer, import_url: str, sql: Sql, events: list[dict[str, Any]], breaks: str, mends: str
+    start_server: StartServer, import_url: str, sql: Sql, events: list[dict[str, Any]], break_sql: str, fix_sql: str
 ) -> None:
     """While the catalog cannot be read, scrapes go on and show what was read last, and when; the log says so once."""
     await _load(import_url, "c1", 1)
     async with start_server(**_ON) as server:
         await _until(server, lambda scraped: _clusters(scraped) == {"c1"})
-        await sql.execute(breaks)
+        await sql.execute(break_sql)
         async with asyncio.timeout(20):
             while not [log for log in events if log["event"] == "catalog metrics not refreshed"]:
                 await asyncio.sleep(0.05)
         stale = await _scrape(server)
         assert _clusters(stale) == {"c1"}
         read_at = _of(stale, "backup_catalog_refresh_timestamp_seconds")
-        await sql.execute(mends)
+        await sql.execute(fix_sql)
         await _until(server, lambda scraped: _of(scraped, "backup_catalog_refresh_timestamp_seconds") > read_at)
     assert len([log for log in events if log["event"] == "catalog metrics not refreshed"]) == 1
 

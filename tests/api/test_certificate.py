@@ -100,8 +100,8 @@ async def test_client_certificates(start_server: StartServer, authority: Authori
     async with start_server(**files.settings, tls_client_ca=str(tmp_path / "clients.crt")) as server:
         async with _channel(server.address, authority, clients.pair("client")) as channel:
             await _list(channel)
-        for stranger in (None, authority.pair("stranger")):
-            async with _channel(server.address, authority, stranger) as channel:
+        for pair in (None, authority.pair("other")):
+            async with _channel(server.address, authority, pair) as channel:
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await _list(channel)
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

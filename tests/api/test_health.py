@@ -25,7 +25,7 @@ _SETTINGS_INITIAL_WINDOW_SIZE = 4
 
 
 async def _until(health: Any, status: int, service: str = "") -> None:
-    """Waits for a status, as a watcher is told it."""
+    """Read the updates of Watch until one has the status."""
     async with asyncio.timeout(20):
         async for answer in health.Watch(health_pb2.HealthCheckRequest(service=service)):
             if answer.status == status:
@@ -79,7 +79,7 @@ async def test_liveness_does_not_follow_the_database(start_server: StartServer, 
 
 
 async def test_watchers_are_told_when_the_server_stops(start_server: StartServer) -> None:
-    """A watcher is told NOT_SERVING, and its call ends, at once: the server does not wait its grace for it."""
+    """At shutdown a watcher receives NOT_SERVING and its call closes immediately, without the grace period."""
     async with start_server(shutdown_grace="30") as server:
         async with grpc.aio.insecure_channel(str(server.address)) as channel:
             health: Any = health_pb2_grpc.HealthStub(channel)
@@ -93,7 +93,7 @@ async def test_watchers_are_told_when_the_server_stops(start_server: StartServer
 
 
 async def test_a_stalled_watcher_holds_nobody(start_server: StartServer) -> None:
-    """A watcher that reads nothing freezes neither what others are told, nor the readiness itself, nor the end of the server."""
+    """A watcher that does not read blocks neither other watchers, nor the readiness loop, nor shutdown."""
     async with start_server(shutdown_grace="0.5") as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         await _until(health, _SERVING)
@@ -179,7 +179,7 @@ async def test_reflection_is_off_unless_asked_for(start_server: StartServer) -> 
 
 
 async def test_whatever_goes_wrong_may_be_mended(start_server: StartServer, sql: Sql) -> None:
-    """An error that nobody foresaw ends readiness, and not the looking: here, a role that may not read what says the revision."""
+    """An unexpected error, here a role that may not read the revision, makes the server not ready and does not stop the loop."""
     async with start_server() as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         await _until(health, _SERVING)

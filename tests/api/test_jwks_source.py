@@ -89,7 +89,7 @@ async def test_large_file(tmp_path: Path) -> None:
 
 
 async def test_named_pipe(tmp_path: Path) -> None:
-    """A named pipe that nobody writes to is read as empty."""
+    """A named pipe without a writer is read as empty."""
     os.mkfifo(tmp_path / "pipe")
     assert await jwks_source(str(tmp_path / "pipe"))() == b""
 

@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Metrics of the server."""
 
 import asyncio
 import contextlib

@@ -14,7 +14,7 @@ _ERRORS: list[Any] = [kind for _, kind in inspect.getmembers(errors, inspect.isc
 
 
 def test_every_error_of_a_request_has_a_row() -> None:
-    """No error that a call is answered with is left to the row of the unforeseen."""
+    """Every error of a call has a row of its own, not the row of unexpected errors."""
     assert [kind.__name__ for kind in _ERRORS if status_of(kind.__new__(kind)) is INTERNAL] == []
 
 

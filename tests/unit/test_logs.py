@@ -54,7 +54,7 @@ async def test_a_call_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) ->
 
 
 async def test_calls_are_written_together(capsys: pytest.CaptureFixture[str]) -> None:
-    """Lines of calls wait a moment for others, not for ever and not for many; any other event brings them out, in their order."""
+    """Lines of calls are buffered for a limited time and number, and any other event flushes them in order."""
     logs.configure_logging(log_format="json", log_level="info")
     for request_id in ("r1", "r2"):
         _call(request_id).ended("OK")
@@ -76,7 +76,7 @@ async def test_fields_are_documented(capsys: pytest.CaptureFixture[str]) -> None
     metrics = Metrics().of_method("/s/Get", kind="unary")
     call = logs.Call("/s/Get", metrics, request_id="r1", peer="ipv4:127.0.0.1:1")
     call.span = CallSpan(INVALID_SPAN)
-    call.caller, call.folder, call.rejection = "somebody", "f1", "expired"
+    call.caller, call.folder, call.rejection = "client", "f1", "expired"
     call.ended("UNAVAILABLE", level="warning", error=CatalogUnavailable())
 
     section = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8").split("\n## Logs\n")[1].split("\n##")[0]

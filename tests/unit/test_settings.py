@@ -139,7 +139,7 @@ def test_forms_and_examples(monkeypatch: pytest.MonkeyPatch, name: str, value: s
 
 @pytest.mark.parametrize("text", ["backups.example.com:443", "localhost:8443", "127.0.0.1:1", "[2001:db8::1]:443", "h:65535"])
 def test_public_addresses(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """What clients can connect to is told to them as it was given."""
+    """The public address is returned to clients as it was set."""
     monkeypatch.setenv("BACKUPS_PUBLIC_ADDRESS", text)
     assert str(Settings.read().public_address) == text
 
@@ -181,7 +181,7 @@ def test_tls_client_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_bad_value_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several bad values are told at once, a line each."""
+    """Several invalid values are reported together, one on each line."""
     monkeypatch.setenv("BACKUPS_POOL_SIZE", "0")
     monkeypatch.setenv("BACKUPS_LISTEN", "x")
     with pytest.raises(InvalidSettings) as caught:
@@ -215,7 +215,7 @@ def test_catalog_metrics_need_a_private_address(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_catalog_metrics_need_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Metrics of the catalog that nobody could scrape are a mistake."""
+    """Metrics of the catalog without a metrics address are an error."""
     monkeypatch.setenv("BACKUPS_CATALOG_METRICS", "true")
     with pytest.raises(InvalidSettings, match="^BACKUPS_CATALOG_METRICS needs BACKUPS_METRICS_LISTEN$"):
         Settings.read()
