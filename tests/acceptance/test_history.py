@@ -1,4 +1,4 @@
-"""The checker of histories tells each fault that is planted into a history without one."""
+"""The checker of histories finds each fault that is injected into a correct history."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support.history import History, Position
 
-_A, _B, _C, _D = [(number // 2, f"id-{number}") for number in range(4)]  # two and two of one time, oldest first
+_A, _B, _C, _D = [(number // 2, f"id-{number}") for number in range(4)]  # oldest first; the first two and the last two have the same time
 
 
 def _row(row: Position, **times: float) -> str:
@@ -20,7 +20,7 @@ def _page(*rows: Position, at: float, last: bool = False, walk: str = "w") -> st
     return json.dumps({"walk": walk, "began": at, "ended": at + 0.5, "rows": rows, "last": last})
 
 
-def _there(*rows: Position) -> list[str]:
+def _present(*rows: Position) -> list[str]:
     return [_row(row, adding=0, added=0) for row in rows]
 
 
@@ -28,19 +28,19 @@ def _problems(*lines: str, **arguments: Any) -> list[str]:
     return History.of(lines).problems(**arguments)
 
 
-_WRITTEN = _there(_A, _B, _C, _D)
+_WRITTEN = _present(_A, _B, _C, _D)
 
 
-def test_a_whole_walk() -> None:
-    """Every row once, newest first, over as many pages as it takes, the last of which may be empty: no problem."""
+def test_correct_walk() -> None:
+    """A walk that contains every row once, newest first, is correct; its last page may be empty, and it may be unfinished."""
     assert _problems(*_WRITTEN, _page(_D, _C, at=1), _page(_B, _A, at=2, last=True)) == []
     assert _problems(*_WRITTEN, _page(_D, _C, at=1), _page(_B, _A, at=2), _page(at=3, last=True)) == []
     assert _problems(_page(at=1, last=True)) == []
     assert _problems(*_WRITTEN, _page(_D, at=1)) == []  # not finished
 
 
-def test_lost() -> None:
-    """A row that is missing at the start, between two others, between two pages, at the end; each is named once, with its page."""
+def test_lost_row() -> None:
+    """A missing row is reported once, with its page, if it is missing at the start, inside a page, between pages or at the end."""
     lost = [
         ([_page(_C, _B, at=1), _page(_A, at=2, last=True)], f"walk w, page 1: {_D} is lost"),
         ([_page(_D, _B, at=1), _page(_A, at=2, last=True)], f"walk w, page 1: {_C} is lost"),
@@ -52,20 +52,20 @@ def test_lost() -> None:
         assert _problems(*_WRITTEN, *pages) == [problem]
 
 
-def test_repeated() -> None:
-    """A row that comes twice, on one page, on the next, or on one much later; also under another time."""
+def test_repeated_row() -> None:
+    """A row that occurs twice is reported, on the same page, the next or a later one, even if its time has changed."""
     assert _problems(*_WRITTEN, _page(_D, _D, _C, _B, _A, at=1, last=True)) == [f"walk w, page 1: {_D} is repeated"]
     assert _problems(*_WRITTEN, _page(_D, _C, at=1), _page(_C, _B, _A, at=2, last=True)) == [f"walk w, page 2: {_C} is repeated"]
     later = [_page(_D, at=1), _page(_C, at=2), _page(_D, _B, _A, at=3, last=True)]
     assert _problems(*_WRITTEN, *later) == [f"walk w, page 3: {_D} is repeated"]
     moved = (0, _D[1])
     assert f"walk w, page 2: {moved} is repeated" in _problems(
-        *_WRITTEN, _page(_D, _C, _B, at=1), _page(_A, moved, at=2, last=True), *_there(moved)
+        *_WRITTEN, _page(_D, _C, _B, at=1), _page(_A, moved, at=2, last=True), *_present(moved)
     )
 
 
-def test_out_of_order() -> None:
-    """A row that comes after an older one, or after one of the same time with a smaller id."""
+def test_row_out_of_order() -> None:
+    """A row after an older one, or after one of the same time with a smaller id, is reported."""
     assert _problems(*_WRITTEN, _page(_D, _C, _A, _B, at=1, last=True)) == [f"walk w, page 1: {_B} is out of order, after {_A}"]
     assert _problems(*_WRITTEN, _page(_D, _B, at=1), _page(_C, _A, at=2, last=True)) == [
         f"walk w, page 1: {_C} is lost",
@@ -73,10 +73,10 @@ def test_out_of_order() -> None:
     ]
 
 
-def test_rows_that_come_and_go() -> None:
-    """A row has to be on the page that passes it if it was there for all of that call, and may not if it was there for none of it."""
+def test_rows_added_and_removed() -> None:
+    """A page must contain each row that existed during the whole call, and must not contain a row that existed at no time of the call."""
     pages = [_page(_D, at=1), _page(_B, at=2, last=True)]
-    written = _there(_B, _D)
+    written = _present(_B, _D)
     for times in (
         {"adding": 2.1},
         {"adding": 0, "added": 2.1},
@@ -89,35 +89,35 @@ def test_rows_that_come_and_go() -> None:
     assert _problems(*written, _row(_C, adding=0, added=1.7), *pages, staleness=1) == []
     gone = _row(_C, adding=0, added=0, removing=0.5, removed=0.7)
     with_it = [_page(_D, _C, at=1), _page(_B, at=2, last=True)]
-    assert _problems(*written, gone, *with_it) == [f"walk w, page 1: {_C} is not there, or not any more"]
+    assert _problems(*written, gone, *with_it) == [f"walk w, page 1: {_C} does not exist, or no longer"]
     assert _problems(*written, gone, *with_it, staleness=1) == []
-    assert _problems(*written, *with_it) == [f"walk w, page 1: {_C} is not there, or not any more"]
-    assert _problems(*written, _row(_C, adding=1.6), *with_it) == [f"walk w, page 1: {_C} is not there, or not any more"]
+    assert _problems(*written, *with_it) == [f"walk w, page 1: {_C} does not exist, or no longer"]
+    assert _problems(*written, _row(_C, adding=1.6), *with_it) == [f"walk w, page 1: {_C} does not exist, or no longer"]
 
 
-def test_a_page_without_rows_that_is_not_the_last() -> None:
-    """A walk that is asked to go on from nothing."""
-    assert _problems(*_WRITTEN, _page(at=1)) == ["walk w, page 1: empty, and not the last"]
+def test_empty_page_before_the_last() -> None:
+    """A page without rows that has a page token is reported."""
+    assert _problems(*_WRITTEN, _page(at=1)) == ["walk w, page 1: empty, and not the last page"]
 
 
-def test_walks_are_told_apart() -> None:
-    """What one walk saw is nothing to another, however their lines are mixed."""
+def test_interleaved_walks() -> None:
+    """Each walk is checked separately, in any order of their lines."""
     pages = [_page(_D, _C, at=1), _page(_D, _C, at=1, walk="v"), _page(_B, _A, at=2, last=True), _page(_B, at=2, walk="v", last=True)]
     assert _problems(*pages, *_WRITTEN) == [f"walk v, page 2: {_A} is lost"]
 
 
-def test_times() -> None:
-    """The walks in progress at a time, and the longest time without an answer, are found."""
+def test_intervals() -> None:
+    """The history returns the walks in progress over an interval, and the longest interval without an answer."""
     history = History.of([*_WRITTEN, _page(_D, at=1), _page(_C, at=4, last=True), _page(_D, at=1, walk="v")])
-    assert history.silence(1, 6) == (1.5, 4.5)
-    assert history.silence(1, 10) == (4.5, 10)
-    assert history.over(1.5, 4.5) == 1
-    assert history.over(1.4, 4) == history.over(2, 4.6) == 0
+    assert history.longest_gap(1, 6) == (1.5, 4.5)
+    assert history.longest_gap(1, 10) == (4.5, 10)
+    assert history.walks_over(1.5, 4.5) == 1
+    assert history.walks_over(1.4, 4) == history.walks_over(2, 4.6) == 0
 
 
 @given(st.data())
-def test_any_row_left_out_or_doubled(data: st.DataObject) -> None:
-    """Any rows in any pages are no problem; with a row left out, doubled, or swapped with the next one they are."""
+def test_any_injected_fault(data: st.DataObject) -> None:
+    """Any rows in any pages are correct; a row that is left out, doubled or swapped with the next one is reported."""
     rows = sorted(
         data.draw(st.sets(st.tuples(st.integers(0, 3), st.text("ab", min_size=1, max_size=4)), min_size=2, max_size=12)), reverse=True
     )
@@ -129,7 +129,7 @@ def test_any_row_left_out_or_doubled(data: st.DataObject) -> None:
         edges = sorted({0, *cuts, len(walked)} & set(range(len(walked) + 1)))
         parts = [walked[begin:end] for begin, end in itertools.pairwise(edges)] or [[]]
         pages = [_page(*part, at=number, last=number == len(parts)) for number, part in enumerate(parts, 1)]
-        return _problems(*_there(*rows), *pages)
+        return _problems(*_present(*rows), *pages)
 
     assert problems(rows) == []
     index = data.draw(st.integers(0, len(rows) - 1))

@@ -244,7 +244,7 @@ async def test_directly(database_url: str, add_backups: AddBackups, tmp_path: Pa
                 used.append(memory().rss >> 20)
             await others.end()
             began = time.monotonic()
-            status = await replica.end(signal.SIGTERM)
+            status = await replica.stop(signal.SIGTERM)
             ended = time.monotonic() - began
     measure(f"memory before, and after each {8 * times} bombs: {used} MiB; ended after {ended:.1f} s; {others}")
     assert status == 0

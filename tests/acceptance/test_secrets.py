@@ -123,7 +123,7 @@ async def _started(replica: Guarded) -> AsyncIterator[grpc.aio.Channel]:
         async with replica.channel() as channel:
             await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1"), wait_for_ready=True, timeout=30)
             yield channel
-        assert await replica.end(signal.SIGTERM) == 0
+        assert await replica.stop(signal.SIGTERM) == 0
 
 
 def _raised(replica: Guarded, file: str) -> bool:
@@ -197,7 +197,7 @@ async def test_no_secret_at_the_start(database_url: str, tmp_path: Path, *, meas
     replica = Guarded(tmp_path, database_url)
     replica.release = release
     async with replica.running():
-        assert await replica.ended() == 1
+        assert await replica.wait() == 1
     logged = replica.logged()
     measure(f"lines logged: {len(logged.splitlines())}")
     assert "builtins.RuntimeError" in logged

@@ -205,7 +205,7 @@ async def _walk(deployment: Deployment, outcomes: Outcomes, until: asyncio.Event
             began = time.monotonic()
             call: Any = stub.List(pb.ListBackupsRequest(folder_id="f1", page_token=token), timeout=10)
             code = await call.code()
-            outcomes.note(code.name, began)
+            outcomes.record(code.name, began)
             if code.name == "OK":
                 page = await call
                 assert [backup.id for backup in page.backups] == _PAGES[number]
@@ -217,7 +217,7 @@ async def _ask_rest(deployment: Deployment, outcomes: Outcomes, until: asyncio.E
     while not until.is_set():
         began = time.monotonic()
         reply = await deployment.rest("/managed-greenplum/v1/backups?folderId=f1")
-        outcomes.note(f"HTTP {reply.status}", began)
+        outcomes.record(f"HTTP {reply.status}", began)
         if reply.status == 200:
             assert [backup["id"] for backup in reply.body["backups"]] == _PAGES[0]
         await asyncio.sleep(0.02)

@@ -152,7 +152,7 @@ async def _occupied(deployment: Deployment, envoy: Edge) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def _killed(deployment: Deployment, envoy: Edge) -> AsyncIterator[None]:
     for replica in deployment.replicas:
-        await replica.end(signal.SIGKILL)
+        await replica.stop(signal.SIGKILL)
     yield
 
 

@@ -109,7 +109,7 @@ def _bearer(issuer: Issuer) -> tuple[str, str]:
 
 
 async def _ends(replica: ReplicaProcess, *, within: float = 10) -> None:
-    assert await asyncio.wait_for(replica.end(signal.SIGTERM), within) == 0
+    assert await asyncio.wait_for(replica.stop(signal.SIGTERM), within) == 0
 
 
 async def test_spans_of_a_call(

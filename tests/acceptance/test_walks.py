@@ -1,7 +1,7 @@
-"""Walks while everything changes: rows, replicas, the primary.
+"""Walks (reading a folder page by page) while rows, replicas and the primary change.
 
-Mitigations: pages by keyset over (created_at, id), whose tokens hold a position and no state of a server (service/page_token.py,
-service/postgres/catalog.py): with created_at alone, rows of one time are lost at the first end of a page among them.
+Mitigation: keyset pagination over (created_at, id), with page tokens that contain a position and no state of a server
+(service/page_token.py, service/postgres/catalog.py). With created_at alone, a page that ends between rows of the same time loses rows.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _SEED = 14
 
 @pytest.mark.guarantee(14, "walks while rows come and go and replicas are restarted, checked by the clients' histories")
 async def test_walks(database_url: str, owner_url: str, tmp_path: Path, *, long: bool, measure: Measure) -> None:
-    """No client sees a row twice, out of order or not at all, while rows come and go and replicas are restarted; no call fails."""
+    """While rows change and replicas restart, no call fails, and no client sees a row twice, out of order or not at all."""
     clients = 40 if long else 12
     folder = Folder(tmp_path, seed=_SEED)
     async with deployed(database_url) as deployment, folder.written(owner_url, rows=400):
@@ -37,9 +37,9 @@ async def test_walks(database_url: str, owner_url: str, tmp_path: Path, *, long:
 @pytest.mark.timeout(900)
 @pytest.mark.guarantee(14, "walks while rows come and go, replicas restart and the primary changes, checked by the clients' histories")
 async def test_walks_over_primaries(tmp_path: Path, *, long: bool, measure: Measure) -> None:
-    """The same while Patroni changes the primary, but that calls may be UNAVAILABLE, or wait for a primary beyond their deadline."""
+    """While the primary changes too, walks stay correct, and calls fail only with UNAVAILABLE or DEADLINE_EXCEEDED."""
     if not long:
-        pytest.skip("the long form alone: test_failover.py walks over changes of the primary in CI")
+        pytest.skip("runs only with --long; test_failover.py walks over changes of the primary in CI")
     clients = 40
     folder = Folder(tmp_path, seed=_SEED)
     async with patroni_cluster() as cluster, folder.written(cluster.url("read-write"), rows=400):

@@ -102,7 +102,7 @@ class Container(Replica):
         self._compose, self._name = compose, name
         self._log: list[dict[str, Any]] = []
 
-    async def end(self, number: int = signal.SIGTERM) -> int:
+    async def stop(self, number: int = signal.SIGTERM) -> int:
         await self._docker("kill", "--signal", signal.Signals(number).name, self._name)
         return int(await self._docker("wait", self._name))
 

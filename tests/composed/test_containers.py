@@ -9,7 +9,6 @@ import pytest
 from service import pb
 from tests.acceptance.test_envoy import *  # noqa: F403  # the same tests as with processes
 from tests.acceptance.test_hostile_clients import test_floods, test_half_done_calls_are_ended  # noqa: F401
-from tests.acceptance.test_restarts import restarted_in_turn
 from tests.composed.containers import Compose, ContainerPostgres
 from tests.support.deployment import Deployment
 from tests.support.load import under_load
@@ -142,7 +141,7 @@ async def test_envoy_is_unhealthy_without_tls(compose: Compose, deployment: Depl
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_replicas_are_restarted_in_turn(deployment: Deployment, number: signal.Signals) -> None:
     """No call fails while the containers are stopped in turn."""
-    outcomes = await under_load(deployment, lambda: restarted_in_turn(deployment, number, 1))
+    outcomes = await under_load(deployment, lambda: deployment.restart_in_turn(number))
     assert outcomes.codes == {"OK", "HTTP 200"}
 
 

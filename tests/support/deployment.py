@@ -1,6 +1,6 @@
-"""The deployment as processes: PostgreSQL, replicas of the service, and Envoy in front, started from the very file that compose runs.
+"""The deployment as processes: replicas of the service behind Envoy, with deploy/envoy.yaml, TLS and tokens, as in production.
 
-Over TLS, and with tokens, as in production.
+The caller provides PostgreSQL.
 """
 
 import abc
@@ -12,7 +12,6 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -27,13 +26,14 @@ import yaml
 
 from tests.support.certificates import Authority, Files
 from tests.support.commands import environment
+from tests.support.eventually import eventually
 from tests.support.ports import free_ports
 from tests.support.repository import ROOT
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 
 class Reply(NamedTuple):
-    """An answer over HTTP."""
+    """An HTTP response; the body is decoded if it is JSON."""
 
     status: int
     headers: dict[str, str]
@@ -44,38 +44,40 @@ class Replica(abc.ABC):
     """One server of the deployment."""
 
     @abc.abstractmethod
-    async def end(self, number: int = signal.SIGTERM) -> int:
-        """Sends it a signal; gives its exit status once it has ended."""
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal, wait until the server exits, and return its exit status."""
 
     @abc.abstractmethod
     async def start(self) -> None:
-        """Starts it, without waiting for more."""
+        """Start the server without waiting until it serves."""
 
     @abc.abstractmethod
     def log(self) -> list[dict[str, Any]]:
-        """What it has logged, over restarts."""
+        """Return the lines that the server has logged, over all its restarts."""
 
     @abc.abstractmethod
     def check_runs(self) -> None:
-        """Raises where it has ended by itself."""
+        """Raise AssertionError if the server has exited."""
 
     async def restart(self, number: int) -> None:
-        """Ends it, starts it again, and waits until it serves."""
+        """Stop the server by a signal, start it again, and wait until it serves."""
         served = self._times("serving")
-        status = await self.end(number)
+        status = await self.stop(number)
         assert status == 0 or number == signal.SIGKILL
         await self.start()
         await self.serving(served)
 
     async def serving(self, times: int = 0) -> None:
-        """Waits until it has begun to serve more than so many times."""
-        async with asyncio.timeout(60):
-            while self._times("serving") <= times:
-                self.check_runs()
-                await asyncio.sleep(0.05)
+        """Wait until the server has logged `serving` more than `times` times."""
+
+        def served() -> int:
+            self.check_runs()
+            return self._times("serving")
+
+        await eventually(served, lambda count: count > times, timeout_s=60, period_s=0.05)
 
     def calls(self) -> int:
-        """How many calls it has answered well."""
+        """Return how many calls the server has answered with OK."""
         return sum(line["event"] == "call" and line["code"] == "OK" and "health" not in line["method"] for line in self.log())
 
     def _times(self, event: str) -> int:
@@ -83,12 +85,12 @@ class Replica(abc.ABC):
 
 
 class ReplicaProcess(Replica):
-    """One `serve`, on a port that stays its own over restarts."""
+    """A `serve` process that keeps its port over restarts."""
 
     def __init__(self, port: int, settings: dict[str, str], log: Path) -> None:
         self.port = port
         self.release = ROOT
-        """Whose code the next start runs."""
+        """Folder of the code that the next start runs."""
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._log, self._read = log, 0
@@ -96,7 +98,7 @@ class ReplicaProcess(Replica):
 
     async def start(self) -> None:
         with self._log.open("ab") as log:  # an unread pipe would block the replica
-            # Not by asyncio: uvloop forks, and gRPC, which carries the test's load in this process, does not survive that.
+            # Not asyncio's subprocesses: uvloop forks, which breaks the gRPC clients of this process.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service", "serve"],
                 cwd=self.release,
@@ -106,25 +108,24 @@ class ReplicaProcess(Replica):
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["ReplicaProcess"]:
-        """Starts it; where it has not ended when this is left, it is killed."""
+        """Start the server, and kill it when the context is left."""
         await self.start()
         try:
             yield self
         finally:
-            await self.end(signal.SIGKILL)
+            await self.stop(signal.SIGKILL)
 
-    async def end(self, number: int = signal.SIGTERM) -> int:
-        assert self._process
-        self._process.send_signal(number)
-        return await self.ended()
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        self.send_signal(number)
+        return await self.wait()
 
-    async def ended(self) -> int:
-        """Its exit status, once it has ended."""
+    async def wait(self) -> int:
+        """Wait until the process exits, and return its exit status."""
         assert self._process
         return await asyncio.to_thread(self._process.wait, 30)
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal."""
+        """Send a signal to the process."""
         assert self._process
         self._process.send_signal(number)
 
@@ -135,7 +136,7 @@ class ReplicaProcess(Replica):
 
     @property
     def status(self) -> int | None:
-        """Its exit status, if it has ended."""
+        """Exit status, or None while the process runs."""
         return self._process.poll() if self._process else None
 
     def check_runs(self) -> None:
@@ -143,7 +144,7 @@ class ReplicaProcess(Replica):
         assert self._process.poll() is None, self._log.read_text(encoding="utf-8")[-2000:]
 
     def log(self) -> list[dict[str, Any]]:
-        """See `Replica`; each line is read once, since this is asked while the load of the same process goes on."""
+        """See `Replica`. Each line is parsed once, to take little time from the load that the same process generates."""
         with self._log.open("rb") as log:
             log.seek(self._read)
             whole = log.read().rpartition(b"\n")[0]
@@ -158,64 +159,73 @@ class Deployment:
 
     replicas: list[Replica]
     port: int
-    """Envoy's, in plaintext."""
+    """Envoy's port for plaintext."""
     tls_port: int
     authority: Authority
-    """Of Envoy's certificate."""
+    """Signs Envoy's certificate."""
     certificate: Files
-    """Envoy's, which it follows."""
+    """Files of Envoy's certificate, which Envoy reloads when they change."""
     issuer: Issuer
-    """Of tokens."""
+    """Signs tokens."""
     read_admin: Callable[[str], Awaitable[Any]]
-    """Asks Envoy's admin interface for a path that it answers in JSON."""
+    """Requests a path of Envoy's admin interface that returns JSON."""
     describe: Callable[[], str] = str
-    """Return the state of its processes, for the message of a timeout."""
+    """Returns the state and the logs of the processes, for the message of a timeout."""
     metrics_address: str = ""
-    """Where Envoy answers scrapes, if that can be reached."""
+    """Address of Envoy's metrics, or empty if tests cannot reach it."""
     envoy_pid: int = 0
-    """Envoy's process, if it runs on this machine."""
+    """Process id of Envoy, or 0 in a container."""
 
     def token(self, *folders: str) -> str:
-        """A token for these folders, or for all."""
+        """Return a token for these folders, or for all folders."""
         return self.issuer.token(next(iter(self.issuer.keys)), folders=list(folders) or ["*"])
 
     def channel(self, token: str | None = None) -> grpc.aio.Channel:
-        """A connection of its own, over TLS and with a token, that retries nothing."""
+        """Return a channel with its own connection over TLS and with a token, without retries."""
         tls = grpc.ssl_channel_credentials(self.authority.cert)
         credentials = grpc.composite_channel_credentials(tls, grpc.access_token_call_credentials(token or self.token()))
         options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
         return grpc.aio.secure_channel(f"localhost:{self.tls_port}", credentials, options=options)
 
     async def rest(self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None) -> Reply:
-        """Asks the REST API, over TLS and with a token."""
+        """Make a request to the REST API, over TLS and with a token."""
         headers = {"authorization": f"Bearer {self.token()}"} | (headers or {})
         context = ssl.create_default_context(cadata=self.authority.cert.decode())
         return await asyncio.to_thread(fetch, f"https://localhost:{self.tls_port}{path}", method, headers, context)
 
     async def stats(self, prefix: str) -> dict[str, int]:
-        """Envoy's counters and gauges of these names."""
+        """Return Envoy's counters and gauges whose names start with `prefix`."""
         answer = await self.read_admin(f"/stats?format=json&filter={urllib.parse.quote('^' + prefix)}")
         return {stat["name"]: stat["value"] for stat in answer["stats"] if "name" in stat}
 
     async def settled(self) -> None:
-        """Waits until every replica has been sent a call since: Envoy's own gauges are ahead of what its workers do."""
+        """Wait until Envoy has forwarded a new call to every replica: its health gauges change before its workers do."""
         before = [replica.calls() for replica in self.replicas]
-        async with asyncio.timeout(60):
-            while any(replica.calls() <= earlier for replica, earlier in zip(self.replicas, before, strict=True)):
-                await self.rest("/managed-greenplum/v1/backups?folderId=settling")
-                await asyncio.sleep(0.02)
+
+        async def new_calls() -> list[int]:
+            await self.rest("/managed-greenplum/v1/backups?folderId=settling")
+            return [replica.calls() - earlier for replica, earlier in zip(self.replicas, before, strict=True)]
+
+        await eventually(new_calls, all, timeout_s=60)
+
+    async def restart_in_turn(self, number: int, *, rounds: int = 1) -> None:
+        """Restart the replicas by a signal, one after the other, `rounds` times."""
+        for _ in range(rounds):
+            for replica in self.replicas:
+                await replica.restart(number)
+                await self.settled()
 
     async def until_healthy(self, count: int) -> None:
-        """Waits until Envoy has found so many replicas healthy."""
-        healthy: object = None
-        until = time.monotonic() + 60
-        while healthy != count:
-            assert time.monotonic() < until, f"{healthy} healthy\n{self.describe()}"
-            await asyncio.sleep(0.05)
-            try:
-                healthy = (await self.stats("cluster.service.membership_healthy"))["cluster.service.membership_healthy"]
-            except (OSError, KeyError) as exc:
-                healthy = exc
+        """Wait until Envoy reports `count` healthy replicas."""
+        gauge = "cluster.service.membership_healthy"
+
+        async def healthy() -> int:
+            return (await self.stats(gauge))[gauge]
+
+        try:
+            await eventually(healthy, count, timeout_s=60, period_s=0.05, retried=(OSError, KeyError))
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}\n{self.describe()}") from None
 
 
 def fetch(
@@ -276,7 +286,7 @@ async def deployed(
         for replica in running:
             replica.release = release
             await replica.start()
-            stack.push_async_callback(replica.end, signal.SIGKILL)
+            stack.push_async_callback(replica.stop, signal.SIGKILL)
         config = configuration(ports, folder, port=port, tls_port=tls_port, admin_port=admin_port, metrics_port=metrics_port)
         if max_connections:
             monitor = config["overload_manager"]["resource_monitors"][0]
@@ -334,6 +344,7 @@ def _endpoint(port: int) -> dict[str, Any]:
 
 
 def envoy_binary() -> Path:
+    """Return the Envoy of the package `envoy`."""
     spec = find_spec("envoy")
     assert spec
     assert spec.origin
@@ -342,6 +353,7 @@ def envoy_binary() -> Path:
 
 @contextlib.contextmanager
 def running_envoy(folder: Path, config: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Envoy with a configuration; its files and its log are in `folder`."""
     file = folder / "envoy.json"
     file.write_text(json.dumps(config), encoding="utf-8")
     with (folder / "envoy.log").open("wb") as log:

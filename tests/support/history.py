@@ -1,13 +1,15 @@
-"""Checks what clients saw while they walked a folder, from the histories that they and the writers of its rows left, and from nothing else.
+"""Checker of the pages that clients received while the rows of a folder changed.
 
-A history is a file of JSON lines; times are seconds of one clock, positions are pairs [created_at, id], as the contract orders them:
+It reads only the histories that the clients and the writer recorded. A history is a file of JSON lines. Times are seconds of one clock.
+Positions are pairs [created_at, id], in the order of the contract.
 
-    {"row": position, "adding": t} before a row is written, {"row": position, "added": t} once that was acknowledged
-    {"row": position, "removing": t}, {"row": position, "removed": t}
-    {"walk": name, "began": t, "ended": t, "rows": [position, ...], "last": bool} a page, in the order in which a walk asked for them
+    {"row": position, "adding": t}    before a row is inserted
+    {"row": position, "added": t}     after the insert was acknowledged
+    {"row": position, "removing": t}, {"row": position, "removed": t}    the same for its removal
+    {"walk": name, "began": t, "ended": t, "rows": [position, ...], "last": bool}    a page, in the order of the walk's requests
 
-A row is written at most once. One that may or may not be there, because its writing or its removal is under way, was given up, or is not
-everywhere yet, may be on a page or not.
+A row is inserted at most once. A page may contain a row or not while its insert or removal is in progress, was given up, or has not
+reached every standby.
 """
 
 import itertools
@@ -24,28 +26,30 @@ Position: TypeAlias = tuple[int, str]
 
 
 @dataclass
-class _Life:
-    """When a row's life began and ended, each from the attempt to the acknowledgement."""
+class _Lifetime:
+    """Times of the attempt and the acknowledgement of a row's insert and removal."""
 
     adding: float = math.inf
     added: float = math.inf
     removing: float = math.inf
     removed: float = math.inf
 
-    def note(self, **times: float) -> None:
+    def record(self, **times: float) -> None:
         for name, at in times.items():
-            assert getattr(self, name) == math.inf, f"{name}: noted before"
+            assert getattr(self, name) == math.inf, f"{name} is recorded twice"
             setattr(self, name, at)
 
-    def throughout(self, began: float, ended: float, staleness: float) -> bool:
+    def must_be_seen(self, began: float, ended: float, staleness: float) -> bool:
+        """Return if the row existed during the whole call."""
         return self.added + staleness < began and ended < self.removing
 
-    def ever(self, began: float, ended: float, staleness: float) -> bool:
+    def may_be_seen(self, began: float, ended: float, staleness: float) -> bool:
+        """Return if the row may have existed at some time of the call."""
         return self.adding < ended and began < self.removed + staleness
 
 
 class Page(NamedTuple):
-    """One answer."""
+    """One page of a walk, and when it was requested and answered."""
 
     began: float
     ended: float
@@ -55,13 +59,14 @@ class Page(NamedTuple):
 
 @dataclass
 class History:
-    """Walks, by name, and the lives of rows."""
+    """Walks by name, and the lifetimes of rows."""
 
     walks: dict[str, list[Page]] = field(default_factory=lambda: defaultdict(list))
-    _lives: dict[Position, _Life] = field(default_factory=lambda: defaultdict(_Life))
+    _lifetimes: dict[Position, _Lifetime] = field(default_factory=lambda: defaultdict(_Lifetime))
 
     @classmethod
     def of(cls, lines: Iterable[str]) -> "History":
+        """Parse the lines of any number of files."""
         history = cls()
         for line in lines:
             event = json.loads(line)
@@ -70,38 +75,39 @@ class History:
                 history.walks[event["walk"]].append(Page(event["began"], event["ended"], rows, event["last"]))
             else:
                 created_at, backup_id = event.pop("row")
-                history._lives[created_at, backup_id].note(**event)
+                history._lifetimes[created_at, backup_id].record(**event)
         return history
 
     @classmethod
     def read(cls, *files: Path) -> "History":
+        """Read files."""
         return cls.of(line for file in files for line in file.read_text(encoding="utf-8").splitlines())
 
     def pages(self) -> list[Page]:
-        """Of all walks, by when they were answered."""
+        """Return the pages of all walks in the order of their answers."""
         return sorted((page for pages in self.walks.values() for page in pages), key=lambda page: page.ended)
 
-    def over(self, began: float, ended: float) -> int:
-        """How many walks were under way for all of a time, and went on after it."""
+    def walks_over(self, began: float, ended: float) -> int:
+        """Return how many walks started before an interval and continued after it."""
         return sum(pages[0].ended <= began and ended <= pages[-1].ended for pages in self.walks.values())
 
-    def silence(self, began: float, ended: float) -> tuple[float, float]:
-        """Return the longest interval without an answer within these times."""
+    def longest_gap(self, began: float, ended: float) -> tuple[float, float]:
+        """Return the longest part of an interval in which no client received an answer, as start and end."""
         answers = [began, *(page.ended for page in self.pages() if began < page.ended < ended), ended]
         return max(itertools.pairwise(answers), key=lambda pair: pair[1] - pair[0])
 
     def problems(self, *, staleness: float = 0) -> list[str]:
-        """What must not be: a row repeated, out of order, lost, or not (any more) there.
+        """Return each row that a page repeats, has out of order, misses, or contains although it does not exist.
 
         Args:
-            staleness: how old an answer may be, in seconds.
+            staleness: The allowed age of an answer's data, in seconds.
         """
-        order = sorted(self._lives)
+        order = sorted(self._lifetimes)
         return [problem for name, pages in self.walks.items() for problem in self._problems(name, pages, order, staleness)]
 
     def _problems(self, name: str, pages: list[Page], order: list[Position], staleness: float) -> Iterator[str]:
         seen: set[str] = set()
-        end = len(order)  # of what the walk has not come to yet, newest last
+        end = len(order)  # of the rows that the walk has not reached, newest last
         before: Position | None = None
         for number, page in enumerate(pages, 1):
             where = f"walk {name}, page {number}"
@@ -110,14 +116,14 @@ class History:
                     yield f"{where}: {row} is repeated"
                 elif before is not None and row > before:
                     yield f"{where}: {row} is out of order, after {before}"
-                if row not in self._lives or not self._lives[row].ever(page.began, page.ended, staleness):
-                    yield f"{where}: {row} is not there, or not any more"
+                if row not in self._lifetimes or not self._lifetimes[row].may_be_seen(page.began, page.ended, staleness):
+                    yield f"{where}: {row} does not exist, or no longer"
                 seen.add(row[1])
                 before = row
             if not page.rows and not page.last:
-                yield f"{where}: empty, and not the last"
+                yield f"{where}: empty, and not the last page"
             begin = 0 if page.last else bisect_left(order, page.rows[-1]) if page.rows else end
             for row in order[begin:end]:
-                if row[1] not in seen and self._lives[row].throughout(page.began, page.ended, staleness):
+                if row[1] not in seen and self._lifetimes[row].must_be_seen(page.began, page.ended, staleness):
                     yield f"{where}: {row} is lost"
             end = begin

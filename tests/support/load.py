@@ -1,4 +1,4 @@
-"""A steady load of callers who retry nothing, while something is done to the deployment; what they are answered has to be right."""
+"""A steady load of clients that do not retry, while a test injects faults into the deployment. Every answer must be correct."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ _REST = "/managed-greenplum/v1/backups?folderId=f1"
 
 
 class Outcomes(Counter[str]):
-    """How often each status was answered, over both APIs, and the longest that an answer took, in seconds."""
+    """Counts of the statuses of both APIs, and the duration of the slowest call, in seconds."""
 
     slowest = 0.0
 
@@ -24,7 +24,8 @@ class Outcomes(Counter[str]):
     def codes(self) -> set[str]:
         return set(self)
 
-    def note(self, outcome: str, began: float) -> None:
+    def record(self, outcome: str, began: float) -> None:
+        """Count a call that began at `began`, of `time.monotonic()`, and has just ended."""
         self[outcome] += 1
         self.slowest = max(self.slowest, time.monotonic() - began)
 
@@ -33,10 +34,11 @@ class Outcomes(Counter[str]):
         return f"{answers}; slowest {self.slowest * 1000:.0f} ms"
 
 
-async def under_load(deployment: Deployment, disturb: Callable[[], Awaitable[None]]) -> Outcomes:
-    """What callers are answered, each over a connection of its own through Envoy, until the disturbance is over.
+async def under_load(deployment: Deployment, inject: Callable[[], Awaitable[None]]) -> Outcomes:
+    """Call both APIs through Envoy while `inject` runs; return the outcomes. Each client has its own connection.
 
-    Every page has to be the one that there was before.
+    Raises:
+        AssertionError: a page differs from the one before the faults.
     """
     outcomes = Outcomes()
     stop = asyncio.Event()
@@ -50,7 +52,7 @@ async def under_load(deployment: Deployment, disturb: Callable[[], Awaitable[Non
                 began = time.monotonic()
                 call: Any = stub.List(_LIST, timeout=10)
                 code = await call.code()
-                outcomes.note(code.name, began)
+                outcomes.record(code.name, began)
                 assert code is not StatusCode.OK or [backup.id for backup in (await call).backups] == expected
                 await asyncio.sleep(0.005)
 
@@ -58,7 +60,7 @@ async def under_load(deployment: Deployment, disturb: Callable[[], Awaitable[Non
         while not stop.is_set():
             began = time.monotonic()
             reply = await deployment.rest(_REST)
-            outcomes.note(f"HTTP {reply.status}", began)
+            outcomes.record(f"HTTP {reply.status}", began)
             assert reply.status != 200 or [backup["id"] for backup in reply.body.get("backups", [])] == expected
             await asyncio.sleep(0.02)
 
@@ -66,7 +68,7 @@ async def under_load(deployment: Deployment, disturb: Callable[[], Awaitable[Non
         for call in [call_grpc] * 8 + [call_rest] * 2:
             callers.create_task(call())
         try:
-            await disturb()
+            await inject()
         finally:
             stop.set()
     return outcomes

@@ -1,4 +1,4 @@
-"""Other releases than this one: a copy of its code, altered."""
+"""Altered copies of this release's code, such as the next release or one without a protection."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ from tests.support.repository import ROOT
 
 
 class Change(NamedTuple):
-    """A text in a file, which has it once, and what stands there instead."""
+    """A text that occurs once in a file, and its replacement."""
 
     file: str
     old: str
@@ -16,13 +16,13 @@ class Change(NamedTuple):
 
 
 def altered(folder: Path, *changes: Change) -> Path:
-    """A folder with this release's code, and these changes."""
+    """Copy this release's code to `folder`, apply the changes, and return the folder."""
     for part in ("service", "migrations"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     for change in changes:
         file = folder / change.file
         text = file.read_text(encoding="utf-8")
-        assert text.count(change.old) == 1, f"{change.file} is expected to have once: {change.old}"
+        assert text.count(change.old) == 1, f"{change.file} must contain this text once: {change.old}"
         file.write_text(text.replace(change.old, change.new), encoding="utf-8")
     return folder

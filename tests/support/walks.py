@@ -1,4 +1,7 @@
-"""Clients who walk a folder again and again while its rows come and go; each leaves a history, which history.py checks and explains."""
+"""Clients that read a folder page by page, repeatedly, while its rows change.
+
+They record histories, which history.py defines and checks.
+"""
 
 import asyncio
 import contextlib
@@ -18,15 +21,16 @@ import grpc
 from service import pb
 from service.postgres.errors import UNAVAILABLE
 from tests.support.catalog import Backup, insert
+from tests.support.eventually import eventually
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = timedelta(microseconds=1)
 _NEWEST = datetime(2026, 11, 20, tzinfo=UTC)
-_TIMES = 40  # so few that many rows share one
+_TIMES = 40  # few enough that many rows have the same time
 
 
 class Folder:
-    """A folder of rows, and where the histories of its clients are."""
+    """A folder of the catalog, and the directory for the histories of its clients."""
 
     def __init__(self, histories: Path, *, seed: int) -> None:
         self._histories = histories
@@ -34,9 +38,9 @@ class Folder:
 
     @contextlib.asynccontextmanager
     async def walked(self, name: str, count: int, open_channel: Callable[[], grpc.aio.Channel]) -> AsyncIterator[Counter[str]]:
-        """So many clients walk, each over a connection of its own, while this is entered; counts their statuses."""
+        """Run `count` clients, each over its own connection, until the context is left; yield the counts of their statuses."""
         outcomes: Counter[str] = Counter()
-        async with _until_left(lambda stop: [self._walk(f"{name}-{number}", open_channel, outcomes, stop) for number in range(count)]):
+        async with _run_until_exit(lambda stop: [self._walk(f"{name}-{number}", open_channel, outcomes, stop) for number in range(count)]):
             yield outcomes
 
     async def _walk(self, name: str, open_channel: Callable[[], grpc.aio.Channel], outcomes: Counter[str], stop: asyncio.Event) -> None:
@@ -59,7 +63,7 @@ class Folder:
                         times: dict[str, Any] = {"began": began, "ended": time.monotonic()}
                         rows = [(backup.created_at.ToMicroseconds(), backup.id) for backup in page.backups]
                         token = page.next_page_token
-                        _note(history, walk=f"{name}-{number}", rows=rows, last=not token, **times)
+                        _record(history, walk=f"{name}-{number}", rows=rows, last=not token, **times)
                         await asyncio.sleep(choose.uniform(0, 0.1))
                         if not token:
                             break
@@ -68,20 +72,20 @@ class Folder:
 
     @contextlib.asynccontextmanager
     async def written(self, url: str, *, rows: int) -> AsyncIterator[None]:
-        """So many rows are there, a few go and as many come, again and again, while this is entered."""
+        """Insert `rows` rows, and replace a few of them repeatedly until the context is left."""
         writer = _Writer(url, self._histories / "writer.jsonl", random.Random(self._seed))
-        async with asyncio.timeout(60):
-            while not await writer.step(adds=rows, removes=0):
-                await asyncio.sleep(0.1)
-        async with _until_left(lambda stop: [writer.write(stop)]):
+        await eventually(lambda: writer.step(adds=rows, removes=0), True, timeout_s=60, period_s=0.1)
+        async with _run_until_exit(lambda stop: [writer.write(stop)]):
             yield
 
 
 class _Writer:
+    """The only writer of the folder's rows. It records each attempt and each acknowledgement."""
+
     def __init__(self, url: str, file: Path, choose: random.Random) -> None:
         self._url, self._file, self._choose = url, file, choose
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
-        self._there: list[Backup] = []
+        self._present: list[Backup] = []
         self._numbers = itertools.count(1)
 
     async def write(self, stop: asyncio.Event) -> None:
@@ -93,22 +97,22 @@ class _Writer:
             await self._connection.close()
 
     async def step(self, *, adds: int, removes: int) -> bool:
-        """Whether PostgreSQL has acknowledged both; what it has not is neither there nor gone for sure."""
+        """Insert and remove rows; return if PostgreSQL acknowledged both. Without that, the rows may exist or not."""
         added = [self._backup() for _ in range(adds)]
-        self._choose.shuffle(self._there)
-        removed, self._there = self._there[:removes], self._there[removes:]
+        self._choose.shuffle(self._present)
+        removed, self._present = self._present[:removes], self._present[removes:]
         try:
             if self._connection is None:
                 self._connection = await asyncpg.connect(self._url, timeout=3, command_timeout=5)
-            self._note(added, "adding")
+            self._record(added, "adding")
             await insert(self._connection, added)
-            self._note(added, "added")
-            self._there += added
-            self._note(removed, "removing")
+            self._record(added, "added")
+            self._present += added
+            self._record(removed, "removing")
             await self._connection.execute("DELETE FROM backups WHERE id = ANY ($1)", [backup.id for backup in removed])
-            self._note(removed, "removed")
+            self._record(removed, "removed")
             return True
-        except (*UNAVAILABLE, asyncpg.ReadOnlySQLTransactionError):  # it is gone, or is no primary any more
+        except (*UNAVAILABLE, asyncpg.ReadOnlySQLTransactionError):  # stopped, or no longer the primary
             if self._connection:
                 self._connection.terminate()
             self._connection = None
@@ -119,20 +123,20 @@ class _Writer:
         created_at = _NEWEST + self._choose.randrange(_TIMES) * timedelta(minutes=1)
         return Backup(f"{self._choose.choice('aB-_~')}{number}", "f1", created_at, "c1", _NEWEST - timedelta(hours=1), 1)
 
-    def _note(self, backups: list[Backup], event: str) -> None:
+    def _record(self, backups: list[Backup], event: str) -> None:
         at = time.monotonic()
         with self._file.open("a", encoding="utf-8") as history:
             for backup in backups:
-                _note(history, row=((backup.created_at - _EPOCH) // _US, backup.id), **{event: at})
+                _record(history, row=((backup.created_at - _EPOCH) // _US, backup.id), **{event: at})
 
 
-def _note(history: Any, **event: Any) -> None:
+def _record(history: Any, **event: Any) -> None:
     history.write(json.dumps(event) + "\n")
 
 
 @contextlib.asynccontextmanager
-async def _until_left(start: Callable[[asyncio.Event], list[Any]]) -> AsyncIterator[None]:
-    """Runs coroutines until this is left; they end once the event is set, and their errors are raised."""
+async def _run_until_exit(start: Callable[[asyncio.Event], list[Any]]) -> AsyncIterator[None]:
+    """Run coroutines until the context is left. They must return after the event is set; their errors are raised."""
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         for coroutine in start(stop):
