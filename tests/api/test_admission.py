@@ -47,7 +47,7 @@ def test_the_limit() -> None:
     assert admission.admit("a", 11) == 11
 
 
-def test_room_for_any_page() -> None:
+def test_idle_server_admits_any_page() -> None:
     """An idle server admits the largest page, however low the limit is."""
     admission = Admission(3)
     assert admission.admit("a", 11) == 3
@@ -154,7 +154,7 @@ async def test_more_than_is_admitted(start_server: StartServer, sql: Sql) -> Non
 
 
 async def test_every_end_makes_room(start_server: StartServer, sql: Sql) -> None:
-    """Calls that are cancelled, run out of time, or are refused give back what they took."""
+    """Calls that are cancelled, expired or rejected release their cost."""
     async with start_server(admission_limit=10, request_timeout="0.3") as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         stub = pb.BackupServiceStub(channel)
         async with sql.transaction():

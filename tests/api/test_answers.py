@@ -104,7 +104,7 @@ async def _no_sql(owner_url: str) -> AsyncIterator[None]:
     "backup_id", ["none", "x" * 50, "x" * 51, "a\0b", "\0", " ", "\n", "ж", "🐘" * 10, "'; DROP TABLE backups; --", "%s"]
 )
 async def test_no_such_backup(stub: pb.BackupServiceStub, add_backups: AddBackups, backup_id: str) -> None:
-    """NOT_FOUND with type and name, whatever the id's length or characters."""
+    """An unknown id is NOT_FOUND with the type and name of the resource, for any length and characters."""
     await add_backups(1)
     answer = await failure(stub.Get(pb.GetBackupRequest(backup_id=backup_id)))
     assert (answer.code, answer.reason) == (StatusCode.NOT_FOUND, "BACKUP_NOT_FOUND")
@@ -114,7 +114,7 @@ async def test_no_such_backup(stub: pb.BackupServiceStub, add_backups: AddBackup
 @pytest.mark.parametrize("size", [1_000, 3_000, 7_000, 8_000])
 @pytest.mark.parametrize("character", ["x", "\x01", "Ж"])
 async def test_an_id_of_any_length(stub: pb.BackupServiceStub, size: int, character: str) -> None:
-    """NOT_FOUND also where the id would not fit into an answer: what is echoed is cut."""
+    """An id that is too long for the trailers is NOT_FOUND as well, with a truncated name."""
     for _ in range(5):  # a client refuses what is too large only sometimes
         answer = await failure(stub.Get(pb.GetBackupRequest(backup_id=character * size)))
         assert answer.code is StatusCode.NOT_FOUND
@@ -122,7 +122,7 @@ async def test_an_id_of_any_length(stub: pb.BackupServiceStub, size: int, charac
 
 
 async def test_no_database(start_server: StartServer) -> None:
-    """UNAVAILABLE where PostgreSQL is not there; the server itself starts without it, and is not serving."""
+    """Without PostgreSQL, the server starts, is NOT_SERVING, and answers UNAVAILABLE."""
     async with (
         start_server(database_url="postgresql://127.0.0.1:1/none") as server,
         grpc.aio.insecure_channel(str(server.address)) as channel,
@@ -134,13 +134,13 @@ async def test_no_database(start_server: StartServer) -> None:
 
 
 async def test_no_schema(start_server: StartServer, empty_database_url: str) -> None:
-    """UNAVAILABLE where the database has not been migrated yet."""
+    """Calls are UNAVAILABLE while the database is not migrated."""
     async with start_server(database_url=empty_database_url) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         assert (await failure(pb.BackupServiceStub(channel).Get(pb.GetBackupRequest(backup_id="a")))).code is StatusCode.UNAVAILABLE
 
 
 async def test_no_connection_free_in_time(start_server: StartServer, sql: Sql, add_backups: AddBackups) -> None:
-    """UNAVAILABLE where all connections are busy for longer than a call waits for one."""
+    """A call is UNAVAILABLE if no connection becomes free within BACKUPS_ACQUIRE_TIMEOUT."""
     [backup] = await add_backups(1)
     async with start_server(pool_size=1, acquire_timeout="1") as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         stub = pb.BackupServiceStub(channel)
@@ -166,7 +166,7 @@ async def test_the_callers_deadline(server: Server, stub: pb.BackupServiceStub, 
 
 
 async def test_the_longest_a_request_may_take(start_server: StartServer, sql: Sql) -> None:
-    """DEADLINE_EXCEEDED when a call has taken as long as any may, whatever deadline its client set."""
+    """A call that takes longer than BACKUPS_REQUEST_TIMEOUT is DEADLINE_EXCEEDED, even if its client set a later deadline."""
     async with start_server(request_timeout="0.3") as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         stub = pb.BackupServiceStub(channel)
         async with sql.transaction():
@@ -177,7 +177,7 @@ async def test_the_longest_a_request_may_take(start_server: StartServer, sql: Sq
                 assert answer.code is StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_the_unforeseen(
+async def test_unexpected_error(
     server: Server, stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """INTERNAL with a fixed text and a request id; the cause is in the log under that id, its text nowhere."""
@@ -201,7 +201,7 @@ async def test_the_unforeseen(
 async def test_an_answer_that_comes_too_late(
     stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What fails after the call is over is nobody's error: its own code is logged, and not that it could not be told."""
+    """If a call has already ended when its handler fails, its own code is logged, and not the failure to send the answer."""
 
     async def late(self: object, backup_id: str, **_: object) -> bytes:
         time.sleep(0.6)  # noqa: ASYNC251  # blocks the event loop, so that only gRPC's core sees the deadline pass
@@ -219,7 +219,7 @@ async def test_an_answer_that_comes_too_late(
 
 
 async def test_calls_that_have_no_time_left(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is asked of PostgreSQL for them: a busy server would do so until it answers nobody in time."""
+    """Calls whose deadline has passed send no query to PostgreSQL: otherwise an overloaded server would answer no call in time."""
     asked = []
 
     async def get(self: object, backup_id: str, **_: object) -> bytes:
@@ -275,7 +275,7 @@ async def test_unknown_methods(channel: Any) -> None:
     ],
 )
 async def test_request_ids(stub: pb.BackupServiceStub, metadata: list[tuple[str, str]], request_id: str | None) -> None:
-    """The request id is the client's where it is sane, else a new one, in every answer's trailers."""
+    """The trailers of every answer have the client's request id if it is well-formed, otherwise a new one."""
     answer = await failure(stub.Get(pb.GetBackupRequest(backup_id="a"), metadata=metadata))
     if request_id:
         assert answer.request_id == request_id

@@ -1,4 +1,4 @@
-"""Callers and what they may read: tokens over a real socket, keys from a real file."""
+"""Authentication and authorization with tokens over a real socket and keys from a real file."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ async def test_a_good_token(guarded: StartGuarded, issuer: Issuer, jwks: Path, a
 
 
 async def test_what_a_bearer_may_not_read(guarded: StartGuarded, issuer: Issuer, jwks: Path, add_backups: AddBackups) -> None:
-    """List of a forbidden folder is PERMISSION_DENIED whatever else is wrong; Get of its backup is what one that is not there gets."""
+    """List of a forbidden folder is PERMISSION_DENIED even if the request is invalid; Get of its backup is answered like an absent one."""
     [hidden] = await add_backups(1, id="hidden", folder_id="f2")
     metadata = [*_bearer(issuer.token("k1")), ("x-request-id", "r1")]
     async with guarded(jwks) as stub:
@@ -73,7 +73,7 @@ async def test_what_a_bearer_may_not_read(guarded: StartGuarded, issuer: Issuer,
 
 @pytest.mark.parametrize("what", list(BAD_TOKENS))
 async def test_bad_tokens(guarded: StartGuarded, issuer: Issuer, jwks: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """UNAUTHENTICATED with a fixed text, nothing else told, and the token in no log; a good token still passes."""
+    """A bad token is UNAUTHENTICATED with a fixed text and without details, and is not logged; valid tokens are not affected."""
     token = BAD_TOKENS[what].make(issuer)
     async with guarded(jwks) as stub:
         for call in (
@@ -139,7 +139,7 @@ async def test_a_token_expires_while_it_is_remembered(
 
 
 class _Clock:
-    """What PyJWT asks for the time."""
+    """The clock that PyJWT reads."""
 
     def __init__(self, now: float) -> None:
 

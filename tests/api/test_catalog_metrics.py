@@ -40,7 +40,7 @@ def _clusters(scraped: dict[Any, float], name: str = _COMPLETION) -> set[str]:
 
 
 async def test_each_cluster_and_tool(start_server: StartServer, import_url: str, sql: Sql) -> None:
-    """Of each cluster and tool: the last backup's completion, size and duration, how many there are, the last import; kept up to date."""
+    """Metrics have the last backup's completion, size and duration, the number of backups and the last import of each cluster and tool."""
     await _load(import_url, "c1", 1, 2)
     await _load(import_url, "c2")
     async with start_server(**_ON) as server:
@@ -112,7 +112,7 @@ async def test_not_more_than_so_many(start_server: StartServer, import_url: str,
 async def test_a_catalog_that_cannot_be_read(
     start_server: StartServer, import_url: str, sql: Sql, events: list[dict[str, Any]], break_sql: str, fix_sql: str
 ) -> None:
-    """While the catalog cannot be read, scrapes go on and show what was read last, and when; the log says so once."""
+    """While the catalog cannot be read, scrapes return the last values and their time, and the log has one line."""
     await _load(import_url, "c1", 1)
     async with start_server(**_ON) as server:
         await _until(server, lambda scraped: _clusters(scraped) == {"c1"})
@@ -128,7 +128,7 @@ async def test_a_catalog_that_cannot_be_read(
     assert len([log for log in events if log["event"] == "catalog metrics not refreshed"]) == 1
 
 
-async def test_before_there_is_a_database(start_server: StartServer) -> None:
+async def test_without_database(start_server: StartServer) -> None:
     """A server whose database was never there answers scrapes, without anything of the catalog."""
     async with start_server(**_ON, database_url="postgresql://127.0.0.1:1/none") as server:
         scraped = await _scrape(server)

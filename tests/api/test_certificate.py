@@ -1,4 +1,4 @@
-"""TLS: files that are followed, clients with certificates, and health checks beside it in plaintext."""
+"""TLS: reloaded certificates, client certificates, and the plaintext listener for health checks."""
 
 import contextlib
 from pathlib import Path
@@ -178,7 +178,7 @@ async def test_health_in_plaintext(start_server: StartServer, authority: Authori
 
 @pytest.mark.parametrize("spoil", ["cert", "key", "other key"])
 async def test_files_that_cannot_be_used(start_server: StartServer, authority: Authority, files: Files, spoil: str) -> None:
-    """At the start, files that are missing or do not fit are a clear error, without what is in them."""
+    """At the start, files that are missing or do not belong together are one clear error that does not contain their content."""
     if spoil == "cert":
         files.cert.unlink()
     else:
@@ -193,7 +193,7 @@ async def test_files_that_cannot_be_used(start_server: StartServer, authority: A
 async def test_an_authority_that_cannot_be_used(
     start_server: StartServer, authority: Authority, files: Files, tmp_path: Path, spoilt: bytes
 ) -> None:
-    """A file of clients' authorities without a certificate is a clear error at the start; later, what was there before stays."""
+    """A client CA file without a certificate is a clear error at the start; later, the previous authorities remain in use."""
     clients, client_ca = Authority(), tmp_path / "clients.crt"
     client_ca.write_bytes(spoilt)
     settings = files.settings | {"tls_client_ca": str(client_ca)}

@@ -1,4 +1,4 @@
-"""Limits on what a client can hold of a replica: requests that it sends half, answers that it does not read, its share of the limit."""
+"""Limits of a client: incomplete requests, unread answers, and its share of the admission limit."""
 
 import asyncio
 import json
@@ -183,7 +183,7 @@ async def test_a_share_for_each_address(start_server: StartServer, sql: Sql) -> 
 
 
 async def test_a_forged_address(start_server: StartServer, sql: Sql) -> None:
-    """A peer that is not a trusted proxy is limited by its own address, whatever it forwards."""
+    """A peer that is not a trusted proxy is limited by its own address, for any `x-forwarded-for`."""
     async with start_server(admission_limit=10) as server, AsyncExitStack() as stack:
         options = [("grpc.enable_retries", 0)]
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(str(server.address), options=options))

@@ -1,4 +1,4 @@
-"""grpc.health.v1 and reflection: what probes and grpcurl ask."""
+"""grpc.health.v1 and reflection."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -45,7 +45,7 @@ async def test_serving(health: Any, service: str) -> None:
 
 
 async def test_unknown_service(health: Any) -> None:
-    """Check of a service that there is not is NOT_FOUND; Watch says SERVICE_UNKNOWN and stays, as the protocol asks."""
+    """Check of an unknown service is NOT_FOUND; Watch returns SERVICE_UNKNOWN and stays open, as the protocol requires."""
     assert (await failure(health.Check(health_pb2.HealthCheckRequest(service="x" * 10_000)))).code is StatusCode.NOT_FOUND
     watch = health.Watch(health_pb2.HealthCheckRequest(service="x"))
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -130,7 +130,7 @@ async def test_too_many_watchers(server: Server, channel: grpc.aio.Channel, heal
     watches[1].cancel()
 
 
-async def test_once_closed_never_serving() -> None:
+async def test_not_serving_after_close() -> None:
     """A readiness check that ends after the server began to stop does not make it serve again."""
     health = Health()
     health.set(serving=True)
@@ -159,8 +159,8 @@ async def test_reflection(channel: grpc.aio.Channel) -> None:
     assert pb.DESCRIPTOR.serialized_pb in answer.file_descriptor_response.file_descriptor_proto
 
 
-async def test_reflection_that_is_left_open(start_server: StartServer) -> None:
-    """A stream whose client asks nothing ends as any other call does, and gives back its room among the calls in flight."""
+async def test_idle_reflection_stream(start_server: StartServer) -> None:
+    """A stream without requests ends at the request timeout and releases its cost."""
     async with start_server(request_timeout="0.5") as server:
         channel: Any = grpc.aio.insecure_channel(str(server.address))
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
@@ -170,8 +170,8 @@ async def test_reflection_that_is_left_open(start_server: StartServer) -> None:
                 await asyncio.sleep(0.01)
 
 
-async def test_reflection_is_off_unless_asked_for(start_server: StartServer) -> None:
-    """Without the setting there is no reflection."""
+async def test_reflection_is_off_by_default(start_server: StartServer) -> None:
+    """Without the setting, reflection is UNIMPLEMENTED."""
     async with start_server(reflection=None) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await _reflect(channel, list_services="")

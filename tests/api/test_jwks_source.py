@@ -213,7 +213,7 @@ async def test_time_limit_of_reads(source: Source, monkeypatch: pytest.MonkeyPat
 
 
 async def test_request_headers(source: Source) -> None:
-    """Caches between the service and the issuer are asked for the current document, uncompressed."""
+    """Requests to the issuer ask caches for the current document, uncompressed."""
     source.answer = (200, b"document")
     await jwks_source(source.url)()
     assert source.received["cache-control"] == "no-cache"

@@ -66,7 +66,7 @@ async def test_calls_are_counted(start_server: StartServer, add_backups: AddBack
 
 
 async def test_the_state_of_the_server(start_server: StartServer) -> None:
-    """Readiness, admission, the pool and what the server is can be read."""
+    """Metrics have the readiness, the admission limit, the pool and the versions of the server."""
     async with start_server(metrics_listen="127.0.0.1:0", pool_size=3, admission_limit=7) as server:
         async with asyncio.timeout(10):
             while not _of(scraped := await _scrape(server), "backups_ready"):
@@ -99,7 +99,7 @@ async def test_what_grows_old(start_server: StartServer, sql: Sql, tmp_path: Pat
 
 
 async def test_a_port_that_is_taken(start_server: StartServer) -> None:
-    """A port for metrics that is taken is a clear error, and nothing is left open."""
+    """If the metrics port is in use, the start fails with a clear error and closes everything."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -119,10 +119,10 @@ class _Big(Collector):
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /met", b"GET /metrics HTTP/1.1\r\n\r\n"])
-async def test_connections_that_are_left(
+async def test_stalled_connections(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], said: bytes
 ) -> None:  # fmt: skip
-    """A connection that asks nothing, or half a question, or reads no answer, ends with its thread; nothing is written amid the log."""
+    """A connection without a complete request, or that does not read its response, is closed with its thread, and nothing is logged."""
     monkeypatch.setattr("service.observability.metrics._Scrape.timeout", 1)
     async with start_server(metrics_listen="127.0.0.1:0") as server:
         server.metrics.collect(_Big())

@@ -89,7 +89,7 @@ async def test_page_token_key(start_server: StartServer, add_backups: AddBackups
 
 
 async def test_page_token_key_in_one_step(start_server: StartServer, add_backups: AddBackups) -> None:
-    """Without the steps walks break: what they are for."""
+    """Changing the key in one step breaks paging, which is why there are three steps."""
     await add_backups(9)
     async with _side_by_side(start_server, _PAGE_TOKEN_KEY[0], _PAGE_TOKEN_KEY[3]) as servers:
         answer = await failure(_walk(servers))
@@ -147,7 +147,7 @@ async def test_schema(start_server: StartServer, add_backups: AddBackups, sql: S
         assert old.health.serving
 
 
-async def test_tokens_become_wanted(start_server: StartServer, add_backups: AddBackups, tmp_path: Path) -> None:
+async def test_turning_on_authentication(start_server: StartServer, add_backups: AddBackups, tmp_path: Path) -> None:
     """Clients send tokens first (1), then replicas want them (2): both kinds of replica serve such clients."""
     backups = await add_backups(5)
     issuer = Issuer("k")

@@ -1,4 +1,4 @@
-"""Logs: what stands in a line, and what never does."""
+"""Content of log lines, and values that must not be in them."""
 
 import asyncio
 import json
@@ -85,7 +85,7 @@ async def test_fields_are_documented(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_line_cannot_be_forged(capsys: pytest.CaptureFixture[str]) -> None:
-    """Line breaks in what is logged do not make a line."""
+    """Line breaks in logged values do not start a new line."""
     logs.configure_logging(log_format="json", log_level="info")
     logs.event("x", value='a\n{"event": "forged"}\u2028\r')
     assert len(capsys.readouterr().err.splitlines()) == 1
