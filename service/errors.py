@@ -1,7 +1,7 @@
-"""What can go wrong. An error's docstring is its message, its attributes are facts; nothing here knows of statuses or SQL.
+"""All expected errors. The docstring of an error is its default message; its attributes are facts, not status codes.
 
 Error
-├── RequestError                a call is answered with it (the statuses: service/api/error_status.py)
+├── RequestError                answers a call (statuses: service/api/error_status.py)
 │   ├── InvalidRequest              violations
 │   │   └── InvalidPageToken
 │   ├── UndecodableRequest
@@ -20,7 +20,7 @@ Error
 ├── ConnectFailed               PostgreSQL cannot be connected to securely
 ├── TracingUnavailable          a server starts without traces
 ├── InvalidJwks                 a document is not a JWKS; the previous keys stay
-└── CommandError                a command ends with it, as one line
+└── CommandError                ends a command, with one line on standard error
     ├── InvalidSettings
     ├── PortTaken
     ├── InvalidIdPrefix             prefix, limit
@@ -32,7 +32,7 @@ Error
     ├── CatalogNotWritable
     ├── SchemaError
     ├── EmbeddedPostgresError
-    └── CallFailed                  what a service answered to this command
+    └── CallFailed                  the service returned an error to this command
 """
 
 from typing import Literal, NamedTuple, TypeAlias
@@ -50,14 +50,14 @@ class RequestError(Error):
 
 
 class Violation(NamedTuple):
-    """A limit of the contract that a field of a request breaks; neither part echoes what the client sent."""
+    """A field of a request that violates the contract, and its limit. It contains no value from the request."""
 
     field: str
     description: str
 
 
 class InvalidRequest(RequestError):
-    """The request breaks limits of the API."""
+    """The request violates limits of the API."""
 
     def __init__(self, violations: list[Violation]) -> None:
         super().__init__()
@@ -72,11 +72,11 @@ class InvalidPageToken(InvalidRequest):
 
 
 class UndecodableRequest(RequestError):
-    """The request's bytes are not a message of this method."""
+    """The request is not a valid message of this method."""
 
 
 class BackupNotFound(RequestError):
-    """There is no such backup."""
+    """The backup does not exist, or the caller may not read it."""
 
     def __init__(self, backup_id: str) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class BackupNotFound(RequestError):
 
 
 class ApiEndpointNotFound(RequestError):
-    """There is no such endpoint."""
+    """The endpoint does not exist."""
 
     def __init__(self, api_endpoint_id: str) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class ApiEndpointNotFound(RequestError):
 
 
 class UnknownService(RequestError):
-    """There is no service of this name."""
+    """No service has this name."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ Rejection: TypeAlias = Literal[
 
 
 class Unauthenticated(RequestError):
-    """The call has no credentials, or bad ones."""
+    """The credentials of the call are missing or invalid."""
 
     def __init__(self, reason: Rejection) -> None:
         super().__init__()
@@ -135,15 +135,15 @@ class Forbidden(RequestError):
 
 
 class KeysUnavailable(RequestError):
-    """There are no keys, or only too old ones, to verify credentials with."""
+    """Credentials cannot be verified now: the signing keys are missing or too old."""
 
 
 class Overloaded(RequestError):
-    """As many calls as are admitted at once are being answered."""
+    """The admission limit is reached."""
 
 
 class ShuttingDown(RequestError):
-    """The server is about to stop."""
+    """The server is shutting down."""
 
 
 class DeadlineExceeded(RequestError):
@@ -163,7 +163,7 @@ class ConnectFailed(Error):
 
 
 class TracingUnavailable(Error):
-    """There can be no traces."""
+    """Traces cannot be exported."""
 
 
 class InvalidJwks(Error):
@@ -186,7 +186,7 @@ class PortTaken(CommandError):
 
 
 class InvalidIdPrefix(CommandError):
-    """The ids of backups cannot begin like this."""
+    """The ids of backups cannot begin with this prefix."""
 
     def __init__(self, prefix: str, *, limit: int) -> None:
         super().__init__(
@@ -197,7 +197,7 @@ class InvalidIdPrefix(CommandError):
 
 
 class InvalidTimeZone(CommandError):
-    """There is no such time zone."""
+    """The time zone does not exist."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name!a} is no time zone: --timezone names the coordinator's, such as Europe/Berlin or Etc/UTC")
@@ -217,7 +217,7 @@ class InvalidEntry(InvalidListing):
 
 
 class ImportRefused(CommandError):
-    """The import would do what was not asked for."""
+    """The import would make a change that no option allows."""
 
 
 class RemovalRejected(CommandError):
@@ -237,4 +237,4 @@ class EmbeddedPostgresError(CommandError):
 
 
 class CallFailed(CommandError):
-    """The service did not do what it was asked."""
+    """The service returned an error."""

@@ -1,7 +1,6 @@
-"""Every setting of the server and its commands: the only reader of the environment, but for OpenTelemetry's own variables.
+"""All settings of the server and its commands. No other module reads environment variables, except OpenTelemetry its own.
 
-A setting that is absent has a default with which the service works; a value that cannot be used is one clear line, without the value
-where that could be secret.
+Every setting has a default with which the service works. An invalid value is an error of one line, which does not contain secrets.
 """
 
 import base64
@@ -44,7 +43,7 @@ def _address(text: object) -> Address:
 
 
 def _public_address(text: object) -> Address:
-    """What clients connect to: no wildcard, no port 0, and nothing that belongs to a URL."""
+    """Parse an address that clients can connect to: no wildcard, no port 0, and no part of a URL."""
     address = _address(text)
     if not address.port or not re.fullmatch(_PUBLIC_HOST, address.host) or address.host in ("0.0.0.0", "::"):  # noqa: S104  # refused
         raise ValueError("must be the host:port that clients connect to, such as backups.example.com:443")
@@ -59,12 +58,14 @@ def _database_url(text: object) -> object:
 
 def _role(name: str) -> str:
     if not _ROLE.fullmatch(name):
-        raise ValueError("must be the name of a PostgreSQL role: a small letter, then small letters, digits, _ $ -, at most 63 in all")
+        raise ValueError(
+            "must be the name of a PostgreSQL role: a lower-case letter, then lower-case letters, digits, _ $ -, at most 63 characters"
+        )
     return name
 
 
 def _key(text: object) -> object:
-    """The bytes of a page token key: base64, as `openssl rand -base64 32` prints it, or the word `default`."""
+    """Return the bytes of a page token key: base64, as `openssl rand -base64 32` prints it, or the word `default`."""
     if not isinstance(text, str):
         return text
     if text == "default":
@@ -79,7 +80,7 @@ def _key(text: object) -> object:
 
 
 def _networks(text: object) -> object:
-    """Networks, as addresses or in CIDR notation, separated by commas."""
+    """Parse networks: addresses or CIDR notation, separated by commas."""
     if not isinstance(text, str):
         return text
     try:
@@ -273,10 +274,10 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls, **overrides: Any) -> "Settings":
-        """The settings of the environment; overrides come from a command's options.
+        """Read the environment. `overrides` are options of a command.
 
         Raises:
-            InvalidSettings: one line a setting that cannot be used.
+            InvalidSettings: one line for each invalid setting.
         """
         try:
             return cls(**overrides)
@@ -296,7 +297,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        """What belongs together."""
+        """Check settings that depend on each other."""
         if self.auth == "jwt":
             for name in ("jwks", "jwt_issuer", "jwt_audience"):
                 if not getattr(self, name):
@@ -315,7 +316,7 @@ class Settings(BaseSettings):
 
     @property
     def wants_traces(self) -> bool:
-        """Whether OpenTelemetry's own variables ask for traces; the rest of them is for OpenTelemetry to read. Empty is unset."""
+        """True if OpenTelemetry's variables turn tracing on. An empty variable counts as unset."""
         if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
             return False
         if exporter := os.environ.get("OTEL_TRACES_EXPORTER", "").strip():
@@ -330,8 +331,8 @@ class Settings(BaseSettings):
         """
         if self.auth == "none" and not self.allow_anonymous and not self.listen.is_loopback:
             raise InvalidSettings(
-                f"{ENV_PREFIX}LISTEN is {self.listen}, where everybody could read everything: "
-                f"set {ENV_PREFIX}AUTH=jwt, or {ENV_PREFIX}ALLOW_ANONYMOUS=true if that is meant"
+                f"{ENV_PREFIX}LISTEN is {self.listen}, where any client could read all backups: "
+                f"set {ENV_PREFIX}AUTH=jwt, or {ENV_PREFIX}ALLOW_ANONYMOUS=true if this is intended"
             )
         if self.catalog_metrics and self.metrics_listen and not self.metrics_listen.is_loopback and not self.allow_anonymous_metrics:
             raise InvalidSettings(
@@ -340,9 +341,10 @@ class Settings(BaseSettings):
             )
 
     def require_database_url(self) -> str:
-        """
+        """Return the database URL.
+
         Raises:
-            InvalidSettings: there is none.
+            InvalidSettings: it is not set.
         """
         if self.database_url is None:
             raise InvalidSettings(f"{ENV_PREFIX}DATABASE_URL is not set (postgresql://user:password@host:port/database)")
