@@ -24,7 +24,7 @@ class PlaintextLoop:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.refused: str | None = None
-        """How the server requested the password, if that was refused."""
+        """The way in which the server requested the password, if the request was refused."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)

@@ -37,7 +37,7 @@ async def replication_lag(database: "Database") -> timedelta:
 def connect_unless_lagging(connect: Connect, max_lag: timedelta) -> Connect:
     """Return a function that connects to the primary if the preferred standby lags more than `max_lag`.
 
-    Without it, a standby that has lost its primary would be preferred for as long as it runs. If there is no primary, the function
+    Without it, a standby that has lost its primary would be preferred for as long as it runs. If no primary can be reached, the function
     connects to the lagging standby, and the server reports that it is not ready.
     """
 

@@ -35,7 +35,7 @@ async def _cause(url: str, query: str = "SELECT 1", limits: Limits = LIMITS) -> 
     [
         ("postgresql://u@127.0.0.1:1/d", "cannot connect to 127.0.0.1:1: connection refused"),
         ("postgresql://u@backups.invalid/d?sslmode=disable", "cannot connect to backups.invalid:5432: the host name was not found"),
-        ("postgresql://u@/d?host=/nowhere", "cannot connect to /nowhere/.s.PGSQL.5432: there is no such socket"),
+        ("postgresql://u@/d?host=/nowhere", "cannot connect to /nowhere/.s.PGSQL.5432: the socket does not exist"),
         (
             "postgresql://u@127.0.0.1:1,127.0.0.1:2/d",
             "cannot connect to 127.0.0.1:1: connection refused; cannot connect to 127.0.0.1:2: connection refused",
@@ -63,7 +63,7 @@ async def test_unknown_role_and_database(postgres: EmbeddedPostgres, database_na
     """The cause names a role or a database that does not exist."""
     socket = f"{postgres.sockets}/.s.PGSQL.5432"
     assert await _cause(postgres.url(database_name, user="absent")) == f'{socket} rejected role "absent": role "absent" does not exist'
-    assert await _cause(postgres.url("absent")) == f'there is no database "absent" on {socket}'
+    assert await _cause(postgres.url("absent")) == f'database "absent" does not exist on {socket}'
 
 
 async def test_rights_to_connect(postgres: EmbeddedPostgres, database_url: str, database_name: str, sql: Sql) -> None:
@@ -191,9 +191,9 @@ async def test_terminated_session(database_url: str, sql: Sql) -> None:
 @pytest.mark.parametrize(
     ("arguments", "name", "cause"),
     [
-        (["status"], "absent", 'there is no database "absent" on '),
-        (["migrate"], "absent", 'there is no database "absent" on '),
-        (["import", "walg", "--folder-id", "f", "--cluster-id", "c"], "absent", 'there is no database "absent" on '),
+        (["status"], "absent", 'database "absent" does not exist on '),
+        (["migrate"], "absent", 'database "absent" does not exist on '),
+        (["import", "walg", "--folder-id", "f", "--cluster-id", "c"], "absent", 'database "absent" does not exist on '),
         (["status"], "", 'the schema is not migrated (relation "imports" does not exist): run `backup-service migrate`'),
         (["import", "walg", "--folder-id", "f", "--cluster-id", "c"], "", "the schema is not migrated (relation "),
     ],

@@ -214,7 +214,7 @@ async def test_lagging_standby(pair: Pair, primary_sql: Sql, standby_sql: Sql) -
 
 
 async def test_lagging_standby_without_a_primary(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None:
-    """A preferred standby is used although it lags if there is no primary."""
+    """A preferred standby is used although it lags if the primary cannot be reached."""
     await _caught_up(primary_sql, standby_sql)
     url = pair.url("prefer-standby").replace(str(pair.primary.sockets), "/nowhere")
     async with open_database(url, _LIMITS, max_replication_lag=timedelta(seconds=-1)) as database:
