@@ -47,7 +47,7 @@ Fault = Callable[[random.Random], Awaitable[None]]
 
 
 class Soaked(NamedTuple):
-    """A deployment whose replicas, and whoever imports, reach PostgreSQL by a proxy."""
+    """A deployment whose replicas and imports connect to PostgreSQL through a proxy."""
 
     deployment: Deployment
     postgres: EmbeddedPostgres
