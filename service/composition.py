@@ -44,7 +44,7 @@ _READINESS_PERIOD = timedelta(seconds=1)
 
 
 class _Parts(NamedTuple):
-    """What several other parts need."""
+    """Parts that several other parts need."""
 
     settings: Settings
     tracing: "Tracing | None"

@@ -34,14 +34,14 @@ _GOAWAY = timedelta(milliseconds=20)
 _HEALTH_GRACE = timedelta(seconds=1)
 
 WATCHDOG_MARGIN = timedelta(seconds=10)
-"""How much longer than its bound a shutdown may take before the process exits."""
+"""Time after the bound of the shutdown at which the process exits."""
 
 
 class ShutdownTimes(NamedTuple):
-    """How long the steps of a graceful shutdown may take."""
+    """Bounds of the steps of a graceful shutdown."""
 
     drain_delay: timedelta
-    """How long the server answers calls while it is NOT_SERVING, for load balancers to notice."""
+    """Time in which the server still answers calls while it reports NOT_SERVING, for load balancers to react."""
     grace: timedelta
     """For calls in flight."""
     closing: timedelta

@@ -120,7 +120,7 @@ def _jwks(source: str) -> str:
     url = urlsplit(source)
     if url.scheme == "http" and not is_loopback(url.hostname or ""):
         raise ValueError(
-            "must begin with https://, because anybody on the network can change keys over http:// (allowed for loopback only)"
+            "must begin with https://, because http:// lets an attacker on the network replace the keys (allowed for loopback only)"
         )
     return source
 
@@ -157,8 +157,10 @@ class Settings(BaseSettings):
         BeforeValidator(_database_url),
         Field(description="PostgreSQL, as postgresql://user:password@host:port/database."),
     ] = None
-    service_role: Annotated[Role, Field(description="The role that `migrate` lets read the catalog, where it exists.")] = "backups_service"
-    import_role: Annotated[Role, Field(description="The role that `migrate` lets write the catalog's rows, where it exists.")] = (
+    service_role: Annotated[Role, Field(description="Role that `migrate` grants read access to the catalog, if it exists.")] = (
+        "backups_service"
+    )
+    import_role: Annotated[Role, Field(description="Role that `migrate` grants write access to the rows of the catalog, if it exists.")] = (
         "backups_import"
     )
     listen: Annotated[
@@ -166,68 +168,64 @@ class Settings(BaseSettings):
     ] = Address("127.0.0.1", 50051)
     public_address: Annotated[
         PublicAddress,
-        Field(description="host:port under which official clients reach the service, over TLS; with it, `ApiEndpointService` is served."),
+        Field(description="host:port at which official clients reach the service, over TLS. If set, `ApiEndpointService` is served."),
     ] = None
     page_token_key: Annotated[Key, Field(description="Seals page tokens: base64 of 32, 48 or 64 random bytes, or `default`.")] = (
         SecretBytes(DEFAULT_KEY)
     )
     page_token_keys_accepted: Annotated[
-        list[Key], NoDecode, BeforeValidator(_keys), Field(description="Further keys whose page tokens are accepted, with commas between.")
+        list[Key], NoDecode, BeforeValidator(_keys), Field(description="More keys whose page tokens are accepted, separated by commas.")
     ] = []
-    pool_size: Annotated[int, Field(ge=1, le=1000, description="The most connections to PostgreSQL that calls of a server hold.")] = 10
+    pool_size: Annotated[int, Field(ge=1, le=1000, description="Maximum number of connections to PostgreSQL for calls.")] = 10
     pool_max_age: Annotated[
         Seconds,
-        Field(description="How old a connection to PostgreSQL may become, in seconds: a server whose role has changed is left by then."),
+        Field(
+            description="Maximum age of a connection to PostgreSQL, in seconds. After a failover, no query uses the old server for longer."
+        ),
     ] = timedelta(minutes=5)
     pooler: Annotated[
         Literal["none", "transaction"],
-        Field(description="`transaction`: PgBouncer, or its like, is in between, and lends servers by the transaction."),
+        Field(description="`transaction`: a pooler such as PgBouncer is in between, in transaction pooling mode."),
     ] = "none"
     max_replication_lag: Annotated[
-        Seconds, Field(description="How far a standby may be behind, in seconds; a server that reads from one further behind is not ready.")
+        Seconds, Field(description="Maximum replication lag of a standby, in seconds. With more lag, the replica is not ready.")
     ] = timedelta(minutes=1)
-    connect_timeout: Annotated[Seconds, Field(description="The longest that connecting to PostgreSQL may take, in seconds.")] = timedelta(
-        seconds=3
-    )
+    connect_timeout: Annotated[Seconds, Field(description="Timeout for connecting to PostgreSQL, in seconds.")] = timedelta(seconds=3)
     acquire_timeout: Annotated[
-        Seconds, Field(description="The longest that a call waits for a connection, in seconds; then it is UNAVAILABLE.")
+        Seconds, Field(description="How long a call waits for a connection before it is UNAVAILABLE, in seconds.")
     ] = timedelta(seconds=5)
     request_timeout: Annotated[
         Seconds,
-        Field(
-            description="The longest that a call may take, in seconds; then DEADLINE_EXCEEDED. Its client gets as long to read the answer."
-        ),
+        Field(description="How long a call may take, in seconds; then DEADLINE_EXCEEDED. Clients have the same time to read the answer."),
     ] = timedelta(seconds=10)
-    shutdown_grace: Annotated[
-        Seconds, Field(description="How long calls in flight may take to finish when the server stops, in seconds.")
-    ] = timedelta(seconds=10)
+    shutdown_grace: Annotated[Seconds, Field(description="How long calls in flight may take during shutdown, in seconds.")] = timedelta(
+        seconds=10
+    )
     drain_delay: Annotated[
         SecondsOrZero,
-        Field(description="How long a server that is to stop still serves, NOT_SERVING, for balancers to notice, in seconds; 0 in `dev`."),
+        Field(description="How long calls are answered after NOT_SERVING is reported, for load balancers, in seconds; 0 in `dev`."),
     ] = timedelta(seconds=5)
     connection_max_age: Annotated[
-        Seconds | None, Field(description="How long a client's connection lives, in seconds, for balancers that only see TCP.")
+        Seconds | None, Field(description="Maximum age of a client's connection, in seconds, for load balancers that balance connections.")
     ] = None
     admission_limit: Annotated[
         int,
         Field(
             ge=1,
             le=1_000_000,
-            description="Cost of the calls in flight: 1 each, and 1 for each hundred backups of a page; beyond, RESOURCE_EXHAUSTED.",
+            description="Limit of the cost of calls in flight: 1 each, and 1 for each hundred backups of a page.",
         ),
     ] = 1000
     trusted_proxies: Annotated[
         list[Network],
         NoDecode,
         BeforeValidator(_networks),
-        Field(
-            description="Peers whose `x-forwarded-for` names the client, by its last address: addresses or networks, with commas between."
-        ),
+        Field(description="Peers whose last address in `x-forwarded-for` is the client: addresses or networks, separated by commas."),
     ] = []
     auth: Annotated[
-        Literal["none", "jwt"], Field(description="`jwt`: callers need a bearer token; `none`: everybody reads everything.")
+        Literal["none", "jwt"], Field(description="`jwt`: callers need a bearer token. `none`: any client can read all backups.")
     ] = "none"
-    allow_anonymous: Annotated[bool, Field(description="Let `none` listen on other addresses than loopback.")] = False
+    allow_anonymous: Annotated[bool, Field(description="Allow `none` on addresses other than loopback.")] = False
     jwks: Annotated[
         Annotated[str, AfterValidator(_jwks)] | None, Field(description="The keys that sign tokens: a JWKS, as a file or an https URL.")
     ] = None
@@ -242,34 +240,34 @@ class Settings(BaseSettings):
     jwt_max_lifetime: Annotated[Seconds, Field(description="How far in the future `exp` of a token may be, in seconds.")] = timedelta(
         days=1
     )
-    tls_cert: Annotated[Path | None, Field(description="Certificate chain, PEM; followed when it changes.")] = None
+    tls_cert: Annotated[Path | None, Field(description="Certificate chain, PEM; reloaded when it changes.")] = None
     tls_key: Annotated[Path | None, Field(description="Its private key, PEM, without a password.")] = None
-    tls_client_ca: Annotated[Path | None, Field(description="With it, clients need a certificate of this authority.")] = None
+    tls_client_ca: Annotated[Path | None, Field(description="If set, clients need a certificate of this authority.")] = None
     tls_client_names: Annotated[
         frozenset[str] | None,
         NoDecode,
         BeforeValidator(_tls_names),
-        Field(description="DNS names or URIs, separated by commas: with it, the client's certificate must have one of them."),
+        Field(description="DNS names or URIs, separated by commas. If set, client certificates must have one of them."),
     ] = None
     health_listen: Annotated[
-        OptionalAddress, Field(description="host:port for health checks alone, in plaintext: for probes without TLS.")
+        OptionalAddress, Field(description="host:port for health checks only, in plaintext, for probes without TLS.")
     ] = None
-    metrics_listen: Annotated[OptionalAddress, Field(description="host:port for Prometheus' metrics, over HTTP.")] = None
-    catalog_metrics: Annotated[bool, Field(description="Tell Prometheus each cluster's last backup and last import.")] = False
+    metrics_listen: Annotated[OptionalAddress, Field(description="host:port for Prometheus metrics, over HTTP.")] = None
+    catalog_metrics: Annotated[bool, Field(description="Serve metrics of each cluster's last backup and last import.")] = False
     allow_anonymous_metrics: Annotated[
         bool,
-        Field(description="Let the metrics of the catalog, which contain folder and cluster ids, listen on other addresses than loopback."),
+        Field(description="Allow metrics of the catalog, which contain folder and cluster ids, on addresses other than loopback."),
     ] = False
-    catalog_metrics_refresh: Annotated[Seconds, Field(description="How often these are read from the catalog, in seconds.")] = timedelta(
-        minutes=1
+    catalog_metrics_refresh: Annotated[Seconds, Field(description="How often the metrics of the catalog are read, in seconds.")] = (
+        timedelta(minutes=1)
     )
     catalog_metrics_limit: Annotated[
         int,
         Field(ge=1, le=100_000, description="Maximum number of clusters (once for each tool) with metrics, the most overdue ones first."),
     ] = 1000
     reflection: Annotated[bool | None, Field(description="Serve gRPC reflection; on in `dev` and off in `serve` unless set.")] = None
-    data_folder: Annotated[Path, Field(description="Where `dev` keeps its embedded PostgreSQL.")] = Path(__file__).parents[1] / ".data"
-    log_format: Annotated[Literal["json", "console"], Field(description="json, or console for people.")] = "json"
+    data_folder: Annotated[Path, Field(description="Folder of the embedded PostgreSQL of `dev`.")] = Path(__file__).parents[1] / ".data"
+    log_format: Annotated[Literal["json", "console"], Field(description="json, or console for a human-readable format.")] = "json"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="The least severe level that is logged.")] = "info"
 
     @classmethod

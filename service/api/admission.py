@@ -19,7 +19,7 @@ from service.errors import Overloaded, ShuttingDown
 from service.waiting import sleep_in_steps
 
 FAIRNESS_WINDOW = timedelta(seconds=10)
-"""How long a client that calls limits every other client to half of the admission limit."""
+"""Time after a call in which every other client is limited to half of the admission limit."""
 
 MAX_INCOMPLETE_REQUESTS = 1000
 

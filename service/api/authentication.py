@@ -133,12 +133,12 @@ class Verified(NamedTuple):
 
 
 class TokenRules(NamedTuple):
-    """What the claims of a token must fulfil."""
+    """Requirements on the claims of a token."""
 
     issuer: str
     audience: str
     max_lifetime: timedelta
-    """How far in the future `exp` may be."""
+    """Maximum time from now until `exp`."""
 
 
 class JwtAuthenticator:

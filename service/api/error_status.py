@@ -24,7 +24,7 @@ _QUOTED_MAX_LENGTH = 128  # characters of at most 4 bytes, so that the trailers 
 
 
 class Status(NamedTuple):
-    """How a call is answered that fails with an error."""
+    """Code, reason and text with which a failed call is answered."""
 
     code: StatusCode
     reason: str

@@ -54,7 +54,7 @@ _metadata: ContextVar[_Metadata] = ContextVar("metadata", default=())
 
 
 class _Method(NamedTuple):
-    """How the calls of a method are handled."""
+    """A method with its handler and its rules."""
 
     name: str
     metrics: MethodMetrics

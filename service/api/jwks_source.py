@@ -1,4 +1,4 @@
-"""Where a JWKS document is read from: a file or a URL. Every read is bounded in bytes and in time."""
+"""Sources of a JWKS document: a file or a URL. Every read is bounded in bytes and in time."""
 
 import asyncio
 import os

@@ -77,5 +77,8 @@ class Listener:
             raise port_taken(self.address, setting=self._setting) from exc
 
     def stop(self, grace: timedelta) -> "asyncio.Future[None]":
-        """Stop listening, send GOAWAY, and cancel the calls that are not finished after `grace`; return a future of the end."""
+        """Stop listening, send GOAWAY, and cancel the calls that are not finished after `grace`.
+
+        Returns: a future that is done when the listener has stopped.
+        """
         return asyncio.ensure_future(self.server.stop(grace.total_seconds()))

@@ -59,7 +59,7 @@ class SigningKeys:
         """Return the key with this id. Without an id, return the only key.
 
         Raises:
-            Unauthenticated: there is no such key. The JWKS is read again soon.
+            Unauthenticated: the key is unknown. The JWKS is read again soon.
             KeysUnavailable: see `problem`.
         """
         if self.problem:

@@ -48,7 +48,7 @@ class Tracing:
     """Creates spans and exports them as the variables OTEL_... configure."""
 
     flush_within = timedelta(seconds=3)
-    """How long sending the last spans may take during shutdown."""
+    """Timeout for sending the last spans during shutdown."""
 
     def __init__(self, *, trusts_callers: bool) -> None:
         """
@@ -111,16 +111,8 @@ class Tracing:
             if not trace.get_current_span().is_recording():
                 yield lambda: None
                 return
-            operation, table = _summary(text)
-            attributes = {
-                "db.system.name": "postgresql",
-                "db.namespace": database,
-                "db.operation.name": operation,
-                "db.collection.name": table,
-                "db.query.summary": f"{operation} {table}",
-                "db.query.text": text,
-            }
-            span = self._tracer.start_span(f"{operation} {table}", kind=SpanKind.CLIENT, attributes=attributes)
+            attributes = _query_attributes(text, database)
+            span = self._tracer.start_span(attributes["db.query.summary"], kind=SpanKind.CLIENT, attributes=attributes)
             try:
                 yield lambda: span.add_event("connected")
             except BaseException as exc:
@@ -144,6 +136,18 @@ def _require(name: str, only: str) -> None:
     value = os.environ.get(name, "").strip() or only
     if value != only:
         raise TracingUnavailable(f"{name} must be {only} or unset: no other value is supported")
+
+
+def _query_attributes(text: str, database: str) -> dict[str, str]:
+    operation, table = _summary(text)
+    return {
+        "db.system.name": "postgresql",
+        "db.namespace": database,
+        "db.operation.name": operation,
+        "db.collection.name": table,
+        "db.query.summary": f"{operation} {table}",
+        "db.query.text": text,
+    }
 
 
 @lru_cache(maxsize=100)

@@ -29,7 +29,7 @@ def _all() -> list[pb.ApiEndpoint]:
 
 
 async def test_list(endpoints: pb.ApiEndpointServiceStub) -> None:
-    """List returns both ids that clients need with the public address, whatever the page size and token."""
+    """List returns both ids that clients need with the public address, for any page size and token."""
     for request in (
         pb.ListApiEndpointsRequest(),
         pb.ListApiEndpointsRequest(page_size=1, page_token="x"),

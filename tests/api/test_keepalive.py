@@ -11,7 +11,7 @@ _ENHANCE_YOUR_CALM = 11
 
 
 async def _ping(connection: Connection) -> bool:
-    """Whether the ping is answered, rather than the connection ended."""
+    """Return True if the ping is answered, False if the connection is closed."""
     connection.send(PingFrame(opaque_data=b"keepaliv"))
     while True:
         frame = await connection.frame()

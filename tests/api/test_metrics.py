@@ -118,9 +118,9 @@ class _Big(Collector):
         yield metric
 
 
-@pytest.mark.parametrize("said", [b"", b"GET /met", b"GET /metrics HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize("sent", [b"", b"GET /met", b"GET /metrics HTTP/1.1\r\n\r\n"])
 async def test_stalled_connections(
-    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], said: bytes
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], sent: bytes
 ) -> None:  # fmt: skip
     """A connection without a complete request, or that does not read its response, is closed with its thread, and nothing is logged."""
     monkeypatch.setattr("service.observability.metrics._Scrape.timeout", 1)
@@ -130,7 +130,7 @@ async def test_stalled_connections(
         threads = threading.active_count()
         with contextlib.ExitStack() as stack:
             for _ in range(3):
-                stack.enter_context(socket.create_connection(server.metrics_address)).sendall(said)
+                stack.enter_context(socket.create_connection(server.metrics_address)).sendall(sent)
             async with asyncio.timeout(20):
                 while threading.active_count() == threads:
                     await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""What docs/deploying.md does step by step, with a replica before the step and one after it side by side.
+"""The steps of docs/deploying.md, each with a replica before the step and one after it, at the same time.
 
 Calls go to both in turn, as a balancer sends them.
 """
@@ -158,7 +158,7 @@ async def test_turning_on_authentication(start_server: StartServer, add_backups:
 
 
 async def test_other_settings(start_server: StartServer, add_backups: AddBackups) -> None:
-    """What replicas do not share may differ: pools, timeouts, admission, ages of connections."""
+    """Replicas may differ in pools, timeouts, admission limits and ages of connections."""
     backups = await add_backups(5)
     other = {"pool_size": 1, "request_timeout": "3", "admission_limit": 20, "connection_max_age": "1", "shutdown_grace": "1"}
     async with _side_by_side(start_server, {}, other) as servers:

@@ -92,7 +92,7 @@ def test_a_line_cannot_be_forged(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is less severe than the level set is not logged."""
+    """Events below the configured level are not logged."""
     logs.configure_logging(log_format="json", log_level="warning")
     logs.event("quiet")
     logs.event("loud", level="warning")

@@ -157,7 +157,7 @@ def test_jwks_sources(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
 def test_http_jwks_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error for an http URL has the reason and the allowed values."""
     monkeypatch.setenv("BACKUPS_JWKS", "http://identity.example.org/jwks.json")
-    with pytest.raises(InvalidSettings, match="^BACKUPS_JWKS: must begin with https://, because anybody on the network"):
+    with pytest.raises(InvalidSettings, match="^BACKUPS_JWKS: must begin with https://, because http:// lets an attacker"):
         Settings.read()
 
 
