@@ -19,9 +19,23 @@ _CASES = {f"{call}, {over}" for call in ("Get", "List 100", "List 1000") for ove
 
 @pytest.mark.timeout(180)  # about fifteen seconds on an idle machine, because it starts a dozen processes
 async def test_a_short_run(tmp_path: Path) -> None:
-    """`python -m bench` fills a catalog, measures the service and a peer, and writes its tables and JSON."""
+    """`python -m bench` fills a catalog, measures the service and two peers, and writes its tables and JSON."""
     done = await processes.run(
-        *(sys.executable, "-m", "bench", "--backups", "300", "--peers", "asyncpg", "--rounds", "1", "--seconds", "0.1", "--imports", "50"),
+        *(
+            sys.executable,
+            "-m",
+            "bench",
+            "--backups",
+            "300",
+            "--peers",
+            "asyncpg,no-interceptor",
+            "--rounds",
+            "1",
+            "--seconds",
+            "0.1",
+            "--imports",
+            "50",
+        ),
         *("--data", tmp_path / "data", "--output", tmp_path / "results"),
         cwd=ROOT,
         env=environment(),
@@ -30,7 +44,7 @@ async def test_a_short_run(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results" / "calls.json").read_text())
     assert results["calls"].keys() == _CASES
     for systems in results["calls"].values():
-        assert systems.keys() == {"service", "asyncpg"}
+        assert systems.keys() == {"service", "asyncpg", "no interceptor"}
         for [measure] in systems.values():
             assert all(measure[field] > 0 for field in ("calls_s", "p50_ms", "p99_ms", "server_us", "postgres_us", "bytes_a_call"))
     assert results["depth"].keys() == {"page 1", "page 3"}
