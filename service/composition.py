@@ -127,7 +127,7 @@ def _tracing(settings: Settings, opened: contextlib.AsyncExitStack) -> "Tracing 
         tracing = Tracing(trusts_callers=settings.auth == "jwt" or settings.tls_client_ca is not None)
     except ImportError:
         problem = (
-            "variables OTEL_... are set, but OpenTelemetry is not installed: install the extra `tracing`, or set OTEL_SDK_DISABLED=true"
+            "variables OTEL_... are set, but OpenTelemetry is not installed: see requirements/production.txt, or set OTEL_SDK_DISABLED=true"
         )
     except TracingUnavailable as exc:
         problem = str(exc)
