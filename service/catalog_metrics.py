@@ -11,12 +11,12 @@ from prometheus_client.registry import Collector
 
 from service.observability import logs
 from service.postgres.database import Database
-from service.postgres.last_imports import Imported, Oldest, oldest
+from service.postgres.freshness import Freshness, Oldest, oldest
 
-_LABELS = ("folder_id", "cluster_id", "tool")
+_LABELS = ("folder_id", "cluster_id", "tool", "database")
 
 # None means no sample: a cluster without a backup has no time of its last backup.
-_METRICS: dict[str, tuple[str, Callable[[Imported], float | None]]] = {
+_METRICS: dict[str, tuple[str, Callable[[Freshness], float | None]]] = {
     "backup_catalog_last_completion_timestamp_seconds": (
         "When the last backup was completed, in seconds since 1970.",
         lambda each: None if each.last_created_at is None else each.last_created_at.timestamp(),
@@ -25,7 +25,10 @@ _METRICS: dict[str, tuple[str, Callable[[Imported], float | None]]] = {
         "Duration of the last backup, in seconds.",
         lambda each: None if each.last_duration is None else each.last_duration.total_seconds(),
     ),
-    "backup_catalog_last_size_bytes": ("Size of the last backup; 0 if the tool records none.", lambda each: each.last_size),
+    "backup_catalog_last_size_bytes": (
+        "Size of the last restorable backup, in bytes; no sample if it is unknown.",
+        lambda each: each.last_size,
+    ),
     "backup_catalog_backups": ("Number of backups in the catalog after the last import.", lambda each: each.backups),
     "backup_catalog_last_import_timestamp_seconds": (
         "When the last import began, in seconds since 1970, even if it changed nothing.",
@@ -67,7 +70,7 @@ class CatalogMetrics(Collector):
             family = GaugeMetricFamily(name, help_text, labels=_LABELS)
             for each in found.kept:
                 if (value := value_of(each)) is not None:
-                    family.add_metric((each.folder_id, each.source_cluster_id, each.tool), value)
+                    family.add_metric((each.folder_id, each.source_cluster_id, each.tool, each.database or ""), value)
             yield family
         left_out = "Clusters beyond the limit, counted once for each tool: those whose last backup is newest."
         yield GaugeMetricFamily("backup_catalog_left_out", left_out, value=found.left_out)

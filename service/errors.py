@@ -19,6 +19,7 @@ Error
 │   └── CatalogUnavailable
 ├── ConnectFailed               PostgreSQL cannot be connected to securely
 ├── TracingUnavailable          a server starts without traces
+├── InvalidEntry                entry, field, reason: an entry of a listing cannot be a backup
 ├── InvalidJwks                 a document is not a JWKS; the previous keys stay
 └── CommandError                ends a command, with one line on standard error
     ├── InvalidSettings
@@ -26,7 +27,6 @@ Error
     ├── InvalidIdPrefix             prefix, limit
     ├── InvalidTimeZone             name
     ├── InvalidListing              the input is not a listing of this tool
-    │   └── InvalidEntry                entry, field, reason
     ├── ImportRefused
     ├── RemovalRejected
     ├── CatalogNotWritable
@@ -166,6 +166,14 @@ class TracingUnavailable(Error):
     """Traces cannot be exported."""
 
 
+class InvalidEntry(Error):
+    """An entry of a listing has a value that a backup cannot have."""
+
+    def __init__(self, entry: str, field: str, reason: str) -> None:
+        super().__init__(f"{entry}: {field}: {reason}")
+        self.entry, self.field, self.reason = entry, field, reason
+
+
 class InvalidJwks(Error):
     """The document is not a JWKS."""
 
@@ -206,14 +214,6 @@ class InvalidTimeZone(CommandError):
 
 class InvalidListing(CommandError):
     """The input is not a listing of this tool."""
-
-
-class InvalidEntry(InvalidListing):
-    """An entry of the listing has a value that cannot be a backup's."""
-
-    def __init__(self, entry: str, field: str, reason: str) -> None:
-        super().__init__(f"{entry}: {field}: {reason}{'' if reason.endswith('?') else '.'} Nothing was imported.")
-        self.entry, self.field, self.reason = entry, field, reason
 
 
 class ImportRefused(CommandError):

@@ -159,11 +159,8 @@ CREATE TABLE imports ({OWNER_COLUMNS.format(table="imports")}
   imported_at timestamptz NOT NULL,
   entries bigint NOT NULL CONSTRAINT imports_entries CHECK (entries >= 0),
   skipped bigint NOT NULL CONSTRAINT imports_skipped CHECK (skipped BETWEEN 0 AND entries),
-  backups bigint NOT NULL CONSTRAINT imports_backups CHECK (backups >= 0),
-  last_backup_id text COLLATE "C",
-  last_created_at timestamptz,
-  unusable bigint NOT NULL DEFAULT 0 CONSTRAINT imports_unusable CHECK (unusable BETWEEN 0 AND skipped),
-  excluded bigint NOT NULL DEFAULT 0 CONSTRAINT imports_excluded CHECK (excluded BETWEEN 0 AND skipped),
+  unusable bigint NOT NULL CONSTRAINT imports_unusable CHECK (unusable BETWEEN 0 AND skipped),
+  excluded bigint NOT NULL CONSTRAINT imports_excluded CHECK (excluded BETWEEN 0 AND skipped),
   PRIMARY KEY (source_cluster_id, tool)
 )"""
 

@@ -17,7 +17,7 @@ from service.cli.environment import read_settings
 from service.cli.help import example
 from service.cli.option_groups import option_groups
 from service.cli.time_range import instant
-from service.entry import Entry, Skipped, completed_since
+from service.entry import Listed, Selection
 from service.errors import CommandError
 from service.postgres.import_backups import Options, Target, check_target, load
 
@@ -43,7 +43,7 @@ def _owner(
     return _Owner(folder_id, cluster_id, cluster_id if id_prefix is None else id_prefix)
 
 
-def _since(
+def _selection(
     since: Annotated[
         datetime | None,
         typer.Option(
@@ -53,8 +53,12 @@ def _since(
             show_default=False,
         ),
     ] = None,
-) -> datetime | None:
-    return since
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Leave out the entry with this name of the tool. Repeatable.", show_default=False),
+    ] = None,
+) -> Selection:
+    return Selection(since, frozenset(exclude or ()))
 
 
 def _options(
@@ -73,10 +77,10 @@ def _options(
 @commands.command(
     epilog=example("wal-g backup-list --detail --json | backup-service import walg --folder-id f1 --cluster-id c1"),
 )
-@option_groups(owner=_owner, since=_since, options=_options)
+@option_groups(owner=_owner, selection=_selection, options=_options)
 def walg(
     owner: _Owner,
-    since: datetime | None,
+    selection: Selection,
     options: Options,
     file: Annotated[Path | None, typer.Argument(help="The listing; without it, standard input.", show_default=False)] = None,
 ) -> None:
@@ -88,7 +92,7 @@ def walg(
     from service.importers import walg as tool
 
     with _reading(file) as stream:
-        _load(tool.read(stream, id_prefix=owner.id_prefix), owner.target(tool.TOOL), options, since=since)
+        _load(tool.read(stream, id_prefix=owner.id_prefix, selection=selection), owner.target(tool.TOOL), options)
 
 
 @commands.command(
@@ -97,12 +101,12 @@ def walg(
         "      --folder-id f1 --cluster-id c1 --timezone Europe/Berlin",
     ),
 )
-@option_groups(owner=_owner, since=_since, options=_options)
+@option_groups(owner=_owner, selection=_selection, options=_options)
 def gpbackup(
     history: Annotated[Path, typer.Argument(metavar="PATH", help="The file gpbackup_history.db in the coordinator's data directory.")],
     timezone: Annotated[str, typer.Option(help="The time zone of the coordinator, in which gpbackup writes times, such as Europe/Berlin.")],
     owner: _Owner,
-    since: datetime | None,
+    selection: Selection,
     options: Options,
     backup_dir: Annotated[
         Path | None,
@@ -113,24 +117,27 @@ def gpbackup(
             show_default=False,
         ),
     ] = None,
+    ignore_database: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Leave a dropped database out of freshness and metrics. Repeatable.", show_default=False),
+    ] = None,
 ) -> None:
     """Import gpbackup's history file, gpbackup_history.db.
 
     The import is all or nothing, and importing the same history again changes nothing. The file is only read, and never locked for long.
-    gpbackup records no sizes: they are 0 without --backup-dir.
+    gpbackup records no sizes: they are unknown without --backup-dir.
     """
     from service.importers import gpbackup as tool
 
-    listing = tool.read(history, id_prefix=owner.id_prefix, timezone=timezone, backup_dir=backup_dir)
-    _load(listing, owner.target(tool.TOOL), options, since=since)
+    listing = tool.read(history, id_prefix=owner.id_prefix, timezone=timezone, backup_dir=backup_dir, selection=selection)
+    options = options._replace(ignore_databases=frozenset(ignore_database or ()))
+    _load(listing, owner.target(tool.TOOL), options)
 
 
-def _load(listing: Iterable[Entry | Skipped], target: Target, options: Options, *, since: datetime | None) -> None:
+def _load(listing: Iterable[Listed], target: Target, options: Options) -> None:
     from service.cli.import_summary import summary_lines
 
     check_target(target)
-    if since:
-        listing = completed_since(listing, since)
     summary = asyncio.run(load(read_settings().require_database_url(), listing, target, options))
     for line in summary_lines(summary, target):
         typer.echo(line)

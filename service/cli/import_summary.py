@@ -5,6 +5,11 @@ from collections.abc import Iterable, Iterator
 from service.cli.formatting import printable
 from service.postgres.import_backups import Noted, Summary, Target
 
+_CHAINS = {
+    "broken": "a broken chain: a backup that a restore needs is deleted or not in the listing (a storage that is down looks the same)",
+    "unknown": "an unknown chain: a backup that a restore needs was not imported or is not recorded",
+}
+
 _LINES_MAX = 20  # of each kind: a listing can contain any number of different reasons
 
 
@@ -12,21 +17,33 @@ def summary_lines(summary: Summary, target: Target) -> Iterator[str]:
     """Return the counts, the reasons of skipped entries and the warnings of an import or a dry run."""
     verb = "Would import" if summary.dry_run else "Imported"
     yield f"{verb} cluster {printable(target.source_cluster_id)} into folder {printable(target.folder_id)}: {_counts(summary)}."
-    if summary.kinds:
-        yield "  The listing has " + ", ".join(f"{count} {kind}" for kind, count in summary.kinds.items()) + "."
+    if summary.types:
+        yield "  The listing has " + ", ".join(f"{count} {name}" for name, count in summary.types.items()) + "."
     yield from _first(f"  {count} skipped: {reason}" for reason, count in summary.skipped.items())
+    yield from _unusable_lines(summary)
     yield from _first(f"  {noted.entries} {warning} [{_example(noted)}]" for warning, noted in summary.warnings.items())
+    if summary.missing:
+        yield f"  {summary.missing} newly missing from the listing: kept in the catalog, and not restorable, until --prune removes them"
+    for state, noted in summary.chains.items():
+        yield f"  {noted.entries} with {_CHAINS[state]} [{_example(noted)}]"
     if summary.dry_run and summary.pruned.refusal:
         yield f"  The import would be rejected: {summary.pruned.refusal}"
-    if not (summary.added or summary.changed or summary.pruned.removed or summary.moved):
+    if not (summary.added or summary.changed or summary.pruned.removed or summary.moved or summary.missing):
         yield "The catalog is already up to date." if summary.unchanged else "Nothing was imported: the listing has no usable entry."
+
+
+def _unusable_lines(summary: Summary) -> Iterator[str]:
+    for message in summary.unusable_examples:
+        yield f"  skipped: {message}"
+    if more := summary.unusable - len(summary.unusable_examples):
+        yield f"  skipped: {more} more unusable entries"
 
 
 def _counts(summary: Summary) -> str:
     counts = {"added": summary.added, "changed": summary.changed, "unchanged": summary.unchanged, "removed": summary.pruned.removed}
     if summary.moved:
         counts["moved to this folder"] = summary.moved
-    counts["skipped"] = sum(summary.skipped.values())
+    counts["skipped"] = summary.skipped_entries
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 

@@ -4,7 +4,7 @@ import ipaddress
 import re
 from typing import NamedTuple
 
-from service.entry import shown
+from service.entry import quoted
 from service.errors import CommandError
 
 _TCP = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?):(?P<port>\d{1,5})", re.ASCII)
@@ -31,7 +31,7 @@ class ServiceAddress(NamedTuple):
             return cls(text, path=path)
         matched = _TCP.fullmatch(text)
         if not matched or not 0 < int(matched["port"]) < 2**16:
-            raise CommandError(f"{shown(text)} is not the address of a service: use host:port, such as 127.0.0.1:50051, or unix:PATH")
+            raise CommandError(f"{quoted(text)} is not the address of a service: use host:port, such as 127.0.0.1:50051, or unix:PATH")
         return cls(text, host=matched["host"].removeprefix("[").removesuffix("]"), port=int(matched["port"]))
 
     @property

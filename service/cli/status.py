@@ -14,7 +14,7 @@ from service.cli.option_groups import check_text
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.postgres.last_imports import Imported
+    from service.postgres.freshness import Freshness
 
 commands = typer.Typer()
 
@@ -49,7 +49,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show each cluster's last backup and last import, by tool, from the PostgreSQL of BACKUPS_DATABASE_URL."""
-    rows = asyncio.run(_imported(read_settings(), folder_id, cluster_id))
+    rows = asyncio.run(_freshness(read_settings(), folder_id, cluster_id))
     now = datetime.now(UTC)
     _print(rows, now, max_age, as_json=as_json)
     if not rows:
@@ -58,7 +58,7 @@ def status(
         raise typer.Exit(2)
 
 
-def _print(rows: "list[Imported]", now: datetime, max_age: timedelta | None, *, as_json: bool) -> None:
+def _print(rows: "list[Freshness]", now: datetime, max_age: timedelta | None, *, as_json: bool) -> None:
     from service.cli import status_report
     from service.cli.table import Table, print_left_out, terminal_width
 
@@ -70,7 +70,7 @@ def _print(rows: "list[Imported]", now: datetime, max_age: timedelta | None, *, 
         print_left_out(table)
 
 
-def _report_overdue(rows: "list[Imported]", now: datetime, max_age: timedelta) -> bool:
+def _report_overdue(rows: "list[Freshness]", now: datetime, max_age: timedelta) -> bool:
     """Print the clusters that are overdue; return whether there are some, or there is no cluster at all."""
     from service.cli import status_report
 
@@ -80,9 +80,9 @@ def _report_overdue(rows: "list[Imported]", now: datetime, max_age: timedelta) -
     return bool(lines) or not rows
 
 
-async def _imported(settings: Settings, folder_id: str | None, cluster_id: str | None) -> "list[Imported]":
+async def _freshness(settings: Settings, folder_id: str | None, cluster_id: str | None) -> "list[Freshness]":
     from service import composition
-    from service.postgres.last_imports import imported
+    from service.postgres.freshness import freshness
 
     async with composition.database(settings) as database:
-        return await imported(database, folder_id=folder_id, cluster_id=cluster_id)
+        return await freshness(database, folder_id=folder_id, cluster_id=cluster_id)

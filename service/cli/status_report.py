@@ -8,10 +8,8 @@ from typing import Literal, NamedTuple, TypeAlias
 from service.cli import formatting
 from service.cli.formatting import duration, printable
 from service.cli.table import Column
-from service.postgres.last_imports import Imported
-
-# A backup that is dated further in the future has a wrong time, which would hide that no later backup is made.
-_CLOCK_TOLERANCE = timedelta(hours=1)
+from service.entry import CLOCK_TOLERANCE
+from service.postgres.freshness import Freshness
 
 Value: TypeAlias = str | int | datetime | timedelta | None
 
@@ -22,7 +20,7 @@ class Field(NamedTuple):
     name: str
     header: str | None
     """None: the table has no column for it."""
-    value: Callable[[Imported, datetime], Value]
+    value: Callable[[Freshness, datetime], Value]
     """Of the row and the current time. A duration is in seconds in JSON; an unknown value is null, and `-` in the table."""
     align: Literal["left", "right"] = "left"
     dropped: int = 0
@@ -36,6 +34,7 @@ FIELDS = (
     Field("folderId", "FOLDER", lambda row, _: row.folder_id, dropped=6),
     Field("clusterId", "CLUSTER", lambda row, _: row.source_cluster_id),
     Field("tool", "TOOL", lambda row, _: row.tool),
+    Field("database", "DATABASE", lambda row, _: row.database or None),
     Field("lastBackupId", None, lambda row, _: row.last_backup_id),
     Field("lastCompletedAt", "LAST COMPLETED", lambda row, _: row.last_created_at, dropped=3),
     Field("ageSeconds", "AGE", lambda row, now: _age(row.last_created_at, now), align="right"),
@@ -47,21 +46,21 @@ FIELDS = (
 )
 
 
-def columns(now: datetime) -> list[Column[Imported]]:
+def columns(now: datetime) -> list[Column[Freshness]]:
     """Return the columns of `status`."""
     return [_column(field, field.header, now) for field in FIELDS if field.header]
 
 
-def _column(field: Field, header: str, now: datetime) -> Column[Imported]:
+def _column(field: Field, header: str, now: datetime) -> Column[Freshness]:
     return Column(header=header, text=lambda row: _text(field, field.value(row, now)), align=field.align, dropped=field.dropped)
 
 
-def status_json(rows: Iterable[Imported], now: datetime, max_age: timedelta | None) -> str:
+def status_json(rows: Iterable[Freshness], now: datetime, max_age: timedelta | None) -> str:
     """Return all fields as JSON; with a limit also `overdue`, the list of reasons."""
     return json.dumps({"clusters": [_object(row, now, max_age) for row in rows]}, indent=2)
 
 
-def _object(row: Imported, now: datetime, max_age: timedelta | None) -> dict[str, object]:
+def _object(row: Freshness, now: datetime, max_age: timedelta | None) -> dict[str, object]:
     facts: dict[str, object] = {field.name: _json(field.value(row, now)) for field in FIELDS}
     return facts if max_age is None else facts | {"overdue": list(overdue(row, now, max_age))}
 
@@ -86,20 +85,21 @@ def _age(time: datetime | None, now: datetime) -> timedelta | None:
     return None if time is None else now - time
 
 
-def overdue(row: Imported, now: datetime, max_age: timedelta) -> Iterator[str]:
+def overdue(row: Freshness, now: datetime, max_age: timedelta) -> Iterator[str]:
     """Return the reasons why the last backup, or the last import, is too old or has an unusable time."""
     if row.last_created_at is None:
         yield "there is no backup"
     elif (age := now - row.last_created_at) > max_age:
         yield f"the last backup was completed {duration(age)} ago"
-    elif age < -_CLOCK_TOLERANCE:
+    elif age < -CLOCK_TOLERANCE:
         yield f"the last backup is dated {duration(-age)} from now"
     if (age := now - row.imported_at) > max_age:
         yield f"the last import was {duration(age)} ago"
 
 
-def overdue_lines(rows: Iterable[Imported], now: datetime, max_age: timedelta) -> Iterator[str]:
-    """Return a line for each cluster and tool that is overdue."""
+def overdue_lines(rows: Iterable[Freshness], now: datetime, max_age: timedelta) -> Iterator[str]:
+    """Return a line for each cluster, tool and database that is overdue."""
     for row in rows:
         if reasons := list(overdue(row, now, max_age)):
-            yield f"Overdue: cluster {printable(row.source_cluster_id)}, {row.tool}: {', and '.join(reasons)}."
+            tool = f"{row.tool}, database {printable(row.database)}" if row.database else row.tool
+            yield f"Overdue: cluster {printable(row.source_cluster_id)}, {tool}: {', and '.join(reasons)}."

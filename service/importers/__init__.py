@@ -1,1 +1,1 @@
-"""A tool's listing becomes entries of the catalog: a module a tool, without SQL."""
+"""Readers of the backup tools' listings, one module for each tool, without SQL."""

@@ -1,66 +1,58 @@
-"""gpbackup: its history, the SQLite file `gpbackup_history.db` in the coordinator's data directory.
+"""gpbackup: the history `gpbackup_history.db` in the coordinator's data directory.
 
-A row of its table `backups` is one logical backup of one database, completed or not (greenplum-db/gpbackup, history/history.go; the forks
-have the same).
+A row of its table `backups` is one run of gpbackup, a logical backup of one database (greenplum-db/gpbackup, history/history.go; the forks
+have the same table).
 
-- The file is opened read-only, for as long as one SELECT takes: a reader that lingers makes gpbackup's COMMIT fail, and its backup with it.
-- Memory: 64 KiB for a value, 128 MiB for all rows, 32 MiB for SQLite. Whatever the file contains, it is read within 3 s.
-- `created_at` is end_time and `started_at` is timestamp, the coordinator's local times: an hour that a change of clocks repeats is
-  resolved where one reading alone is consistent, and one that it skips is refused.
-- `size` is 0, for gpbackup records none, unless the backup's files can be added up (service/importers/gpbackup_files.py).
-- The id is `prefix:timestamp`; a timestamp is unique in a file.
+- `created_at` is end_time and `started_at` is timestamp, both in the coordinator's local time. In an hour that a clock change repeats,
+  the only consistent reading is taken, otherwise the earliest completion.
+- `size` is unknown, because gpbackup records none, unless the backup's files can be added up (gpbackup_files.py).
+- The id is `prefix:timestamp`. A timestamp is unique in a file.
+- A backup needs the other backups of its restore plan, which is complete: it includes the needs of the increments in it.
+- The type follows gpbackman (gpbckpconfig/utils.go).
 """
 
-import contextlib
 import re
-import sqlite3
-import stat
-import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from service.entry import Entry, Skipped, check_id_prefix, checked_time, shown
-from service.errors import CommandError, InvalidEntry, InvalidListing, InvalidTimeZone
+from service.entry import (
+    ENDS_BEFORE_IT_STARTS,
+    EXCLUDED,
+    NEEDS_MAX,
+    TOO_EARLY,
+    Attempt,
+    Contents,
+    Deleted,
+    Entry,
+    Listed,
+    Method,
+    Selection,
+    Skipped,
+    Unusable,
+    check_id_prefix,
+    checked_time,
+    quoted,
+)
+from service.errors import InvalidEntry, InvalidListing, InvalidTimeZone
 from service.importers.gpbackup_files import Files, local_size
+from service.importers.gpbackup_history import FILTERS, History, Row, read_history
 
 TOOL = "gpbackup"
 
-_LOCK_TIMEOUT_S = 10  # while gpbackup commits
-_READ_WITHIN_S = 3.0  # gpbackup's commit waits for a reader, for 5 s
-_INSTRUCTIONS = 1000  # of SQLite's, between two looks at the clock
-_VALUE_MAX = 64 << 10  # bytes of a value, and of a row: a real one has some hundred
-_NOT_UTF8_MAX = 100  # bytes
-_ROWS_MEMORY_MAX = 128 << 20  # bytes; a real row takes less than 1 KiB
-_SQLITE_MEMORY_MAX = 32 << 20  # bytes; a real history needs 3 MiB
-
 _TIMESTAMP = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)", re.ASCII)
 _VERSION = re.compile(r"(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?", re.ASCII)
+_DATABASE_MAX = 255  # bytes; NAMEDATALEN allows 63
 
 _COMPLETED = ("Success", "")  # gpbackup before 1.19.0 recorded successes only, without a status
-_NOT_COMPLETED = {"Failure": "failed", "In Progress": "not completed: still running, or ended by a crash"}
 _DELETION_FAILED = ("Plugin Backup Delete Failed", "Local Delete Failed")
 
-_FILTERS = ("exclude_schema_filtered", "exclude_table_filtered", "include_schema_filtered", "include_table_filtered")
-_COLUMNS = (
-    *("timestamp", "end_time", "status", "date_deleted", "backup_version", "backup_dir", "plugin"),
-    *("incremental", "data_only", "metadata_only", *_FILTERS, "segment_count"),
-)
-_ABSENT_IN_1_28_0 = {"segment_count"}
-
-# Neither a view nor a virtual table, which could be anything.
-_TABLE = "SELECT 1 FROM sqlite_schema WHERE name = 'backups' AND type = 'table' AND rootpage > 0"
-_PRESENT = "SELECT name FROM pragma_table_info('backups')"
-
-_AMBIGUOUS = "ambiguous: the clocks went back then; of the times that it can mean, the earliest completion was taken"
+_AMBIGUOUS = "ambiguous: the clocks went back at that time; the earliest possible completion was taken"
 _PRELIMINARY = "completion preliminary: gpbackup 1.29.0 and 1.29.1 recorded a time near the start"
-_UNKNOWN_END = "completion unknown, the start taken: gpbackup before 1.13.0 did not record it"
-_NO_SIZE = "of size 0: gpbackup records none"
-
-_Row = dict[str, Any]
+_UNKNOWN_END = "completion unknown, start taken: gpbackup before 1.13.0 did not record it"
+_NO_SIZE = "size unknown: gpbackup records none"
 
 
 class _Times(NamedTuple):
@@ -69,258 +61,293 @@ class _Times(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def read(history: Path, *, id_prefix: str, timezone: str, backup_dir: Path | None = None) -> Iterator[Entry | Skipped]:
-    """Return the backups of a history, oldest first. The file is read and closed before this returns, in bounded memory.
+class _Type(NamedTuple):
+    types: tuple[str, ...]
+    contents: Contents
+    method: Method
+
+
+def read(
+    history: Path,
+    *,
+    id_prefix: str,
+    timezone: str,
+    backup_dir: Path | None = None,
+    selection: Selection = Selection(),  # noqa: B008  # immutable
+) -> Iterator[Listed]:
+    """Return the rows of a history, oldest first. The file is read and closed before this returns, in bounded memory.
 
     Args:
-        timezone: of the coordinator, such as Europe/Berlin.
-        backup_dir: what `gpbackup --backup-dir` was given, where this machine has it: sizes are added up there.
+        timezone: The coordinator's, such as Europe/Berlin.
+        backup_dir: The directory of `gpbackup --backup-dir`, if this machine has it: sizes are added up there.
 
     Raises:
-        InvalidIdPrefix, InvalidTimeZone, InvalidListing, CommandError: at once.
-        InvalidEntry: at a row that cannot be a backup.
+        InvalidIdPrefix, InvalidTimeZone, CommandError: Raised by this call.
+        InvalidListing: Raised by this call, or by the iterator at a time that proves the time zone wrong.
     """
     check_id_prefix(id_prefix)
-    reader = _Reader(id_prefix, _zone(timezone), backup_dir)
-    columns, rows = _rows(history)
-    return (reader.entry(dict.fromkeys(_ABSENT_IN_1_28_0) | dict(zip(columns, map(_decoded, row), strict=True))) for row in rows)
+    zone = _zone(timezone)
+    found = read_history(history)
+    reader = _Reader(id_prefix, zone, backup_dir, selection, plans=found.plans, newest=_newest(found))
+    return (reader.listed(found.row(number)) for number in range(len(found.rows)))
+
+
+def _newest(history: History) -> dict[str, str]:
+    """Return the newest timestamp of each database, of runs in any state."""
+    rows = (history.row(number) for number in range(len(history.rows)))
+    return {str(row["database_name"]): str(row["timestamp"]) for row in rows}
 
 
 class _Reader:
-    """Rows to entries."""
+    """Conversion of rows to entries."""
 
-    def __init__(self, id_prefix: str, zone: ZoneInfo, backup_dir: Path | None) -> None:
+    def __init__(
+        self,
+        id_prefix: str,
+        zone: ZoneInfo,
+        backup_dir: Path | None,
+        selection: Selection,
+        *,
+        plans: dict[str, list[str]],
+        newest: dict[str, str],
+    ) -> None:
         self._id_prefix = id_prefix
         self._zone = zone
         self._backup_dir = backup_dir
+        self._selection = selection
+        self._plans = plans
+        self._newest = newest
 
-    def entry(self, row: _Row) -> Entry | Skipped:
+    def listed(self, row: Row) -> Listed:
+        """Return the entry of a row.
+
+        Raises:
+            InvalidListing: A time of the row proves the time zone wrong.
+        """
         timestamp = row["timestamp"]
-        label = f"backup {timestamp}" if _TIMESTAMP.fullmatch(str(timestamp)) else f"backup {shown(timestamp)}"
-        starts = self._instants(label, row, "timestamp")  # of all rows: an hour that was skipped proves a wrong zone
-        if reason := _not_there(label, row):
-            return Skipped(reason)
-        times = self._times(label, row, starts)
+        name = timestamp if isinstance(timestamp, str) and _TIMESTAMP.fullmatch(timestamp) else None
+        label = f"backup {name or quoted(timestamp)}"
+        try:
+            if excuse := self._not_a_backup(label, row, name):
+                return excuse
+            if name is None:
+                raise InvalidEntry(label, "timestamp", f"{quoted(timestamp)} is not a time such as 20261120031501")
+            return self._entry(label, row, name)
+        except InvalidEntry as exc:
+            return Unusable.by(name, exc)
+
+    def _not_a_backup(self, label: str, row: Row, name: str | None) -> Listed | None:
+        """Return why a row is not an existing backup. Its other values are not checked, so that they cannot make it unusable."""
+        status, deleted = _text(label, row, "status"), _text(label, row, "date_deleted")
+        if status == "Failure":
+            return self._attempt(row, name, "failed")
+        if status == "In Progress":
+            is_newest = self._newest.get(str(row["database_name"])) == name
+            return self._attempt(row, name, "running" if is_newest else "crashed")
+        if deleted == "In progress" or _TIMESTAMP.fullmatch(deleted):
+            reason = "being deleted" if deleted == "In progress" else "deleted"
+            return Deleted(name, reason) if name else Skipped(None, reason)
+        if name and self._selection.excludes(name):
+            return Skipped(name, EXCLUDED)
+        if name and self._is_too_early(row):
+            return Skipped(name, TOO_EARLY)
+        if status not in _COMPLETED:
+            raise InvalidEntry(label, "status", f"{quoted(status)} is unknown")
+        if deleted and deleted not in _DELETION_FAILED:
+            raise InvalidEntry(label, "date_deleted", f"{quoted(deleted)} is unknown")
+        return None
+
+    def _attempt(self, row: Row, name: str | None, state: str) -> Listed:
+        """Return the attempt of a row, or a skipped entry if its values cannot be read."""
+        reason = "failed" if state == "failed" else "not completed: still running, or ended by a crash"
+        started_at = self._approximate(row["timestamp"])
+        if name is None or started_at is None:
+            return Skipped(name, reason)
+        if self._selection.excludes(name):
+            return Skipped(name, EXCLUDED)
+        if self._selection.is_too_early(started_at):
+            return Skipped(name, TOO_EARLY)
+        try:
+            database = _database("", row)
+        except InvalidEntry:
+            return Skipped(name, reason)
+        return Attempt(name, database, started_at, state)  # type: ignore[arg-type]  # one of its three states
+
+    def _is_too_early(self, row: Row) -> bool:
+        """Return whether the backup was certainly completed before --since, even if its times are invalid in the zone."""
+        completed = self._approximate(row["timestamp"] if _has_no_end(row) else row["end_time"])
+        return completed is not None and self._selection.is_too_early(completed)
+
+    def _approximate(self, text: object) -> datetime | None:
+        """Return the instant of a local time, the later one if it is ambiguous or does not exist, or None if it is not a time."""
+        try:
+            local = _local(text)
+            instant = max(local.replace(tzinfo=self._zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+            return checked_time("", "", instant)
+        except (InvalidEntry, ValueError, OverflowError):
+            return None
+
+    def _entry(self, label: str, row: Row, name: str) -> Entry | Skipped:
+        times = self._times(label, row)
+        if self._selection.is_too_early(times.created_at):
+            return Skipped(name, TOO_EARLY)
+        kind = _type(label, row)
         size, size_warning = self._size(row)
         return Entry(
             label=label,
-            id=f"{self._id_prefix}:{timestamp}",
+            name=name,
+            id=f"{self._id_prefix}:{name}",
             created_at=checked_time(label, "end_time", times.created_at),
             started_at=checked_time(label, "timestamp", times.started_at),
             size=size,
-            kinds=_kinds(row),
+            method=kind.method,
+            contents=kind.contents,
+            database=_database(label, row),
+            needs=self._needs(label, name, kind),
+            types=kind.types,
             warnings=(*times.warnings, *_deletion_warning(row), *size_warning),
         )
 
-    def _times(self, label: str, row: _Row, starts: list[datetime]) -> _Times:
-        version = _version(row)
-        if version < (1, 13, 0) and not row["status"]:  # migrated by a later gpbackup, whose end_time is when it did that
+    def _needs(self, label: str, name: str, kind: _Type) -> tuple[str, ...]:
+        if kind.contents == "metadata only":
+            return ()
+        needs = tuple(dict.fromkeys(needed for needed in self._plans.get(name, ()) if needed != name))
+        if len(needs) > NEEDS_MAX:
+            raise InvalidEntry(label, "restore_plans", f"more than {NEEDS_MAX} backups")
+        for needed in needs:
+            if not _TIMESTAMP.fullmatch(needed):
+                raise InvalidEntry(label, "restore_plans", f"{quoted(needed)} is not a time such as 20261120031501")
+        return needs
+
+    def _times(self, label: str, row: Row) -> _Times:
+        starts = self._instants(label, row, "timestamp")
+        if _has_no_end(row):
+            ends, warnings = starts, (_UNKNOWN_END,)
             readings = [(start, start) for start in starts]
-            warnings: tuple[str, ...] = (_UNKNOWN_END,)
         else:
             ends = self._instants(label, row, "end_time")
+            version = _version(row)
+            warnings = (_PRELIMINARY,) if (1, 29) <= version < (1, 29, 2) else ()  # type: ignore[assignment]
             readings = sorted((end, start) for start in starts for end in ends if start <= end)
-            warnings = (_PRELIMINARY,) if version[:2] == (1, 29) and version < (1, 29, 2) else ()
         if not readings:
-            raise InvalidEntry(label, "end_time", f"{shown(row['end_time'])} is before its start")
+            return _Times(ends[0], ends[0], (*warnings, ENDS_BEFORE_IT_STARTS))
         created_at, started_at = readings[0]
         return _Times(created_at, started_at, warnings if len(readings) == 1 else (*warnings, _AMBIGUOUS))
 
-    def _instants(self, label: str, row: _Row, field: str) -> list[datetime]:
-        """When the coordinator's clock showed this: twice, where it was set back."""
-        text = _text(label, row, field)
-        matched = _TIMESTAMP.fullmatch(text)
-        try:
-            if not matched:
-                raise ValueError
-            local = datetime(*map(int, matched.groups()))  # type: ignore[arg-type]  # noqa: DTZ001  # a clock's face
-            instants = {local.replace(tzinfo=self._zone, fold=fold).astimezone(UTC) for fold in (0, 1)}
-            shown_as = sorted(instant for instant in instants if instant.astimezone(self._zone).replace(tzinfo=None) == local)
-        except (ValueError, OverflowError):
-            raise InvalidEntry(label, field, f"{shown(text)} is no time such as 20261120031501") from None
-        if not shown_as:
-            raise InvalidEntry(label, field, f"{local} does not exist in {self._zone.key}: is the zone right?")
-        return shown_as
+    def _instants(self, label: str, row: Row, field: str) -> list[datetime]:
+        """Return the instants at which the coordinator's clock showed a time: two if it was set back.
 
-    def _size(self, row: _Row) -> tuple[int, tuple[str, ...]]:
-        """Bytes, and where that is not known, why."""
+        Raises:
+            InvalidEntry: The value is not a time.
+            InvalidListing: No clock of the zone has shown this time, so that the zone, and with it every time, is wrong.
+        """
+        text = _text(label, row, field)
+        try:
+            local = _local(text)
+            candidates = {local.replace(tzinfo=self._zone, fold=fold).astimezone(UTC) for fold in (0, 1)}
+            instants = sorted(each for each in candidates if each.astimezone(self._zone).replace(tzinfo=None) == local)
+        except (ValueError, OverflowError):
+            raise InvalidEntry(label, field, f"{quoted(text)} is not a time such as 20261120031501") from None
+        if not instants:
+            raise InvalidListing(
+                f"{label}: {field}: {local} does not exist in {self._zone.key}: is the zone right? Nothing was imported. "
+                f"If the coordinator had another time zone then, leave this backup out: --exclude {row['timestamp']}"
+            )
+        return instants
+
+    def _size(self, row: Row) -> tuple[int | None, tuple[str, ...]]:
+        """Return the size in bytes, or None and the reason why it is unknown."""
         if self._backup_dir is None:
-            return 0, (f"{_NO_SIZE} (--backup-dir adds up the files of local backups)",)
+            return None, (f"{_NO_SIZE} (--backup-dir adds up the files of local backups)",)
         if row["plugin"]:
-            return 0, (f"{_NO_SIZE}, and a plugin keeps the files",)
+            return None, (f"{_NO_SIZE}, and a plugin stores the files",)
         if not row["backup_dir"]:
-            return 0, (f"{_NO_SIZE}, and the files are in the segments' own data directories",)
+            return None, (f"{_NO_SIZE}, and the files are in the segments' own data directories",)
         segments = row["segment_count"]
         if type(segments) is not int or not 0 < segments < 2**31:
-            return 0, (f"{_NO_SIZE}, nor how many segments the files are from",)
+            return None, (f"{_NO_SIZE}, nor the number of segments",)
         files = Files(str(row["timestamp"]), segments=segments, has_data=row["metadata_only"] != 1)
         found = local_size(self._backup_dir, files)
-        return (0, (f"of size 0: {found}",)) if isinstance(found, str) else (found, ())
+        return (None, (f"size unknown: {found}",)) if isinstance(found, str) else (found, ())
 
 
-def _not_there(label: str, row: _Row) -> str | None:
-    """Why a row is of no backup that one could restore."""
-    status, deleted = _text(label, row, "status"), _text(label, row, "date_deleted")
-    if status not in _COMPLETED:
-        return _NOT_COMPLETED.get(status, f"status unknown: {shown(status)}")
-    if not deleted or deleted in _DELETION_FAILED:
-        return None
-    if deleted == "In progress":
-        return "being deleted"
-    return "deleted" if _TIMESTAMP.fullmatch(deleted) else f"state of deletion unknown: {shown(deleted)}"
+def _local(text: object) -> datetime:
+    """Return a local time without its zone.
+
+    Raises:
+        ValueError: The value is not a time.
+    """
+    matched = _TIMESTAMP.fullmatch(text) if isinstance(text, str) else None
+    if not matched:
+        raise ValueError
+    return datetime(*map(int, matched.groups()))  # type: ignore[arg-type]  # noqa: DTZ001  # of a clock
 
 
-def _deletion_warning(row: _Row) -> tuple[str, ...]:
-    return (f"still there: deletion failed ({row['date_deleted']})",) if row["date_deleted"] else ()
+def _has_no_end(row: Row) -> bool:
+    """Return whether a later gpbackup migrated the row from one that recorded no end: its end_time is the time of the migration."""
+    return _version(row) < (1, 13, 0) and not row["status"]
 
 
-def _kinds(row: _Row) -> tuple[str, ...]:
-    """gpbackman's types, and whether parts of the database were left out."""
-    types = {"incremental": "incremental", "data_only": "data-only", "metadata_only": "metadata-only"}
-    kind = next((name for column, name in types.items() if row[column] == 1), "full")
-    return (kind, "filtered") if any(row[column] == 1 for column in _FILTERS) else (kind,)
+def _deletion_warning(row: Row) -> tuple[str, ...]:
+    return (f"still present: deletion failed ({row['date_deleted']})",) if row["date_deleted"] else ()
 
 
-def _version(row: _Row) -> tuple[int, int, int]:
-    """gpbackup's, of `1.30.5+dev.3.gabcdef` too; what cannot be read counts as new."""
+def _type(label: str, row: Row) -> _Type:
+    """Return gpbackman's type of a backup, and whether parts of the database were left out.
+
+    Raises:
+        InvalidEntry: gpbackup cannot make a backup with these flags.
+    """
+    incremental, data_only, metadata_only = (row[flag] == 1 for flag in ("incremental", "data_only", "metadata_only"))
+    filtered = any(row[column] == 1 for column in FILTERS)
+    method: Method = "incremental" if incremental else "base"
+    contents: Contents = "filtered" if filtered else "everything"
+    if metadata_only and not (incremental and data_only):
+        name, contents = "metadata-only", "metadata only"
+    elif incremental and data_only:
+        raise InvalidEntry(label, "incremental", "contradicts data_only")
+    elif data_only:
+        name, contents = "data-only", "data only"
+    else:
+        name = "incremental" if incremental else "full"
+    return _Type((name, "filtered") if filtered else (name,), contents, method)
+
+
+def _version(row: Row) -> tuple[int, int, int]:
+    """Return gpbackup's version, also of `1.30.5+dev.3.gabcdef`. An unreadable version counts as new."""
     matched = _VERSION.match(str(row["backup_version"]))
     return (int(matched[1]), int(matched[2]), int(matched[3] or 0)) if matched else (2**31, 0, 0)
 
 
-def _text(label: str, row: _Row, field: str) -> str:
+def _database(label: str, row: Row) -> str:
+    """Return the database's name. gpbackup records it as quote_ident prints it.
+
+    Raises:
+        InvalidEntry: The value is not the name of a database.
+    """
+    text = _text(label, row, "database_name")
+    name = text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text
+    if not name or "\0" in name or len(name.encode()) > _DATABASE_MAX:
+        raise InvalidEntry(label, "database_name", f"{quoted(text)} is not the name of a database")
+    return name
+
+
+def _text(label: str, row: Row, field: str) -> str:
+    """Return a text. NULL, which other tools may write, is empty.
+
+    Raises:
+        InvalidEntry: The value has another type.
+    """
     value = row[field]
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise InvalidEntry(label, field, f"{shown(value)} is no text")
+        raise InvalidEntry(label, field, f"{quoted(value)} is not text")
     return value
 
 
 def _zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
-    except (KeyError, ValueError, OSError):  # unknown; a path out of the database; a folder of it
+    except (KeyError, ValueError, OSError):  # unknown; a path outside the database; one of its folders
         raise InvalidTimeZone(name) from None
-
-
-def _rows(history: Path) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Return the names of the columns and the rows of the table `backups`, oldest first."""
-    _check_start(history)
-    try:
-        with contextlib.closing(sqlite3.connect(f"{history.absolute().as_uri()}?mode=ro", uri=True, timeout=_LOCK_TIMEOUT_S)) as connection:
-            _restrict(connection)
-            columns = _columns(history, connection)
-            rows = _selected(history, connection, columns)
-    except (sqlite3.Error, UnicodeDecodeError, MemoryError) as exc:  # the last two where it is damaged: see _complaint
-        raise InvalidListing(f"{history}: {_complaint(exc)} Nothing was imported.") from exc
-    # Not by SQLite, which would write its sort of a large file to the disk.
-    rows.sort(key=lambda row: str(_decoded(row[0])))
-    return columns, rows
-
-
-def _decoded(value: Any) -> Any:
-    """Return a value as SQLite's own types: text for `bytearray`. Text that is not UTF-8 is cut, as it is only shown in messages."""
-    if not isinstance(value, bytearray):
-        return value
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value[:_NOT_UTF8_MAX].decode("utf-8", "backslashreplace")
-
-
-def _restrict(connection: sqlite3.Connection) -> None:
-    """Bound the time and the memory that a crafted file can take, and let nothing in its schema call functions."""
-    connection.text_factory = bytearray  # fast, and not the type of a BLOB: `read` decodes it after the file is closed
-    connection.set_progress_handler(_Patience(_READ_WITHIN_S).is_over, _INSTRUCTIONS)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _VALUE_MAX)
-    for setting in ("trusted_schema = OFF", "cell_size_check = ON", f"hard_heap_limit = {_SQLITE_MEMORY_MAX}"):  # the last of the process
-        connection.execute(f"PRAGMA {setting}").fetchall()
-
-
-def _columns(history: Path, connection: sqlite3.Connection) -> list[str]:
-    """Return those of `_COLUMNS` that the table has. `pragma_table_info` leaves generated columns out, so these are missing."""
-    if not connection.execute(_TABLE).fetchall():
-        raise InvalidListing(
-            f"{history} is a SQLite file without gpbackup's table `backups`: not gpbackup's history. Nothing was imported."
-        )
-    present = {_decoded(name) for (name,) in connection.execute(_PRESENT)}
-    if missing := set(_COLUMNS) - present - _ABSENT_IN_1_28_0:
-        raise InvalidListing(f"{history}: its table `backups` has no column {', '.join(sorted(missing))}: not gpbackup's history.")
-    return [column for column in _COLUMNS if column in present]
-
-
-def _selected(history: Path, connection: sqlite3.Connection, columns: list[str]) -> list[tuple[Any, ...]]:
-    rows: list[tuple[Any, ...]] = []
-    room = _ROWS_MEMORY_MAX
-    for row in connection.execute(f"SELECT {', '.join(columns)} FROM backups"):  # noqa: S608  # our own names
-        room -= sys.getsizeof(row) + sum(map(sys.getsizeof, row))
-        if room < 0:
-            raise InvalidListing(
-                f"{history}: its rows take more than {_ROWS_MEMORY_MAX >> 20} MiB of memory, after {len(rows)} rows. "
-                "Remove old rows from a copy (gpbackman history-clean), and import the copy. Nothing was imported."
-            )
-        rows.append(row)
-    return rows
-
-
-class _Patience:
-    """Counts from the first look: SQLite takes none while it waits for a lock."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._ends: float | None = None
-
-    def is_over(self) -> bool:
-        now = time.monotonic()
-        if self._ends is None:
-            self._ends = now + self._seconds
-        return now > self._ends
-
-
-def _check_start(history: Path) -> None:
-    """
-    Raises:
-        CommandError: it cannot be read.
-        InvalidListing: it is no SQLite file.
-    """
-    try:
-        if not stat.S_ISREG(history.stat().st_mode):
-            raise InvalidListing(f"{history} is no file.")
-        with history.open("rb") as stream:
-            start = stream.read(100)
-    except OSError as exc:
-        raise CommandError(f"{history}: {exc.strerror}") from exc
-    if not start.startswith(b"SQLite format 3\0"):
-        raise InvalidListing(f"{history} is {_kind(start)}. Nothing was imported.")
-
-
-def _kind(start: bytes) -> str:
-    """What a file that is no SQLite file seems to be."""
-    if not start:
-        return "empty: no gpbackup has written to it"
-    if start.lstrip().startswith(b"backupconfigs:"):
-        return (
-            "gpbackup's history in YAML, of gpbackup before 1.28.0. Convert a copy of it: "
-            "gpbackman history-migrate --history-file COPY.yaml --history-db NEW.db (or gpbackup_manager migrate-history)"
-        )
-    return "no SQLite file: gpbackup's history is gpbackup_history.db in the coordinator's data directory"
-
-
-def _complaint(exc: Exception) -> str:
-    if isinstance(exc, MemoryError):
-        return f"SQLite needs more than {_SQLITE_MEMORY_MAX >> 20} MiB for it, so it may be damaged: copy it again, while no gpbackup runs."
-    is_garbled = isinstance(exc, UnicodeDecodeError)  # SQLite's own complaint, which quotes the bytes that are damaged
-    code = sqlite3.SQLITE_CORRUPT if is_garbled else getattr(exc, "sqlite_errorcode", 0)
-    match code & 0xFF:
-        case sqlite3.SQLITE_BUSY:
-            return "gpbackup is writing to it and did not finish: try again."
-        case sqlite3.SQLITE_INTERRUPT:
-            return (
-                f"reading it took longer than {_READ_WITHIN_S:g} s, and a gpbackup that is about to write would fail: import a copy of it."
-            )
-        case sqlite3.SQLITE_READONLY:
-            return "a write that was broken off has left its journal beside it: the next gpbackup undoes that write; import then."
-        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return "the file is damaged, or not whole: copy it again, while no gpbackup runs."
-        case _:
-            return f"SQLite cannot read it ({shown(str(exc))})."

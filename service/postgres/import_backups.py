@@ -1,21 +1,31 @@
-"""What an import writes: a tool's listing becomes a cluster's rows, in one transaction, all or nothing.
+"""Import of a tool's listing into a cluster's rows, in one transaction, all or nothing.
 
-The listing is copied into a temporary table; a few queries find what it would add, change and remove, and what forbids it;
-one MERGE then leaves unchanged rows alone (an upsert would rewrite all of them).
+The listing is copied into a temporary table. A few queries find what it would add, change and remove, and what prevents it. One MERGE then
+writes the rows that differ (an upsert would rewrite all of them). Chains, missing backups and freshness are derived afterwards. A dry run
+does the same and rolls back.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import asyncpg
 
-from service.entry import Entry, Skipped
-from service.errors import ImportRefused
+from service.entry import CLOCK_TOLERANCE, EXCLUDED, Attempt, Deleted, Entry, Listed, Skipped, Unusable
+from service.errors import ImportRefused, InvalidListing
+from service.postgres.chains import changed_rows, derive_chains
+from service.postgres.record_import import Counts, Owner, move_cluster, record_import
 from service.postgres.session import lock_cluster, open_session, vacuum_after
 
-# Removing more than this share of a cluster's rows is rather a listing that is not whole: a storage that was down, a failover.
+# If more of a database's backups would be removed, the listing is probably incomplete: a storage was down, or there was a failover.
 _PRUNE_SHARE = 0.5
+
+# If more of the entries are unusable, the listing is probably not of this tool, or of a version with another format.
+_UNUSABLE_SHARE = 0.1
+
+_EXAMPLES_MAX = 20  # unusable entries that the summary names
 
 ALL_FOLDERS = "*"  # in a token
 
@@ -23,16 +33,35 @@ _ID_MAX_LENGTH = 50  # of folders and clusters, in any characters
 
 _LISTING = """
     CREATE TEMPORARY TABLE listing (
-      entry text, id text COLLATE "C", created_at timestamptz, started_at timestamptz, size bigint
+      state text COLLATE "C", label text, name text COLLATE "C", id text COLLATE "C", created_at timestamptz, started_at timestamptz,
+      size bigint, method text COLLATE "C", contents text COLLATE "C", database text COLLATE "C", permanent boolean,
+      needs text[] COLLATE "C", attempt text COLLATE "C"
     ) ON COMMIT DROP"""
 
-_SAME_ID = """
-    SELECT DISTINCT ON (created_at, started_at, size) id, entry FROM listing
-    WHERE id = (SELECT id FROM listing GROUP BY id
-                HAVING (min(created_at), min(started_at), min(size)) <> (max(created_at), max(started_at), max(size)) LIMIT 1)"""
+_FACTS = ("created_at", "started_at", "size", "name", "method", "contents", "database", "permanent", "needs")
 
-_FOREIGN_ID = """
-    SELECT listing.entry, id, source_cluster_id, tool
+
+def _facts(table: str) -> str:
+    return ", ".join(f"{table}.{column}" for column in _FACTS)
+
+
+# Equal ids with equal times and size are one backup: two storages have it, or a versioned storage lists it once for each version.
+_LISTED = f"""(
+    SELECT DISTINCT ON (id) id, label, {_facts("listing")}
+    FROM listing WHERE state = 'usable'
+    ORDER BY id, permanent DESC NULLS LAST, method, needs) AS listed"""
+
+_CONFLICT = f"""
+    SELECT listed.label, listing.label AS other, id
+    FROM listing
+      JOIN (SELECT id FROM listing WHERE state = 'usable' GROUP BY id HAVING count(*) > 1) AS repeated USING (id)
+      JOIN {_LISTED} USING (id)
+    WHERE (listing.created_at, listing.started_at, listing.size, listing.name)
+      IS DISTINCT FROM (listed.created_at, listed.started_at, listed.size, listed.name)
+    LIMIT 1"""
+
+_TAKEN = """
+    SELECT label, id, source_cluster_id, tool, listing.name
     FROM listing JOIN backups USING (id)
     WHERE source_cluster_id <> $1 OR tool <> $2
     LIMIT 1"""
@@ -40,43 +69,47 @@ _FOREIGN_ID = """
 _IN_OTHER_FOLDER = """
     SELECT count(*) AS backups, min(folder_id) AS folder_id FROM backups WHERE source_cluster_id = $1 AND folder_id <> $2"""
 
-_MOVE = "UPDATE backups SET folder_id = $2 WHERE source_cluster_id = $1 AND folder_id <> $2"
-_MOVE_IMPORTS = "UPDATE imports SET folder_id = $2 WHERE source_cluster_id = $1 AND folder_id <> $2"
-
-_LISTED = "(SELECT DISTINCT ON (id) id, created_at, started_at, size FROM listing ORDER BY id) AS listed"
-_DIFFERS = "(backups.created_at, backups.started_at, backups.size) <> (listed.created_at, listed.started_at, listed.size)"
+_DIFFERS = f"({_facts('backups')}) IS DISTINCT FROM ({_facts('listed')})"
 
 _COMPARE = f"""
-    SELECT count(*) AS listed, count(backups.id) AS present, count(*) FILTER (WHERE {_DIFFERS}) AS changed
+    SELECT count(*) AS listed, count(backups.id) AS present, count(*) FILTER (WHERE backups.id IS NOT NULL AND {_DIFFERS}) AS changed
     FROM {_LISTED} LEFT JOIN backups USING (id)"""
 
 _MERGE = f"""
     MERGE INTO backups USING {_LISTED} ON backups.id = listed.id
     WHEN MATCHED AND {_DIFFERS} THEN
-      UPDATE SET created_at = listed.created_at, started_at = listed.started_at, size = listed.size
+      UPDATE SET {", ".join(f"{column} = listed.{column}" for column in _FACTS)}
     WHEN NOT MATCHED THEN
-      INSERT (id, folder_id, created_at, source_cluster_id, started_at, size, tool)
-      VALUES (listed.id, $1, listed.created_at, $2, listed.started_at, listed.size, $3)"""
+      INSERT (id, folder_id, source_cluster_id, tool, {", ".join(_FACTS)})
+      VALUES (listed.id, $1, $2, $3, {_facts("listed")})"""
 
-_UNLISTED = "source_cluster_id = $1 AND tool = $2 AND NOT EXISTS (SELECT FROM listing WHERE listing.id = backups.id)"
+# Skipped entries may exist, and so may their rows.
+_UNLISTED = """
+    source_cluster_id = $1 AND tool = $2
+    AND NOT EXISTS (SELECT FROM listing WHERE listing.id = backups.id AND state = 'usable')
+    AND NOT EXISTS (SELECT FROM listing WHERE listing.name = backups.name AND state = 'skipped')"""
 
-_COUNT = f"""
-    SELECT count(*) AS present, count(*) FILTER (WHERE {_UNLISTED}) AS unlisted
-    FROM backups WHERE source_cluster_id = $1 AND tool = $2"""
+_COUNT_UNLISTED = f"""
+    SELECT database, present, unlisted
+    FROM (SELECT database, count(*) AS present FROM backups WHERE source_cluster_id = $1 AND tool = $2 GROUP BY database) AS stored
+      JOIN (SELECT database, count(*) AS unlisted FROM backups WHERE {_UNLISTED} GROUP BY database) AS absent USING (database)
+    ORDER BY database"""
 
 _PRUNE = f"DELETE FROM backups WHERE {_UNLISTED}"
+_MARK_MISSING = f"UPDATE backups SET missing_since = now() WHERE missing_since IS NULL AND {_UNLISTED}"
+_MARK_PRESENT = f"""
+    UPDATE backups SET missing_since = NULL
+    WHERE source_cluster_id = $1 AND tool = $2 AND missing_since IS NOT NULL
+      AND id NOT IN (SELECT id FROM backups WHERE missing_since IS NOT NULL AND {_UNLISTED})"""
 
-_RECORD = """
-    INSERT INTO imports (source_cluster_id, tool, folder_id, imported_at, entries, skipped, backups, last_backup_id, last_created_at)
-    SELECT $1, $2, $3, now(), $4, $5, count(*), (array_agg(id ORDER BY created_at DESC, id DESC))[1], max(created_at)
-    FROM backups WHERE source_cluster_id = $1 AND tool = $2
-    ON CONFLICT (source_cluster_id, tool) DO UPDATE SET
-      folder_id = excluded.folder_id, imported_at = excluded.imported_at, entries = excluded.entries, skipped = excluded.skipped,
-      backups = excluded.backups, last_backup_id = excluded.last_backup_id, last_created_at = excluded.last_created_at"""
+_INCOMPLETE_CHAINS = """
+    SELECT chain, count(*) AS backups, min(name) AS name FROM backups
+    WHERE source_cluster_id = $1 AND tool = $2 AND chain <> 'complete' AND missing_since IS NULL
+    GROUP BY chain ORDER BY chain"""
 
 
 class Target(NamedTuple):
-    """Whose listing it is."""
+    """The cluster that a listing belongs to, and the tool that made it."""
 
     folder_id: str
     source_cluster_id: str
@@ -84,20 +117,22 @@ class Target(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What an import may do besides adding and changing backups."""
+    """Actions of an import besides adding and changing backups."""
 
     prune: bool = False
-    """Remove the backups of this cluster and tool that the listing no longer has, up to half of them."""
+    """Remove the backups of this cluster and tool that the listing no longer has, up to half of each database's."""
     prune_any: bool = False
-    """Remove them however many they are."""
+    """Remove any number of them."""
     move_folder: bool = False
-    """Move the cluster's backups here if they are in another folder."""
+    """Move the cluster's backups to the target's folder if they are in another folder."""
     dry_run: bool = False
-    """Write nothing."""
+    """Roll back."""
+    ignore_databases: frozenset[str] = frozenset()
+    """Databases that were dropped: they are left out of freshness."""
 
 
 class Pruned(NamedTuple):
-    """Backups which the listing no longer has."""
+    """Backups that the listing no longer has."""
 
     removed: int
     refusal: str | None
@@ -105,42 +140,55 @@ class Pruned(NamedTuple):
 
 
 class Noted(NamedTuple):
-    """Where a warning applies."""
+    """Entries that a warning applies to."""
 
     entries: int
     example: str
 
 
 class Summary(NamedTuple):
-    """What an import did, or, as a dry run, would do; numbers of backups."""
+    """Numbers of backups that an import wrote, or that a dry run would write."""
 
     dry_run: bool
     entries: int
-    """Of the listing; several may be one backup."""
+    """Entries of the listing; several may be one backup."""
     added: int
     changed: int
     unchanged: int
     pruned: Pruned
     moved: int
-    """From another folder, with their cluster, whether the listing has them or not."""
+    """Backups of the cluster that moved from another folder, whether the listing has them or not."""
     skipped: dict[str, int]
-    """Entries by the reason why they are no usable backups."""
-    kinds: dict[str, int] = {}  # noqa: RUF012  # never changed
-    """Usable entries by what the tool calls them; one may be of several kinds."""
+    """Entries that are not usable backups by the tool's rules, or that the operator left out, by reason."""
+    types: dict[str, int] = {}  # noqa: RUF012  # never changed
+    """Usable entries by the tool's types; an entry may have several."""
     warnings: dict[str, Noted] = {}  # noqa: RUF012
-    """What to know of usable entries."""
+    """Warnings about usable entries."""
+    unusable: int = 0
+    """Entries with values that the catalog cannot hold."""
+    unusable_examples: tuple[str, ...] = ()
+    """The first of them, each with its error."""
+    missing: int = 0
+    """Backups that the listing newly lacks, and that are marked as missing."""
+    chains: dict[str, Noted] = {}  # noqa: RUF012
+    """Backups with a chain that is broken or unknown, by that state."""
+
+    @property
+    def skipped_entries(self) -> int:
+        """Number of entries that were not imported."""
+        return sum(self.skipped.values()) + self.unusable
 
     @property
     def written(self) -> int:
         """Rows that the import wrote or removed."""
-        return 0 if self.dry_run else self.added + self.changed + self.pruned.removed + self.moved
+        return 0 if self.dry_run else self.added + self.changed + self.pruned.removed + self.moved + self.missing
 
 
 def check_target(target: Target) -> None:
     """Check the ids of the folder and the cluster.
 
     Raises:
-        ImportRefused: One of them cannot be an id.
+        ImportRefused: One of them is not a valid id.
     """
     for what, value in (("folder", target.folder_id), ("cluster", target.source_cluster_id)):
         if not (1 <= len(value) <= _ID_MAX_LENGTH and value.isprintable()):
@@ -149,19 +197,35 @@ def check_target(target: Target) -> None:
         raise ImportRefused(f"{ALL_FOLDERS!a} is not an id of a folder: in a token, it means all folders")
 
 
-async def load(url: str, listing: Iterable[Entry | Skipped], target: Target, options: Options) -> Summary:
-    """Makes the catalog say of a cluster and tool what the listing says, and records the import.
+async def load(url: str, listing: Iterable[Listed], target: Target, options: Options) -> Summary:
+    """Make the catalog equal to the listing for a cluster and tool, and record the import.
 
     Raises:
-        InvalidListing: the listing is not one, or an entry cannot be a backup; nothing is written, as with every other error.
-        ImportRefused: an id is taken, the cluster is in another folder, or too much would be removed.
-        CatalogUnavailable: PostgreSQL is gone, going or too slow.
+        InvalidListing: The input is not a listing, or too many of its entries are unusable. As with every error, nothing is written.
+        ImportRefused: An id is taken, the cluster is in another folder, or too much would be removed.
+        CatalogUnavailable: PostgreSQL cannot be used.
     """
     async with open_session(url) as connection:
-        async with connection.transaction():
+        async with _transaction(connection, options):
             summary = await _Import(connection, target, options).run(listing)
         await vacuum_after(connection, summary.written)
     return summary
+
+
+@contextlib.asynccontextmanager
+async def _transaction(connection: asyncpg.Connection, options: Options) -> AsyncIterator[None]:
+    """Run the block in a transaction, and roll back after a dry run."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        yield
+    except BaseException:
+        await transaction.rollback()
+        raise
+    if options.dry_run:
+        await transaction.rollback()
+    else:
+        await transaction.commit()
 
 
 class _Import:
@@ -171,65 +235,62 @@ class _Import:
         self._connection = connection
         self._target = target
         self._options = options
-        self._entries = 0
-        self._skipped: Counter[str] = Counter()
-        self._kinds: Counter[str] = Counter()
-        self._warnings: dict[str, Noted] = {}
+        self._of_tool = target.source_cluster_id, target.tool
+        self._tally = _Tally()
 
-    async def run(self, listing: Iterable[Entry | Skipped]) -> Summary:
+    async def run(self, listing: Iterable[Listed]) -> Summary:
         await self._copy(listing)
+        self._tally.check()
         await lock_cluster(self._connection, self._target.source_cluster_id)
-        await self._refuse_ids()
+        await self._check_ids()
         moved = await self._move()
         pruned = await self._prune()
         compared = await self._connection.fetchrow(_COMPARE)
         assert compared is not None
-        if not self._options.dry_run:
-            await self._write()
+        await self._connection.execute(_MERGE, *self._target)
+        await self._check_taken_ids()  # again: an import of another cluster, under another lock, may have committed since
+        missing = await self._mark_missing()
+        await derive_chains(self._connection, *self._of_tool)
+        await self._record()
         return Summary(
             dry_run=self._options.dry_run,
-            entries=self._entries,
+            entries=self._tally.entries,
             added=compared["listed"] - compared["present"],
             changed=compared["changed"],
             unchanged=compared["present"] - compared["changed"],
             pruned=pruned,
             moved=moved,
-            skipped=dict(self._skipped),
-            kinds=dict(self._kinds),
-            warnings=self._warnings,
+            skipped=dict(self._tally.skipped),
+            types=dict(self._tally.types),
+            warnings=self._tally.warnings,
+            unusable=self._tally.unusable,
+            unusable_examples=tuple(self._tally.examples),
+            missing=missing,
+            chains=await self._incomplete_chains(),
         )
 
-    async def _copy(self, listing: Iterable[Entry | Skipped]) -> None:
+    async def _copy(self, listing: Iterable[Listed]) -> None:
         await self._connection.execute(_LISTING)
-        await self._connection.copy_records_to_table("listing", records=self._records(listing))
+        await self._connection.copy_records_to_table("listing", records=self._tally.records(listing))
         await self._connection.execute("ANALYZE listing")
 
-    def _records(self, listing: Iterable[Entry | Skipped]) -> Iterator[tuple[object, ...]]:
-        for self._entries, entry in enumerate(listing, start=1):
-            if isinstance(entry, Skipped):
-                self._skipped[entry.reason] += 1
-            else:
-                self._note(entry)
-                yield entry.label, entry.id, entry.created_at, entry.started_at, entry.size
+    async def _check_ids(self) -> None:
+        """Check that an id names one backup, and that no id moves between clusters or tools."""
+        if conflict := await self._connection.fetchrow(_CONFLICT):
+            raise ImportRefused(
+                f"{conflict['label']} and {conflict['other']} differ, but have the same id {conflict['id']}: "
+                "leave one of them out with --exclude NAME"
+            )
+        await self._check_taken_ids()
 
-    def _note(self, entry: Entry) -> None:
-        for kind in entry.kinds:
-            self._kinds[kind] += 1
-        for warning in entry.warnings:
-            entries, example = self._warnings.get(warning, (0, entry.label))
-            self._warnings[warning] = Noted(entries + 1, example)
-
-    async def _refuse_ids(self) -> None:
-        """An id names one backup, and never moves between clusters or tools."""
-        if same := await self._connection.fetch(_SAME_ID):
-            raise ImportRefused(f"{same[0]['entry']} and {same[1]['entry']} differ, but would both take the id {same[0]['id']}")
-        await self._refuse_foreign_ids()
-
-    async def _refuse_foreign_ids(self) -> None:
-        _, cluster, tool = self._target
-        if taken := await self._connection.fetchrow(_FOREIGN_ID, cluster, tool):
+    async def _check_taken_ids(self) -> None:
+        cluster, tool = self._of_tool
+        if taken := await self._connection.fetchrow(_TAKEN, cluster, tool):
             owner = f"cluster {taken['source_cluster_id']}" + (f", imported by {taken['tool']}" if taken["tool"] != tool else "")
-            raise ImportRefused(f"{taken['entry']}: the id {taken['id']} already belongs to a backup of {owner}")
+            raise ImportRefused(
+                f"{taken['label']}: the id {taken['id']} already belongs to a backup of {owner}. "
+                f"Import into that cluster, use another --id-prefix, or leave the entry out with --exclude {taken['name']}"
+            )
 
     async def _move(self) -> int:
         folder, cluster, _ = self._target
@@ -240,39 +301,119 @@ class _Import:
                 f"cluster {cluster} has {other['backups']} backups in folder {other['folder_id']}: "
                 f"--move-folder moves all of them to {folder}"
             )
-        if not self._options.dry_run:
-            await self._connection.execute(_MOVE, cluster, folder)
-            await self._connection.execute(_MOVE_IMPORTS, cluster, folder)
+        await move_cluster(self._connection, cluster, folder)
         return int(other["backups"])
 
     async def _prune(self) -> Pruned:
         if not self._options.prune:
             return Pruned(0, refusal=None)
-        _, *of_tool = self._target
-        count = await self._connection.fetchrow(_COUNT, *of_tool)
-        assert count is not None
-        pruned = Pruned(count["unlisted"], self._prune_refusal(present=count["present"], unlisted=count["unlisted"]))
-        if self._options.dry_run:
-            return pruned
-        if pruned.refusal:
-            raise ImportRefused(pruned.refusal)
-        await self._connection.execute(_PRUNE, *of_tool)
-        return pruned
+        counts = await self._connection.fetch(_COUNT_UNLISTED, *self._of_tool)
+        refusal = None if self._options.prune_any else self._prune_refusal(counts)
+        if refusal and not self._options.dry_run:
+            raise ImportRefused(refusal)
+        return Pruned(changed_rows(await self._connection.execute(_PRUNE, *self._of_tool)), refusal)
 
-    def _prune_refusal(self, *, present: int, unlisted: int) -> str | None:
-        if self._options.prune_any:
-            return None
-        if not self._entries:
-            return "an empty listing removes nothing: --prune-any, if the cluster really has no backups any more"
-        if unlisted > present * _PRUNE_SHARE:
-            return (
-                f"{unlisted} of this cluster's {present} backups are not in the listing; is it whole? "
-                "--dry-run shows what would happen, --prune-any removes them"
-            )
+    def _prune_refusal(self, counts: list[asyncpg.Record]) -> str | None:
+        if not self._tally.entries:
+            return "an empty listing removes nothing: pass --prune-any if the cluster really has no backups any more"
+        for database, present, unlisted in counts:
+            if unlisted > present * _PRUNE_SHARE:
+                of_database = f" of database {database!a}" if database else ""
+                return (
+                    f"{unlisted} of this cluster's {present} backups{of_database} are not in the listing; is it complete? "
+                    "--dry-run shows what would happen, --prune-any removes them"
+                )
         return None
 
-    async def _write(self) -> None:
-        await self._connection.execute(_MERGE, *self._target)
-        await self._refuse_foreign_ids()  # again: another cluster's import, under another lock, may have ended meanwhile
+    async def _mark_missing(self) -> int:
+        await self._connection.execute(_MARK_PRESENT, *self._of_tool)
+        return changed_rows(await self._connection.execute(_MARK_MISSING, *self._of_tool))
+
+    async def _incomplete_chains(self) -> dict[str, Noted]:
+        rows = await self._connection.fetch(_INCOMPLETE_CHAINS, *self._of_tool)
+        return {row["chain"]: Noted(row["backups"], row["name"]) for row in rows}
+
+    async def _record(self) -> None:
         folder, cluster, tool = self._target
-        await self._connection.execute(_RECORD, cluster, tool, folder, self._entries, self._skipped.total())
+        owner = Owner(cluster, tool, folder)
+        await record_import(self._connection, owner, self._tally.counts(), ignore_databases=self._options.ignore_databases)
+
+
+class _Tally:
+    """Numbers of a listing's entries, counted while they are copied, in bounded memory."""
+
+    def __init__(self) -> None:
+        self._future = datetime.now(UTC) + CLOCK_TOLERANCE
+        self.entries = 0
+        self.usable = 0
+        self.unusable = 0
+        self.examples: list[str] = []
+        self.skipped: Counter[str] = Counter()
+        self.types: Counter[str] = Counter()
+        self.warnings: dict[str, Noted] = {}
+
+    def records(self, listing: Iterable[Listed]) -> Iterator[tuple[object, ...]]:
+        """Return the rows of the temporary table."""
+        for self.entries, each in enumerate(listing, start=1):
+            match each:
+                case Entry():
+                    self._note(each)
+                    yield "usable", each.label, each.name, each.id, *_values(each), None
+                case Attempt():
+                    self.skipped["failed" if each.state == "failed" else _UNFINISHED] += 1
+                    nothing = (None,) * 3
+                    yield "attempt", None, each.name, None, None, each.started_at, *nothing, each.database, None, None, each.state
+                case Deleted():
+                    self.skipped[each.reason] += 1
+                    yield _not_usable("deleted", each.name)
+                case Skipped():
+                    self.skipped[each.reason] += 1
+                    yield _not_usable("skipped", each.name)
+                case Unusable():
+                    self.unusable += 1
+                    if len(self.examples) < _EXAMPLES_MAX:
+                        self.examples.append(each.message)
+                    yield _not_usable("skipped", each.name)
+
+    def _note(self, entry: Entry) -> None:
+        self.usable += 1
+        for each in entry.types:
+            self.types[each] += 1
+        for warning in entry.warnings:
+            self._warn(warning, entry)
+        if entry.created_at > self._future:
+            self._warn("dated in the future: a clock was wrong, or --timezone is", entry)
+
+    def _warn(self, warning: str, entry: Entry) -> None:
+        entries, example = self.warnings.get(warning, (0, entry.label))
+        self.warnings[warning] = Noted(entries + 1, example)
+
+    def check(self) -> None:
+        """Check that most entries are usable.
+
+        Raises:
+            InvalidListing: Too many entries are unusable.
+        """
+        if self.unusable and (not self.usable or self.unusable > self.entries * _UNUSABLE_SHARE):
+            allowed = f"more than {_UNUSABLE_SHARE:.0%}" if self.usable else "and none is usable"
+            raise InvalidListing(
+                f"{self.unusable} of {self.entries} entries are unusable, {allowed}. Nothing was imported. "
+                f"The first: {self.examples[0]}. --exclude NAME leaves an entry out."
+            )
+
+    def counts(self) -> Counts:
+        return Counts(self.entries, self.skipped.total() + self.unusable, self.unusable, self.skipped[EXCLUDED])
+
+
+_UNFINISHED = "not completed: still running, or ended by a crash"
+
+
+def _values(entry: Entry) -> tuple[object, ...]:
+    return (
+        *(entry.created_at, entry.started_at, entry.size, entry.method, entry.contents),
+        *(entry.database, entry.permanent, entry.needs),
+    )
+
+
+def _not_usable(state: str, name: str | None) -> tuple[object, ...]:
+    return state, None, name, *(None,) * 10

@@ -17,8 +17,10 @@ _PREVIEW = """
           WHERE source_cluster_id = $1 AND ($2::text IS NULL OR folder_id = $2)) AS recorded USING (folder_id, tool)
     ORDER BY folder_id, tool"""
 
-_BACKUPS = "DELETE FROM backups WHERE source_cluster_id = $1 AND ($2::text IS NULL OR folder_id = $2)"
-_IMPORTS = "DELETE FROM imports WHERE source_cluster_id = $1 AND ($2::text IS NULL OR folder_id = $2)"
+_DELETE = tuple(
+    f"DELETE FROM {table} WHERE source_cluster_id = $1 AND ($2::text IS NULL OR folder_id = $2)"  # noqa: S608  # names of this module
+    for table in ("backups", "imports", "attempts", "freshness")
+)
 
 
 class Removal(NamedTuple):
@@ -65,8 +67,8 @@ async def remove_cluster(url: str, cluster: Cluster, *, expected: list[Removal])
                     f"nothing was removed: the catalog's rows of cluster {cluster.cluster_id} changed after the preview. "
                     "Run the command again"
                 )
-            await connection.execute(_BACKUPS, *cluster)
-            await connection.execute(_IMPORTS, *cluster)
+            for statement in _DELETE:
+                await connection.execute(statement, *cluster)
         await vacuum_after(connection, sum(each.backups for each in expected))
 
 

@@ -78,7 +78,7 @@ async def test_import_gpbackup(cli: _Cli, sql: Sql) -> None:
             "does not exist in Europe/London: is the zone right? Nothing was",
         ),
         (["/none/x.db", *_GPBACKUP], 1, "/none/x.db: No such file or directory"),
-        ([str(_LISTING), *_GPBACKUP], 1, "is no SQLite file"),
+        ([str(_LISTING), *_GPBACKUP], 1, "is not a SQLite file"),
         ([str(_HISTORY), *_GPBACKUP, "--backup-dir", "/none"], 2, "'/none' does not exist"),
         ([str(_HISTORY), *_GPBACKUP, "--since", "yesterday"], 2, "must be a time with its offset, such as 2026-11-20T00:00:00Z"),
         ([str(_HISTORY), *_GPBACKUP, "--since", "2026-11-20T00:00:00"], 2, "must be a time with its offset"),
@@ -105,11 +105,12 @@ def _newest(path: Path, count: int) -> Path:
 
 
 async def test_after_a_failover(cli: _Cli, sql: Sql, tmp_path: Path) -> None:
-    """A history that has lost most of its rows changes nothing, and --prune rejects it; --prune-any removes the lost backups."""
+    """Backups that a history has lost are kept as missing, --prune rejects to remove most of a database, and --prune-any removes them."""
     await cli("import", "gpbackup", str(_HISTORY), *_GPBACKUP)
     fresh = str(_newest(tmp_path / "gpbackup_history.db", 3))
-    assert (await cli("import", "gpbackup", fresh, *_GPBACKUP)).status == 0
-    assert (await cli.error("import", "gpbackup", fresh, *_GPBACKUP, "--prune")).startswith("8 of this cluster's 10 backups are not in")
+    assert "  8 newly missing from the listing" in (await cli("import", "gpbackup", fresh, *_GPBACKUP)).stdout
+    error = await cli.error("import", "gpbackup", fresh, *_GPBACKUP, "--prune")
+    assert error.startswith("1 of this cluster's 1 backups of database 'Sales DW' are not in the listing")
     assert len(await _rows(sql)) == 10
     assert "8 removed" in (await cli("import", "gpbackup", fresh, *_GPBACKUP, "--prune", "--prune-any")).stdout
 
@@ -129,7 +130,7 @@ async def test_prune_of_one_tool(cli: _Cli, sql: Sql, tmp_path: Path) -> None:
 
 
 async def test_clone(cli: _Cli, sql: Sql) -> None:
-    """The backups that a clone's listing has of its source get ids of the clone, and --since skips them, for both tools."""
+    """The backups that a clone's listing has of its source get ids of the clone, and --since skips them but removes none."""
     await cli("import", "gpbackup", str(_HISTORY), *_GPBACKUP)
     of_c1 = await _rows(sql)
     of_clone = ("--folder-id", "f1", "--cluster-id", "c2")
@@ -138,8 +139,12 @@ async def test_clone(cli: _Cli, sql: Sql) -> None:
     assert [row for row in await _rows(sql) if row[0] == "c1"] == of_c1
 
     done = await cli(*gpbackup, "--since", "2026-11-05T02:15:00+01:00", "--prune", "--prune-any")
-    assert "0 added, 0 changed, 3 unchanged, 7 removed, 11 skipped" in done.stdout
+    assert "0 added, 0 changed, 3 unchanged, 0 removed, 11 skipped" in done.stdout
     assert "  7 skipped: completed before --since" in done.stdout
+    assert len([row for row in await _rows(sql) if row[0] == "c2"]) == 10
+
+    await cli("remove-cluster", "--cluster-id", "c2", "--yes")
+    assert "3 added" in (await cli(*gpbackup, "--since", "2026-11-05T02:15:00+01:00")).stdout
     assert [row[2] for row in await _rows(sql) if row[0] == "c2"] == ["c2:20261105020001", "c2:20261109010001", "c2:20261110010002"]
 
     done = await cli("import", "walg", str(_LISTING), *of_clone, "--since", "2026-11-22T00:39:40Z")
@@ -147,14 +152,14 @@ async def test_clone(cli: _Cli, sql: Sql) -> None:
 
 
 async def test_backup_dir(cli: _Cli, sql: Sql, tmp_path: Path) -> None:
-    """With --backup-dir, a local backup with all its directories has the size of its files; the others have 0 and a warning."""
+    """With --backup-dir, a local backup with all its directories has the size of its files; the others have none and a warning."""
     for content in range(-1, 8):
         place = tmp_path / f"gpseg{content}/backups/20261104/20261104010002"
         place.mkdir(parents=True)
         (place / "data").write_bytes(b"x" * 100)
     done = await cli("import", "gpbackup", str(_HISTORY), *_GPBACKUP, "--backup-dir", str(tmp_path))
-    assert "  5 of size 0: 0 of 9 directories reachable [" in done.stdout
-    assert "  4 of size 0: gpbackup records none, and a plugin keeps the files [" in done.stdout
+    assert "  5 size unknown: 0 of 9 directories reachable [" in done.stdout
+    assert "  4 size unknown: gpbackup records none, and a plugin stores the files [" in done.stdout
     sizes = await sql.fetch("SELECT id, size FROM backups WHERE size > 0")
     assert [tuple(row) for row in sizes] == [("c1:20261104010002", 900)]
 
@@ -171,11 +176,12 @@ async def test_status(cli: _Cli) -> None:
     await cli("import", "gpbackup", str(_HISTORY), "--timezone", "Europe/Berlin", "--folder-id", "f2", "--cluster-id", "c2")
 
     done = await cli.status()
-    header, walg, gpbackup = [line.split() for line in done.stdout.splitlines()]
-    assert " ".join(header) == "FOLDER CLUSTER TOOL LAST COMPLETED AGE DURATION SIZE BACKUPS LAST IMPORTED IMPORT AGE"
-    assert walg[:5] == ["f1", "c1", "walg", "2026-11-23", "20:02:11Z"]
-    assert gpbackup[:5] == ["f2", "c2", "gpbackup", "2026-11-10", "02:41:20Z"]
-    assert len((await cli.status("--folder-id", "f2")).stdout.splitlines()) == 2
+    header, walg, sales, demo = [line.split() for line in done.stdout.splitlines()]
+    assert " ".join(header) == "FOLDER CLUSTER TOOL DATABASE LAST COMPLETED AGE DURATION SIZE BACKUPS LAST IMPORTED IMPORT AGE"
+    assert walg[:6] == ["f1", "c1", "walg", "-", "2026-11-23", "20:02:11Z"]
+    assert sales[:7] == ["f2", "c2", "gpbackup", "Sales", "DW", "2026-11-05", "01:15:00Z"]
+    assert demo[:6] == ["f2", "c2", "gpbackup", "demo", "2026-11-10", "02:41:20Z"]
+    assert len((await cli.status("--folder-id", "f2")).stdout.splitlines()) == 3
     assert await cli.status("--folder-id", "f3") == Done(0, "", "No import matches these filters.\n")
 
     [only] = json.loads((await cli.status("--cluster-id", "c1", "--json")).stdout)["clusters"]
@@ -186,6 +192,7 @@ async def test_status(cli: _Cli) -> None:
         "folderId": "f1",
         "clusterId": "c1",
         "tool": "walg",
+        "database": None,
         "lastBackupId": "c9q3vd0k8m1nt5rj2hfe",
         "lastCompletedAt": "2026-11-23T20:02:11.357020Z",
         "durationSeconds": 8551.456203,
@@ -198,22 +205,22 @@ async def test_max_age(cli: _Cli, sql: Sql) -> None:
     """--max-age exits with 2 and the reasons if a last backup or import is older, dated in the future, or missing."""
     assert (await cli.status("--max-age", "26h")).status == 2  # the catalog is empty
     await cli("import", "walg", str(_LISTING), *_C1)
-    await sql.execute("UPDATE imports SET last_created_at = now() - interval '25 hours'")
+    await sql.execute("UPDATE freshness SET last_created_at = now() - interval '25 hours'")
     young = await cli.status("--max-age", "26h")
     assert (young.status, young.stderr) == (0, "")
     assert json.loads((await cli.status("--max-age", "26h", "--json")).stdout)["clusters"][0]["overdue"] == []
 
-    await sql.execute("UPDATE imports SET last_created_at = now() + interval '25 hours 1 minute'")
+    await sql.execute("UPDATE freshness SET last_created_at = now() + interval '25 hours 1 minute'")
     ahead = await cli.status("--max-age", "26h")  # it would hide that no later backup is made
     assert (ahead.status, ahead.stderr) == (2, "Overdue: cluster c1, walg: the last backup is dated 1d 1h from now.\n")
-    await sql.execute("UPDATE imports SET last_created_at = now() - interval '25 hours'")
+    await sql.execute("UPDATE freshness SET last_created_at = now() - interval '25 hours'")
 
     old = await cli.status("--max-age", "24h")
     assert (old.status, old.stderr) == (2, "Overdue: cluster c1, walg: the last backup was completed 1d 1h ago.\n")
     await sql.execute("UPDATE imports SET imported_at = now() - interval '3 days'")
     stale = await cli.status("--max-age", "26h", "--json")
     assert (stale.status, json.loads(stale.stdout)["clusters"][0]["overdue"]) == (2, ["the last import was 3d 0h ago"])
-    await sql.execute("UPDATE imports SET imported_at = now(), last_created_at = NULL")
+    await sql.execute("UPDATE imports SET imported_at = now(); UPDATE freshness SET last_created_at = NULL")
     none = await cli.status("--max-age", "26h")
     assert (none.status, none.stderr) == (2, "Overdue: cluster c1, walg: there is no backup.\n")
     assert (await cli.status("--cluster-id", "misspelt", "--max-age", "26h")).status == 2

@@ -107,12 +107,12 @@ _16_MIB = 16 << 20
         ('[{"a":[', "[],", "more than 1048576 characters"),
         ('[{"a":[', "1.5,", "more than 1048576 characters"),
         ("[{", '"a":{},', "more than 1048576 characters"),
-        ('[{"a":', "[", "no JSON of a reasonable kind"),
-        ('[{"a":', '{"a":', "no JSON of a reasonable kind"),
-        ('[{"a":', "9", "more than 1048576 characters|no JSON of a reasonable kind"),
+        ('[{"a":', "[", "JSON that cannot be parsed"),
+        ('[{"a":', '{"a":', "JSON that cannot be parsed"),
+        ('[{"a":', "9", "more than 1048576 characters|JSON that cannot be parsed"),
         ("[", " ", "the input ends early"),
-        ("", "x", "this is something else"),
-        ("", "[", "no JSON object"),
+        ("", "x", "the input is something else"),
+        ("", "[", "not a JSON object"),
     ],
 )
 async def test_crafted_listings(imported: _Import, tmp_path: Path, start: str, part: str, message: str) -> None:
@@ -149,11 +149,19 @@ def _multiply(path: Path, count: int, **columns: str) -> Path:
 
 
 async def test_a_long_history(imported: _Import, history: Path) -> None:
-    """30,000 rows, each skipped for a reason of its own, are read in the stated memory."""
-    _multiply(_write(history), 30_000, timestamp=_TIME_OF_ROW, status="'odd ' || i")
+    """30,000 rows, of which 3,000 are unusable for a reason of their own, are read in the stated memory."""
+    status = "CASE i % 10 WHEN 0 THEN 'odd ' || i ELSE 'Failure' END"
+    _multiply(_write(history, {}), 29_999, timestamp=_TIME_OF_ROW, status=status)
     done = await imported("gpbackup", history, "--timezone", "Etc/UTC")
     assert (done.status, done.stderr) == (0, ""), done.stderr
-    assert "0 added, 0 changed, 0 unchanged, 0 removed, 30000 skipped" in done.stdout
+    assert "1 added, 0 changed, 0 unchanged, 0 removed, 29999 skipped" in done.stdout
+
+
+async def test_reasons_of_their_own(imported: _Import, history: Path) -> None:
+    """30,000 rows that are all unusable, each for a reason of its own, are rejected in the stated memory with the first reason."""
+    _multiply(_write(history), 30_000, timestamp=_TIME_OF_ROW, status="'odd ' || i")
+    found = _refusal(await imported("gpbackup", history, "--timezone", "Etc/UTC"))
+    assert found.startswith("30000 of 30000 entries are unusable")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +223,7 @@ def _endless_view(path: Path) -> None:
         connection.execute("UPDATE sqlite_schema SET sql = ? WHERE name = 'backups'", (view,))
 
 
-_TOO_LONG = "reading it took longer than 3 s"
+_TOO_LONG = "reading the file took longer than 3 s"
 _TOO_MUCH = "its rows take more than 128 MiB of memory"
 
 
@@ -227,7 +235,7 @@ _TOO_MUCH = "its rows take more than 128 MiB of memory"
         (_large_schema, "SQLite needs more than 32 MiB"),
         (_huge_value, "too big"),
         (_generated_column, "has no column timestamp"),
-        (_endless_view, "damaged, or not whole"),
+        (_endless_view, "damaged or incomplete"),
     ],
 )
 async def test_crafted_histories(imported: _Import, history: Path, craft: Callable[[Path], None], message: str) -> None:

@@ -43,7 +43,9 @@ State = tuple[tuple[Any, ...], ...]
 _STATE = """
     SELECT id, folder_id, created_at, source_cluster_id, started_at, size, tool FROM backups ORDER BY id"""
 _RECORDS = """
-    SELECT source_cluster_id, tool, folder_id, entries, skipped, backups, last_backup_id, last_created_at FROM imports ORDER BY 1, 2"""
+    SELECT imports.source_cluster_id, tool, imports.folder_id, entries, skipped, freshness.folder_id, backups, restorable, last_backup_id,
+      last_created_at
+    FROM imports JOIN freshness USING (source_cluster_id, tool) ORDER BY 1, 2"""
 
 
 _OLD = dict.fromkeys(range(_BACKUPS), 1000)
@@ -92,17 +94,18 @@ class Catalog:
     @classmethod
     async def before(cls, sql: Sql, url: str, *, folder: str = "f1") -> "Catalog":
         """Return a catalog in the old state, with its backups in this folder. The new state is recorded first."""
-        await sql.execute("TRUNCATE backups, imports")
+        await sql.execute("TRUNCATE backups, imports, freshness")
         await _load(url, _OLD)
         await _load(url, _NEW)
         if folder != "f1":
-            await sql.execute(f"UPDATE backups SET folder_id = '{folder}'; UPDATE imports SET folder_id = '{folder}'")
+            for table in ("backups", "imports", "freshness"):
+                await sql.execute(f"UPDATE {table} SET folder_id = '{folder}'")
         catalog = cls(sql, url, await _state(sql))
         await catalog.restore()
         return catalog
 
     async def restore(self) -> None:
-        await self.sql.execute("TRUNCATE backups, imports")
+        await self.sql.execute("TRUNCATE backups, imports, freshness")
         await _load(self.url, _OLD, prune=False)
         self._old = await _state(self.sql)
 
@@ -136,8 +139,10 @@ _STEPS = {
     "ids": Step("%FROM listing JOIN backups%", "LOCK TABLE backups"),
     "move": Step("UPDATE backups %", "SELECT FROM backups LIMIT 1 FOR UPDATE", folder="f2"),
     "move of the record": Step("UPDATE imports %", "SELECT FROM imports FOR UPDATE", folder="f2"),
+    "move of freshness": Step("UPDATE freshness %", "SELECT FROM freshness FOR UPDATE", folder="f2"),
     "prune": Step("%DELETE FROM backups%", "SELECT FROM backups ORDER BY created_at LIMIT 1 FOR UPDATE"),
     "merge": Step("%MERGE INTO backups%", "SELECT FROM backups ORDER BY created_at DESC LIMIT 1 FOR UPDATE"),
+    "freshness": Step("%INSERT INTO freshness%", "SELECT FROM freshness FOR UPDATE"),
     "record": Step("%INSERT INTO imports%", "SELECT FROM imports FOR UPDATE"),
     "vacuum": Step("VACUUM %", "LOCK TABLE backups IN SHARE UPDATE EXCLUSIVE MODE", state="new"),
 }
@@ -360,7 +365,7 @@ async def test_at_once(
     possible = [_in_sequence(order) for order in itertools.permutations(range(3))]
     seen: Counter[int] = Counter()
     for _ in range(20 if long else 2):
-        await sql.execute("TRUNCATE backups, imports")
+        await sql.execute("TRUNCATE backups, imports, freshness")
         await _load(import_url, dict.fromkeys(range(8), 0), prune=False)
         holder = await asyncpg.connect(postgres.url(database_name))
         async with holder.transaction():

@@ -49,7 +49,10 @@ async def _run(*command: str, programs: Path, **settings: str) -> Done:
 
 
 async def _imported(sql: Sql) -> list[tuple[Any, ...]]:
-    return [tuple(row) for row in await sql.fetch("SELECT folder_id, source_cluster_id, tool, backups FROM imports")]
+    return [
+        tuple(row)
+        for row in await sql.fetch("SELECT folder_id, source_cluster_id, tool, sum(backups)::bigint FROM freshness GROUP BY 1, 2, 3")
+    ]
 
 
 def _unit(name: str) -> configparser.ConfigParser:

@@ -23,7 +23,8 @@ _COMPLETION = "backup_catalog_last_completion_timestamp_seconds"
 
 async def _load(url: str, cluster: str, *days: int) -> None:
     entries = [
-        Entry("", f"{cluster}:{day}", _TIME + timedelta(days=day), _TIME + timedelta(days=day, hours=-2), 1000 + day) for day in days
+        Entry("", f"n{day}", f"{cluster}:{day}", _TIME + timedelta(days=day), _TIME + timedelta(days=day, hours=-2), 1000 + day)
+        for day in days
     ]
     await load(url, entries, Target("f1", cluster, "walg"), Options())
 
@@ -45,7 +46,7 @@ async def test_each_cluster_and_tool(start_server: StartServer, import_url: str,
     await _load(import_url, "c2")
     async with start_server(**_ON) as server:
         scraped = await _until(server, lambda scraped: "c1" in _clusters(scraped))
-        labels = {"folder_id": "f1", "cluster_id": "c1", "tool": "walg"}
+        labels = {"folder_id": "f1", "cluster_id": "c1", "tool": "walg", "database": ""}
         imported_at = await sql.fetchval("SELECT imported_at FROM imports WHERE source_cluster_id = 'c1'")
         values = {
             _COMPLETION: (_TIME + timedelta(days=2)).timestamp(),

@@ -35,7 +35,7 @@ async def _postgres(containers: tuple[Compose, Deployment]) -> ContainerPostgres
 async def _database_name(postgres: ContainerPostgres) -> str:
     """The only database, without rows."""
     connection = await asyncpg.connect(postgres.url("backups"))
-    await connection.execute("TRUNCATE backups, imports")
+    await connection.execute("TRUNCATE backups, imports, attempts, freshness")
     await connection.close()
     return "backups"
 

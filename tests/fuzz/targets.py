@@ -29,7 +29,7 @@ from service.api.cluster_service import ClusterService
 from service.api.error_status import DETAILS_KEY, REQUEST_ID_KEY
 from service.api.interceptor import Interceptor
 from service.backup import is_backup_id
-from service.entry import Entry, Skipped
+from service.entry import Attempt, Entry, Listed, Unusable
 from service.errors import CommandError, InvalidListing, InvalidPageToken
 from service.importers import gpbackup, walg
 from service.observability.metrics import Metrics
@@ -225,7 +225,7 @@ def import_gpbackup() -> Iterator[Target]:
         yield target
 
 
-def _listing(read: Callable[[], Iterable[Entry | Skipped]], refusal: type[CommandError]) -> list[Entry | Skipped] | None:
+def _listing(read: Callable[[], Iterable[Listed]], refusal: type[CommandError]) -> list[Listed] | None:
     """The entries, each such that the catalog can hold it; None where they are refused."""
     try:
         entries = list(read())
@@ -233,15 +233,29 @@ def _listing(read: Callable[[], Iterable[Entry | Skipped]], refusal: type[Comman
         _is_one_line(str(exc))
         return None
     for entry in entries:
-        if isinstance(entry, Skipped):
-            _is_one_line(entry.reason)
-            continue
-        assert is_backup_id(entry.id)
-        assert _FIRST <= entry.started_at <= entry.created_at <= _LAST
-        assert 0 <= entry.size < 2**53
-        for text in (entry.label, *entry.kinds, *entry.warnings):
-            _is_one_line(text)
+        _check_entry(entry)
     return entries
+
+
+def _check_entry(entry: Listed) -> None:
+    """Check that the catalog can hold an entry, and a terminal can show its messages."""
+    match entry:
+        case Entry():
+            assert is_backup_id(entry.id)
+            assert _FIRST <= entry.started_at <= entry.created_at <= _LAST
+            assert entry.size is None or 0 <= entry.size < 2**53
+            assert len(entry.needs) <= 1000
+            assert len(entry.database.encode()) <= 255
+            for text in (entry.label, entry.name, *entry.needs, *entry.types, *entry.warnings):
+                _is_one_line(text)
+        case Attempt():
+            assert _FIRST <= entry.started_at <= _LAST
+            assert len(entry.database.encode()) <= 255
+            _is_one_line(entry.name)
+        case Unusable():
+            _is_one_line(entry.message)
+        case _:
+            _is_one_line(entry.reason)
 
 
 def _is_one_line(text: str) -> None:

@@ -19,7 +19,8 @@ _C1 = Cluster("c1", None)
 
 async def _load(url: str, folder: str, cluster: str, tool: str, count: int) -> None:
     entries = [
-        Entry(f"entry {n}", f"{cluster}-{tool}:{n}", _TIME + timedelta(days=n), _TIME + timedelta(days=n), 1) for n in range(1, count + 1)
+        Entry(f"entry {n}", f"n{n}", f"{cluster}-{tool}:{n}", _TIME + timedelta(days=n), _TIME + timedelta(days=n), 1)
+        for n in range(1, count + 1)
     ]
     await load(url, entries, Target(folder, cluster, tool), Options())
 

@@ -14,9 +14,15 @@ _WRITES = [
     "INSERT INTO backups VALUES ('b', 'f', now(), 'c', now(), 1, 'manual')",
     "UPDATE backups SET size = 1",
     "DELETE FROM backups",
-    "INSERT INTO imports VALUES ('c', 'walg', 'f', now(), 0, 0, 0)",
+    "INSERT INTO imports VALUES ('c', 'walg', 'f', now(), 0, 0, 0, 0)",
     "UPDATE imports SET entries = 1",
     "DELETE FROM imports",
+    "INSERT INTO attempts VALUES ('c', 'gpbackup', 'f', 'd', 'n', now(), 'failed')",
+    "UPDATE attempts SET state = 'crashed'",
+    "DELETE FROM attempts",
+    "INSERT INTO freshness VALUES ('c', 'gpbackup', 'f', 'd')",
+    "UPDATE freshness SET backups = 1",
+    "DELETE FROM freshness",
 ]
 _CHANGES = [
     "TRUNCATE backups",
@@ -26,7 +32,13 @@ _CHANGES = [
     "DROP FUNCTION backup_wire_v1_varint",
     "UPDATE alembic_version SET version_num = '0'",
 ]
-_READS = ["SELECT id, wire FROM backups", "SELECT backups FROM imports", "SELECT version_num FROM alembic_version"]
+_READS = [
+    "SELECT id, wire FROM backups",
+    "SELECT entries FROM imports",
+    "SELECT state FROM attempts",
+    "SELECT backups FROM freshness",
+    "SELECT version_num FROM alembic_version",
+]
 
 
 async def _refused(url: str, statements: list[str]) -> list[str]:

@@ -1,11 +1,11 @@
-"""gpbackup's history, row by row; the cases are those that its users met."""
+"""Rows of gpbackup's history, with cases that its users reported."""
 
 import contextlib
 import shutil
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.entry import Entry, Skipped
-from service.errors import CommandError, InvalidEntry, InvalidIdPrefix, InvalidListing, InvalidTimeZone
-from service.importers import gpbackup
+from service.entry import (
+    ENDS_BEFORE_IT_STARTS,
+    EXCLUDED,
+    TOO_EARLY,
+    Attempt,
+    Deleted,
+    Entry,
+    Listed,
+    Selection,
+    Skipped,
+    Unusable,
+)
+from service.errors import CommandError, InvalidIdPrefix, InvalidListing, InvalidTimeZone
+from service.importers import gpbackup, gpbackup_history
 from tests.fuzz.targets import CORPUS
 from tests.support.repository import ROOT
 
 _SAMPLE = ROOT / "samples" / "gpbackup_history.db"
-_NO_SIZE = "of size 0: gpbackup records none (--backup-dir adds up the files of local backups)"
+_NO_SIZE = "size unknown: gpbackup records none (--backup-dir adds up the files of local backups)"
 
-# As gpbackup fills a row: it binds every column.
+# A row as gpbackup writes it: it binds every column.
 _ROW: dict[str, Any] = {
     "timestamp": "20261104010002",
     "backup_dir": "/backups/gp",
@@ -68,13 +79,14 @@ def _insert(connection: sqlite3.Connection, row: dict[str, Any]) -> None:
     connection.execute(f"INSERT INTO backups ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values()))
 
 
-def _write(path: Path, *rows: dict[str, Any]) -> Path:
-    """A history in gpbackup's own schema; what a row does not say is as in `_ROW`."""
+def _write(path: Path, *rows: dict[str, Any], plans: Iterable[tuple[str, str]] = ()) -> Path:
+    """Write a history in gpbackup's own schema. Columns that a row does not name are as in `_ROW`."""
     with _open(path) as connection:
         for statement in _schema():
             connection.execute(statement)
         for row in rows:
             _insert(connection, _ROW | row)
+        connection.executemany("INSERT INTO restore_plans VALUES (?, ?)", list(plans))
     return path
 
 
@@ -83,7 +95,7 @@ def _history(tmp_path: Path) -> Path:
     return tmp_path / "gpbackup_history.db"
 
 
-def _read(history: Path, *, timezone: str = "Europe/Berlin", **options: Any) -> list[Entry | Skipped]:
+def _read(history: Path, *, timezone: str = "Europe/Berlin", **options: Any) -> list[Listed]:
     return list(gpbackup.read(history, id_prefix="c1", timezone=timezone, **options))
 
 
@@ -93,37 +105,44 @@ def _only(history: Path, *, timezone: str = "Europe/Berlin", **columns: Any) -> 
     return entry
 
 
-def _refusal(history: Path, *, timezone: str = "Europe/Berlin", **columns: Any) -> InvalidEntry:
-    """A usable row, then this one: all is refused."""
-    with pytest.raises(InvalidEntry) as caught:
-        _read(_write(history, {"timestamp": "20200101000000", "end_time": "20200101010000"}, columns), timezone=timezone)
-    assert "Nothing was imported" in str(caught.value)
-    return caught.value
+def _error(history: Path, *, timezone: str = "Europe/Berlin", **columns: Any) -> Unusable:
+    """Return the error of an unusable row that a usable one precedes or follows."""
+    found = _read(_write(history, {"timestamp": "20200101000000", "end_time": "20200101010000"}, columns), timezone=timezone)
+    [unusable] = [each for each in found if isinstance(each, Unusable)]
+    assert len(found) == 2
+    return unusable
 
 
 def test_sample() -> None:
-    """The sample's fourteen rows: ten backups, of two databases and all kinds, and four that are none."""
+    """The sample has fourteen rows: ten backups of two databases and all types, two deleted ones and two attempts."""
     found = _read(_SAMPLE)
     entries = [each for each in found if isinstance(each, Entry)]
-    assert [entry.id for entry in entries] == [
-        f"c1:{timestamp}"
-        for timestamp in (
-            *("20251026013000", "20260329013000", "20261101010002", "20261102010001", "20261103010001", "20261104010002"),
-            *("20261105010001", "20261105020001", "20261109010001", "20261110010002"),
-        )
+    assert [(each.name, each.database, each.method, each.contents, each.needs) for each in entries] == [
+        ("20251026013000", "demo", "base", "everything", ()),
+        ("20260329013000", "demo", "base", "everything", ()),
+        ("20261101010002", "demo", "base", "everything", ()),
+        ("20261102010001", "demo", "incremental", "everything", ("20261101010002",)),
+        ("20261103010001", "demo", "incremental", "everything", ("20261101010002", "20261102010001")),
+        ("20261104010002", "demo", "base", "metadata only", ()),
+        ("20261105010001", "demo", "base", "data only", ()),
+        ("20261105020001", "Sales DW", "base", "everything", ()),
+        ("20261109010001", "demo", "base", "everything", ()),
+        ("20261110010002", "demo", "base", "everything", ()),
     ]
-    assert Counter(each.reason for each in found if isinstance(each, Skipped)) == {
-        "failed": 1,
-        "deleted": 1,
-        "being deleted": 1,
-        "not completed: still running, or ended by a crash": 1,
-    }
-    kinds = Counter(kind for entry in entries for kind in entry.kinds)
-    assert kinds == {"full": 6, "incremental": 2, "metadata-only": 1, "data-only": 1, "filtered": 1}
+    assert [each.id for each in entries] == [f"c1:{each.name}" for each in entries]
+    assert {(each.size, each.permanent) for each in entries} == {(None, None)}
+    assert [each for each in found if not isinstance(each, Entry)] == [
+        Attempt("20261106010002", "demo", datetime(2026, 11, 6, 0, 0, 2, tzinfo=UTC), "failed"),
+        Deleted("20261107010001", "deleted"),
+        Deleted("20261108010002", "being deleted"),
+        Attempt("20261124230001", "demo", datetime(2026, 11, 24, 22, 0, 1, tzinfo=UTC), "running"),
+    ]
+    types = Counter(each for entry in entries for each in entry.types)
+    assert types == {"full": 6, "incremental": 2, "metadata-only": 1, "data-only": 1, "filtered": 1}
 
 
 def test_times_are_of_the_zone(history: Path) -> None:
-    """Times are the coordinator's: in Berlin an hour ahead of UTC in winter, in Moscow three."""
+    """Times are the coordinator's local times: an hour ahead of UTC in Berlin in winter, three hours in Moscow."""
     entry = _only(history)
     assert entry.started_at == datetime(2026, 11, 4, 0, 0, 2, tzinfo=UTC)
     assert entry.created_at == datetime(2026, 11, 4, 2, 41, 17, tzinfo=UTC)
@@ -134,31 +153,46 @@ def test_times_are_of_the_zone(history: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "Berlin", "Europe", "../Berlin", "/etc/localtime", "a\0", "\udcff", "+03:00", "x" * 999])
 def test_unknown_zones(history: Path, name: str) -> None:
-    """What is no zone is refused at once, with an example."""
+    """A name that is not a time zone is rejected before the file is read, with an example."""
     with pytest.raises(InvalidTimeZone, match="such as Europe/Berlin"):
         gpbackup.read(_write(history), id_prefix="c1", timezone=name)
 
 
-@pytest.mark.parametrize("now", [datetime(2026, 11, 25, tzinfo=UTC), datetime(2027, 11, 25, tzinfo=UTC)])
-def test_running_and_dead_backups(history: Path, now: datetime) -> None:
-    """A backup in progress, of yesterday or of a year ago, is none, though it has an end time."""
-    row = {"timestamp": "20261124230001", "end_time": "20261124230019", "status": "In Progress"}
-    assert _read(_write(history, row)) == [Skipped("not completed: still running, or ended by a crash")]
-
-
-def test_failed_and_unknown(history: Path) -> None:
-    """A failed backup is none; a status that nobody knows is not taken for success, and is shown."""
-    rows = [{"timestamp": f"2026110100000{n}", "status": status} for n, status in enumerate(["Failure", "success", "\x1b[2J", "x" * 999])]
-    assert _read(_write(history, *rows))[:3] == [
-        Skipped("failed"),
-        Skipped("status unknown: 'success'"),
-        Skipped("status unknown: '\\x1b[2J'"),
+def test_running_and_crashed(history: Path) -> None:
+    """A run in progress is an attempt, although it has an end time: running if it is the newest of its database, otherwise crashed."""
+    running = {"status": "In Progress", "end_time": "20261124230019"}
+    rows = [
+        running | {"timestamp": "20261124230001"},
+        running | {"timestamp": "20261125230001"},
+        running | {"timestamp": "20261124230002", "database_name": "other"},
+        {"timestamp": "20261125230002", "end_time": "20261125230003", "database_name": "other", "date_deleted": "20261126000000"},
     ]
+    found = [each for each in _read(_write(history, *rows)) if isinstance(each, Attempt)]
+    assert [(each.name, each.database, each.state) for each in found] == [
+        ("20261124230001", "demo", "crashed"),
+        ("20261124230002", "other", "crashed"),
+        ("20261125230001", "demo", "running"),
+    ]
+
+
+@pytest.mark.parametrize("status", ["success", "\x1b[2J", "x" * 999])
+def test_unknown_status(history: Path, status: str) -> None:
+    """A row with an unknown status is unusable, because it may not be a success."""
+    error = _error(history, status=status)
+    assert (error.field, error.message.isprintable()) == ("status", True)
+
+
+@pytest.mark.parametrize("columns", [{"timestamp": "20260329021500"}, {"timestamp": "soon"}, {"database_name": ""}])
+@pytest.mark.parametrize("status", ["Failure", "In Progress"])
+def test_attempts_with_bad_values(history: Path, columns: dict[str, Any], status: str) -> None:
+    """A bad value of an attempt neither makes it unusable nor proves the zone wrong."""
+    [found] = _read(_write(history, columns | {"status": status}))
+    assert isinstance(found, Attempt | Skipped)
 
 
 @pytest.mark.parametrize("status", ["", None])
 def test_no_status_is_success(history: Path, status: str | None) -> None:
-    """gpbackup before 1.19.0 recorded successes only, without a status; its end time is real from 1.13.0 on."""
+    """A row without a status is a success, of gpbackup before 1.19.0; its end time is valid from 1.13.0 on."""
     entry = _only(history, status=status, backup_version="1.18.1")
     assert (entry.created_at - entry.started_at, entry.warnings) == (timedelta(hours=2, minutes=41, seconds=15), (_NO_SIZE,))
 
@@ -180,7 +214,7 @@ def _ambiguous(entry: Entry) -> bool:
     ],
 )
 def test_repeated_hour(history: Path, start: str, end: str, started_at: str, minutes: int, ambiguous: bool) -> None:
-    """Where a clock that is set back allows one consistent reading alone, it is taken; else the earliest completion, and it is said."""
+    """In an hour that a clock change repeats, the only consistent reading is taken, otherwise the earliest completion with a warning."""
     entry = _only(history, timestamp=start, end_time=end)
     assert f"{entry.started_at:%H:%M}" == started_at
     assert entry.created_at - entry.started_at == timedelta(minutes=minutes)
@@ -193,14 +227,115 @@ def test_repeated_hour(history: Path, start: str, end: str, started_at: str, min
     [
         {"timestamp": "20260329021500", "end_time": "20260329031500"},
         {"timestamp": "20260329015900", "end_time": "20260329020000"},
-        {"timestamp": "20260329021500", "end_time": "20260329031500", "status": "Failure"},
-        {"timestamp": "20260329021500", "end_time": "20260329031500", "date_deleted": "20260501000000"},
     ],
 )
 def test_skipped_hour(history: Path, columns: dict[str, Any]) -> None:
-    """A time that no clock of the zone has shown proves the zone wrong, also in a row that is no backup; in another zone it is one."""
-    assert "does not exist in Europe/Berlin: is the zone right?" in _refusal(history, **columns).reason
+    """A time of an existing backup that no clock of the zone has shown rejects the history: the zone, and so every time, is wrong."""
+    _write(history, {"timestamp": "20200101000000", "end_time": "20200101010000"}, columns)
+    name = columns["timestamp"]
+    with pytest.raises(InvalidListing, match=rf"does not exist in Europe/Berlin: is the zone right\? Nothing was .* --exclude {name}"):
+        _read(history)
     assert len(_read(history, timezone="Europe/Moscow")) == 2
+    assert _read(history, selection=Selection(exclude=frozenset({name})))[1] == Skipped(name, EXCLUDED)
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        ({"status": "Failure"}, Attempt("20260329021500", "demo", datetime(2026, 3, 29, 1, 15, tzinfo=UTC), "failed")),
+        ({"date_deleted": "20260501000000"}, Deleted("20260329021500", "deleted")),
+        ({"date_deleted": "In progress"}, Deleted("20260329021500", "being deleted")),
+    ],
+)
+def test_skipped_hour_of_other_rows(history: Path, columns: dict[str, Any], found: Listed) -> None:
+    """A time that does not exist has no effect in a row that is skipped for another reason: the host may have moved since."""
+    row = {"timestamp": "20260329021500", "end_time": "20260329031500"}
+    assert _read(_write(history, row | columns)) == [found]
+
+
+@pytest.mark.parametrize("columns", [{}, {"status": "odd"}, {"database_name": ""}, {"incremental": 1, "data_only": 1}])
+def test_too_early(history: Path, columns: dict[str, Any]) -> None:
+    """A backup that was completed before --since is skipped, also if its times do not exist in the zone or its values are bad."""
+    row = {"timestamp": "20260329021500", "end_time": "20260329021600"}
+    since = datetime(2026, 3, 29, 1, 16, 1, tzinfo=UTC)
+    assert _read(_write(history, row | columns), selection=Selection(since)) == [Skipped("20260329021500", TOO_EARLY)]
+
+
+def test_ends_before_it_starts(history: Path) -> None:
+    """A backup that was completed before it started gets a duration of 0, with a warning; its completion is kept."""
+    entry = _only(history, timestamp="20261121010002", end_time="20261121010000")
+    assert entry.created_at == entry.started_at == datetime(2026, 11, 21, 0, 0, 0, tzinfo=UTC)
+    assert ENDS_BEFORE_IT_STARTS in entry.warnings
+
+
+@pytest.mark.parametrize(
+    ("flags", "types", "contents", "method"),
+    [
+        ({}, ("full",), "everything", "base"),
+        ({"incremental": 1}, ("incremental",), "everything", "incremental"),
+        ({"data_only": 1}, ("data-only",), "data only", "base"),
+        ({"metadata_only": 1}, ("metadata-only",), "metadata only", "base"),
+        ({"metadata_only": 1, "incremental": 1}, ("metadata-only",), "metadata only", "incremental"),
+        ({"metadata_only": 1, "data_only": 1}, ("metadata-only",), "metadata only", "base"),
+        ({"include_table_filtered": 1}, ("full", "filtered"), "filtered", "base"),
+        ({"exclude_schema_filtered": 1, "incremental": 1}, ("incremental", "filtered"), "filtered", "incremental"),
+        ({"exclude_table_filtered": 1, "data_only": 1}, ("data-only", "filtered"), "data only", "base"),
+    ],
+)
+def test_types(history: Path, flags: dict[str, Any], types: tuple[str, ...], contents: str, method: str) -> None:
+    """The type, contents and method of a backup follow its flags as gpbackman reads them."""
+    entry = _only(history, **flags)
+    assert (entry.types, entry.contents, entry.method) == (types, contents, method)
+
+
+@pytest.mark.parametrize("flags", [{"incremental": 1, "data_only": 1}, {"incremental": 1, "data_only": 1, "metadata_only": 1}])
+def test_contradictory_flags(history: Path, flags: dict[str, Any]) -> None:
+    """A row with flags that gpbackman rejects is unusable."""
+    assert _error(history, **flags).field == "incremental"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "database"),
+    [("demo", "demo"), ('"Sales DW"', "Sales DW"), ('"a""b"', 'a"b'), ('"', '"'), ("база", "база"), ("x" * 255, "x" * 255)],
+)
+def test_databases(history: Path, recorded: str, database: str) -> None:
+    """The database's name is the one that quote_ident has quoted."""
+    assert _only(history, database_name=recorded).database == database
+
+
+@pytest.mark.parametrize("recorded", ["", None, '""', "a\0b", "x" * 256, "ж" * 128, b"demo"])
+def test_bad_databases(history: Path, recorded: object) -> None:
+    """A row without the name of a database is unusable."""
+    assert _error(history, database_name=recorded).field == "database_name"
+
+
+def test_needs(history: Path) -> None:
+    """A backup needs the backups of its restore plan without itself; a metadata-only one needs none, and a missing plan is empty."""
+    rows = [{"timestamp": f"2026110{n}010002", "end_time": f"2026110{n}020002", "incremental": int(n > 1)} for n in (1, 2, 3, 4)]
+    rows[3] |= {"metadata_only": 1, "incremental": 0}
+    plans = [(2, 1), (2, 2), (4, 4), (4, 1), (2, 1)]
+    _write(history, *rows, plans=[(f"2026110{a}010002", f"2026110{b}010002") for a, b in plans])
+    assert [each.needs for each in _read(history) if isinstance(each, Entry)] == [(), ("20261101010002",), (), ()]
+
+
+def test_a_history_without_plans(history: Path) -> None:
+    """A file without the table `restore_plans` is read; a view of this name is not."""
+    _write(history, {"incremental": 1})
+    with _open(history) as connection:
+        connection.execute("DROP TABLE restore_plans")
+        connection.execute("CREATE VIEW restore_plans AS SELECT '20261104010002' AS timestamp, '20261103010002' AS restore_plan_timestamp")
+    [entry] = _read(history)
+    assert isinstance(entry, Entry)
+    assert entry.needs == ()
+
+
+@pytest.mark.parametrize("plan", [["x"], ["20261103010002\n"], [f"{20200101000000 + n}" for n in range(1001)]])
+def test_bad_plans(history: Path, plan: list[str]) -> None:
+    """A plan with a value that is not a timestamp, or with more than 1,000 of them, makes the row unusable."""
+    _write(history, {}, plans=[("20261104010002", needed) for needed in plan])
+    [found] = _read(history)
+    assert isinstance(found, Unusable)
+    assert found.field == "restore_plans"
 
 
 _ZONES = ["Europe/Berlin", "Europe/Moscow", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca", "Asia/Kolkata", "Pacific/Apia"]
@@ -209,11 +344,11 @@ _START = st.integers(1_400_000_000, 1_900_000_000)
 
 @given(st.sampled_from(_ZONES), _START | st.integers(-20_000, 20_000).map(lambda s: 1_792_890_000 + s), st.integers(0, 20_000))
 def test_every_real_backup_is_readable(zone: str, start: int, seconds: int) -> None:
-    """What a coordinator's clock showed is never refused; it is exact, or said to be ambiguous and never later than it was."""
+    """A time that a coordinator's clock showed is always accepted: it is exact, or marked as ambiguous and never later than it was."""
     started_at, created_at = (datetime.fromtimestamp(time, UTC) for time in (start, start + seconds))
     times = {"timestamp": started_at, "end_time": created_at}
     shown = {column: f"{time.astimezone(ZoneInfo(zone)):%Y%m%d%H%M%S}" for column, time in times.items()}
-    entry = gpbackup._Reader("c1", ZoneInfo(zone), None).entry(_ROW | shown)
+    entry = gpbackup._Reader("c1", ZoneInfo(zone), None, Selection(), plans={}, newest={}).listed(_ROW | shown)
     assert isinstance(entry, Entry)
     if _ambiguous(entry):
         assert timedelta(0) <= entry.created_at - entry.started_at
@@ -225,7 +360,7 @@ def test_every_real_backup_is_readable(zone: str, start: int, seconds: int) -> N
 
 @pytest.mark.parametrize("version", ["1.29.0", "1.29.1", "1.29.1+dev.3.gabc1234"])
 def test_preliminary_end(history: Path, version: str) -> None:
-    """gpbackup 1.29.0 and 1.29.1 never replaced the end time of the start: such a backup is imported, with a warning."""
+    """A backup of gpbackup 1.29.0 or 1.29.1, which recorded an end near the start, is imported with a warning."""
     entry = _only(history, backup_version=version, timestamp="20230701010002", end_time="20230701010009")
     assert entry.created_at - entry.started_at == timedelta(seconds=7)
     assert entry.warnings[0].startswith("completion preliminary: gpbackup 1.29.0 and 1.29.1")
@@ -233,40 +368,39 @@ def test_preliminary_end(history: Path, version: str) -> None:
 
 @pytest.mark.parametrize("version", ["1.28.1", "1.29.2", "1.30.0", "2.0.0", "", None, "main", "1" * 999])
 def test_end_of_other_versions(history: Path, version: str | None) -> None:
-    """Other versions' end times are taken as they are."""
+    """The end times of other versions are used without a warning."""
     assert _only(history, backup_version=version).warnings == (_NO_SIZE,)
 
 
 @pytest.mark.parametrize("version", ["1.12.1", "1.7.0", "1.0.0-beta.3"])
 def test_end_that_is_a_migration(history: Path, version: str) -> None:
-    """gpbackup before 1.13.0 had no end times, and got the migration's: such a backup is not the newest of all, and it is said."""
+    """A backup of gpbackup before 1.13.0, whose recorded end is that of a migration, is taken as completed at its start, with a warning."""
     entry = _only(history, backup_version=version, status="", timestamp="20190301020000", end_time="20240115101500")
     assert entry.created_at == entry.started_at == datetime(2019, 3, 1, 1, tzinfo=UTC)
-    assert entry.warnings[0].startswith("completion unknown, the start taken: gpbackup before 1.13.0")
+    assert entry.warnings[0].startswith("completion unknown, start taken: gpbackup before 1.13.0")
 
 
-@pytest.mark.parametrize(
-    ("deleted", "reason"),
-    [
-        ("20261115094512", "deleted"),
-        ("In progress", "being deleted"),
-        ("in progress", "state of deletion unknown: 'in progress'"),
-        ("2026", "state of deletion unknown: '2026'"),
-    ],
-)
+@pytest.mark.parametrize(("deleted", "reason"), [("20261115094512", "deleted"), ("In progress", "being deleted")])
 def test_deleted(history: Path, deleted: str, reason: str) -> None:
-    """What is deleted or being deleted is gone; a state that nobody knows is not taken for there."""
-    assert _read(_write(history, {"date_deleted": deleted})) == [Skipped(reason)]
+    """A backup that is deleted or being deleted is reported as such."""
+    assert _read(_write(history, {"date_deleted": deleted})) == [Deleted("20261104010002", reason)]
+
+
+@pytest.mark.parametrize("deleted", ["in progress", "2026"])
+def test_unknown_deletion(history: Path, deleted: str) -> None:
+    """A row with an unknown state of deletion is unusable, because the backup may not exist."""
+    error = _error(history, date_deleted=deleted)
+    assert (error.field, error.reason) == ("date_deleted", f"{deleted!r} is unknown")
 
 
 @pytest.mark.parametrize("deleted", ["Plugin Backup Delete Failed", "Local Delete Failed"])
 def test_deletion_that_failed(history: Path, deleted: str) -> None:
-    """A backup whose deletion failed is still there, by gpbackman's own rule; it is said, each kind apart."""
-    assert _only(history, date_deleted=deleted).warnings == (f"still there: deletion failed ({deleted})", _NO_SIZE)
+    """A backup whose deletion failed exists, by gpbackman's rule, and is imported with a warning for each kind of failure."""
+    assert _only(history, date_deleted=deleted).warnings == (f"still present: deletion failed ({deleted})", _NO_SIZE)
 
 
 def test_null_is_empty(history: Path) -> None:
-    """NULL, which other tools may write, counts as empty."""
+    """NULL, which other tools may write, is read as empty."""
     assert _only(history, date_deleted=None, status=None, plugin=None, backup_dir=None).warnings == (_NO_SIZE,)
 
 
@@ -283,41 +417,42 @@ _BAD_TIMES = [
         ({"timestamp": "00010101000000"}, "timestamp"),
         ({"timestamp": "19690101000000"}, "timestamp"),
         *(({"end_time": bad}, "end_time") for bad in ("", None, "soon", "20261104", b"\xff")),
-        ({"end_time": "20261104010001"}, "end_time"),
         ({"end_time": "99991231235959"}, "end_time"),
         ({"status": b"Success"}, "status"),
     ],
 )
 def test_bad_values(history: Path, columns: dict[str, Any], field: str) -> None:
-    """What cannot be a backup's stops the import, and names row, field and reason in one line."""
-    refusal = _refusal(history, timezone="America/New_York", **columns)
-    assert refusal.field == field
-    assert str(refusal).isprintable()
-    assert len(str(refusal)) < 300
+    """A value that a backup cannot have makes the row unusable; the error names row and field in one printable line."""
+    error = _error(history, timezone="America/New_York", **columns)
+    assert error.field == field
+    assert error.message.isprintable()
+    assert len(error.message) < 300
 
 
-def test_text_that_is_no_utf8(history: Path) -> None:
-    """Bytes that are no UTF-8 are shown, and break nothing."""
+def test_text_that_is_not_utf8(history: Path) -> None:
+    """Bytes that are not UTF-8 are quoted in the error."""
     _write(history)
     with _open(history) as connection:
         _insert(connection, _ROW | {"status": "x"})
         connection.execute("UPDATE backups SET status = CAST(x'ff' AS TEXT)")
-    assert _read(history) == [Skipped("status unknown: '\\\\xff'")]
+    [found] = _read(history)
+    assert isinstance(found, Unusable)
+    assert found.reason == "'\\\\xff' is unknown"
 
 
 def test_a_history_of_1_28_0(history: Path) -> None:
-    """Files that 1.28.0 created have no segment_count; columns that nobody needs do no harm."""
+    """A file that 1.28.0 created, without segment_count, and a file with unknown columns are read."""
     _write(history, {})
     with _open(history) as connection:
         connection.execute("ALTER TABLE backups DROP COLUMN segment_count")
         connection.execute("ALTER TABLE backups ADD COLUMN later TEXT")
     [entry] = _read(history, backup_dir=history.parent)
     assert isinstance(entry, Entry)
-    assert entry.warnings == ("of size 0: gpbackup records none, nor how many segments the files are from",)
+    assert entry.warnings == ("size unknown: gpbackup records none, nor the number of segments",)
 
 
 def test_prefix(history: Path) -> None:
-    """Ids are prefix and timestamp; a prefix that is too long is refused before the file is looked at."""
+    """An id is prefix and timestamp; a prefix that is too long is rejected before the file is read."""
     [entry] = gpbackup.read(_write(history, {}), id_prefix="x" * 24, timezone="Europe/Berlin")
     assert isinstance(entry, Entry)
     assert entry.id == "x" * 24 + ":20261104010002"
@@ -325,7 +460,7 @@ def test_prefix(history: Path) -> None:
         gpbackup.read(Path("/none"), id_prefix="x" * 25, timezone="Europe/Berlin")
 
 
-# What is no history
+# Other files
 
 
 def _make_empty(path: Path) -> None:
@@ -386,20 +521,20 @@ def _make_fat(path: Path) -> None:
     ("make", "message"),
     [
         (_make_empty, "is empty: no gpbackup has written to it"),
-        (_make_text, "no SQLite file: gpbackup's history is gpbackup_history.db"),
+        (_make_text, "not a SQLite file: gpbackup's history is gpbackup_history.db"),
         (_make_yaml, "history in YAML, of gpbackup before 1.28.0.*gpbackman history-migrate --history-file .* --history-db "),
         (_make_other_sqlite, "without gpbackup's table `backups`"),
         (_make_view, "without gpbackup's table `backups`"),
         (_make_other_table, "has no column backup_dir, "),
-        (_make_half, "damaged, or not whole: copy it again"),
-        (_make_garbled, "damaged, or not whole"),
+        (_make_half, "damaged or incomplete: copy it again"),
+        (_make_garbled, "damaged or incomplete"),
         (_make_fat, "too big"),
-        (_found_by_fuzzing("complaint-without-utf8"), "damaged, or not whole"),
-        (_found_by_fuzzing("no-memory"), "SQLite needs more than 32 MiB for it, so it may be damaged"),
+        (_found_by_fuzzing("complaint-without-utf8"), "damaged or incomplete"),
+        (_found_by_fuzzing("no-memory"), "SQLite needs more than 32 MiB for the file, so it may be damaged"),
     ],
 )
-def test_no_history(history: Path, make: Any, message: str) -> None:
-    """What is no history of gpbackup is refused with what it is, and stays as it was."""
+def test_other_files(history: Path, make: Any, message: str) -> None:
+    """A file that is not gpbackup's history is rejected with a description of it, and is not changed."""
     make(history)
     before = history.read_bytes()
     with pytest.raises(InvalidListing, match=message):
@@ -408,17 +543,17 @@ def test_no_history(history: Path, make: Any, message: str) -> None:
     assert list(history.parent.iterdir()) == [history]
 
 
-def test_what_is_not_there_is_not_created(history: Path) -> None:
-    """A path without a file is an error, and stays one; so is a directory."""
+def test_absent_file_is_not_created(history: Path) -> None:
+    """A path without a file is an error, and no file is created; a directory is an error."""
     with pytest.raises(CommandError, match="No such file"):
         _read(history)
     assert not history.exists()
-    with pytest.raises(InvalidListing, match="is no file"):
+    with pytest.raises(InvalidListing, match="is not a file"):
         _read(history.parent)
 
 
 def test_odd_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path is a path, whatever a URL would make of its characters; relative ones too."""
+    """A path with characters that have a meaning in a URL is opened as it is, also if it is relative."""
     folder = tmp_path / "a?mode=rwc#%41 ж"
     folder.mkdir()
     _write(folder / "h.db", {})
@@ -430,7 +565,7 @@ def test_odd_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gpbackup_can_write_as_soon_as_it_is_read(history: Path) -> None:
-    """The file is closed when `read` returns: a writer that would not wait at all can commit before the entries are taken."""
+    """The file is closed when `read` returns: a writer that does not wait can commit before the entries are taken."""
     entries = gpbackup.read(_write(history, {}), id_prefix="c1", timezone="Europe/Berlin")
     with _open(history) as writer:
         _insert(writer, _ROW | {"timestamp": "20261105010002", "end_time": "20261105020002"})
@@ -439,7 +574,7 @@ def test_gpbackup_can_write_as_soon_as_it_is_read(history: Path) -> None:
 
 
 def test_read_while_gpbackup_writes(history: Path) -> None:
-    """A writer's transaction neither hinders a reader nor is hindered, and what is not committed is not read."""
+    """A reader and the open transaction of a writer do not block each other, and uncommitted rows are not read."""
     with _open(_write(history, {})) as writer:
         writer.execute("BEGIN IMMEDIATE")
         _insert(writer, _ROW | {"timestamp": "20261105010002", "end_time": "20261105020002"})
@@ -449,7 +584,7 @@ def test_read_while_gpbackup_writes(history: Path) -> None:
 
 
 def test_a_reader_waits_for_a_commit(history: Path) -> None:
-    """While gpbackup commits, the reader waits."""
+    """The reader waits while gpbackup commits."""
     with _open(_write(history, {})) as writer:
         writer.execute("BEGIN EXCLUSIVE")
         found: list[Any] = []
@@ -463,25 +598,25 @@ def test_a_reader_waits_for_a_commit(history: Path) -> None:
 
 
 def test_a_writer_that_does_not_end(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lock that is not let go of is a clear error."""
-    monkeypatch.setattr(gpbackup, "_LOCK_TIMEOUT_S", 0)
+    """A lock that is not released is a clear error."""
+    monkeypatch.setattr(gpbackup_history, "_LOCK_TIMEOUT_S", 0)
     with _open(_write(history, {})) as writer:
         writer.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(InvalidListing, match="gpbackup is writing to it and did not finish: try again"):
+        with pytest.raises(InvalidListing, match="gpbackup is writing to the file and did not finish: try again"):
             _read(history)
 
 
 def test_a_history_that_takes_long(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that would hold up gpbackup's commit until it fails gives up first, and says what to do."""
+    """Reading stops before it could make gpbackup's commit fail, with an error that advises a copy."""
     _write(history, *({"timestamp": f"20200101{n:06}"} for n in range(60)))
-    monkeypatch.setattr(gpbackup, "_INSTRUCTIONS", 10)
-    monkeypatch.setattr(gpbackup, "_READ_WITHIN_S", 0.0)
-    with pytest.raises(InvalidListing, match="reading it took longer than 0 s, .* import a copy of it"):
+    monkeypatch.setattr(gpbackup_history, "_INSTRUCTIONS", 10)
+    monkeypatch.setattr(gpbackup_history, "_READ_TIMEOUT_S", 0.0)
+    with pytest.raises(InvalidListing, match="reading the file took longer than 0 s, .* import a copy of it"):
         _read(history)
 
 
 def test_half_a_transaction_is_not_read(history: Path, tmp_path: Path) -> None:
-    """What a crash leaves, a file with half a transaction and its journal, is refused rather than read, and left as it is."""
+    """A file with half a transaction and its journal, as a crash leaves them, is rejected and not changed."""
     crashed = tmp_path / "crashed.db"
     with _open(_write(history, *({"timestamp": f"20200101{n:06}", "end_time": "20270101000000"} for n in range(60)))) as writer:
         writer.execute("PRAGMA cache_size = 1")
@@ -490,7 +625,7 @@ def test_half_a_transaction_is_not_read(history: Path, tmp_path: Path) -> None:
         shutil.copy(history, crashed)
         shutil.copy(f"{history}-journal", f"{crashed}-journal")
     before = crashed.read_bytes()
-    with pytest.raises(InvalidListing, match="has left its journal beside it"):
+    with pytest.raises(InvalidListing, match="has left its journal next to the file"):
         _read(crashed)
     assert crashed.read_bytes() == before
 
@@ -505,7 +640,7 @@ def _fill(directory: Path, files: dict[str, int], timestamp: str = "202611040100
         place.joinpath(name).write_bytes(b"x" * size)
 
 
-def _sized(history: Path, place: Path, **columns: Any) -> tuple[int, tuple[str, ...]]:
+def _sized(history: Path, place: Path, **columns: Any) -> tuple[int | None, tuple[str, ...]]:
     [entry] = _read(_write(history, columns), backup_dir=place)
     assert isinstance(entry, Entry)
     return entry.size, entry.warnings
@@ -519,7 +654,7 @@ def _place(tmp_path: Path) -> Path:
 
 
 def test_all_directories(history: Path, place: Path) -> None:
-    """Where every content's directory is there, the files are added up; other backups, other clusters' and links are not."""
+    """If the directories of all contents exist, their files are added up, without other backups, other clusters and links."""
     for content in range(-1, 8):
         _fill(place / f"gpseg{content}", {"a": 10, "b": 1})
         _fill(place / f"gpseg{content}", {"a": 1000}, "20261105010002")
@@ -532,27 +667,27 @@ def test_all_directories(history: Path, place: Path) -> None:
 
 @pytest.mark.parametrize("contents", [[-1, 0, 1], [*range(-1, 7)], [-1, *range(1, 8)]])
 def test_a_part_of_the_directories(history: Path, place: Path, contents: list[int]) -> None:
-    """A part of nine directories, be it all but one, is no size: 0, and how many there are."""
+    """The size is unknown if a part of the nine directories exists; the warning counts them."""
     for content in contents:
         _fill(place / f"gpseg{content}", {"a": 10})
-    assert _sized(history, place) == (0, (f"of size 0: {len(contents)} of 9 directories reachable",))
+    assert _sized(history, place) == (None, (f"size unknown: {len(contents)} of 9 directories reachable",))
 
 
 def test_no_directory(history: Path, place: Path) -> None:
-    """Nothing, the primaries without the coordinator, and two coordinators are no size."""
-    assert _sized(history, place) == (0, ("of size 0: 0 of 9 directories reachable",))
+    """The size is unknown without directories, without the coordinator's, and with those of two coordinators."""
+    assert _sized(history, place) == (None, ("size unknown: 0 of 9 directories reachable",))
     history.unlink()
     for content in range(8):
         _fill(place / f"gpseg{content}", {"a": 10})
-    assert _sized(history, place) == (0, ("of size 0: 8 of 9 directories reachable",))
+    assert _sized(history, place) == (None, ("size unknown: 8 of 9 directories reachable",))
     history.unlink()
     for name in ("gpseg-1", "other-1"):
         _fill(place / name, {"a": 10})
-    assert _sized(history, place) == (0, (f"of size 0: several clusters have a backup of this time in {place}",))
+    assert _sized(history, place) == (None, (f"size unknown: several clusters have a backup of this time in {place}",))
 
 
 def test_one_directory(history: Path, place: Path) -> None:
-    """With --single-backup-dir, all contents share one directory, if it is shared: every primary has a file there."""
+    """A directory of --single-backup-dir has a size if every primary has a file in it."""
     ts = "20261104010002"
     files = {f"gpbackup_{ts}_toc.yaml": 5, f"gpbackup_{ts}_metadata.sql": 5}
     _fill(place, files | {f"gpbackup_{segment}_{ts}_16384.gz": 10 for segment in range(8)})
@@ -560,10 +695,10 @@ def test_one_directory(history: Path, place: Path) -> None:
 
 
 def test_one_directory_of_many(history: Path, place: Path) -> None:
-    """A host's own directory of that name has some segments' files only, which is no size; a metadata-only backup has none."""
+    """The size of a shared directory with files of some segments is unknown; a metadata-only backup has files of none."""
     ts = "20261104010002"
     _fill(place, {f"gpbackup_{ts}_toc.yaml": 5, f"gpbackup_0_{ts}": 5, f"gpbackup_1_{ts}_1.gz": 5, f"gpbackup_9_{ts}": 5})
-    assert _sized(history, place) == (0, ("of size 0: files of 2 of 8 segments reachable",))
+    assert _sized(history, place) == (None, ("size unknown: files of 2 of 8 segments reachable",))
     history.unlink()
     assert _sized(history, place, metadata_only=1) == (20, ())
 
@@ -571,22 +706,22 @@ def test_one_directory_of_many(history: Path, place: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "warning"),
     [
-        ({"plugin": "gpbackup_s3_plugin", "backup_dir": ""}, "and a plugin keeps the files"),
+        ({"plugin": "gpbackup_s3_plugin", "backup_dir": ""}, "and a plugin stores the files"),
         ({"backup_dir": ""}, "and the files are in the segments' own data directories"),
-        ({"segment_count": 0}, "nor how many segments the files are from"),
-        ({"segment_count": None}, "nor how many segments the files are from"),
-        ({"segment_count": 2**40}, "nor how many segments the files are from"),
-        ({"segment_count": "many"}, "nor how many segments the files are from"),
+        ({"segment_count": 0}, "nor the number of segments"),
+        ({"segment_count": None}, "nor the number of segments"),
+        ({"segment_count": 2**40}, "nor the number of segments"),
+        ({"segment_count": "many"}, "nor the number of segments"),
     ],
 )
-def test_sizes_that_cannot_be_known(history: Path, place: Path, columns: dict[str, Any], warning: str) -> None:
-    """Where no local sum can be a size, it is 0, with the reason."""
+def test_unknown_sizes(history: Path, place: Path, columns: dict[str, Any], warning: str) -> None:
+    """The size is unknown, with the reason, if it is not the sum of local files."""
     size, [found] = _sized(history, place, **columns)
-    assert size == 0
+    assert size is None
     assert warning in found
 
 
 def test_files_that_cannot_be_read(history: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory that goes away while it is read is no reason to fail."""
+    """The size is unknown if the files cannot be read."""
     shutil.rmtree(place)
-    assert _sized(history, place) == (0, ("of size 0: its files cannot be read (No such file or directory)",))
+    assert _sized(history, place) == (None, ("size unknown: its files cannot be read (No such file or directory)",))

@@ -52,7 +52,7 @@ def test_every_truncation_is_noticed(objects: list[dict[str, Any]], data: st.Dat
     with pytest.raises(NotAnArray) as caught:
         found.extend(JsonArray(Slow(cut, 7)))
     assert found == objects[: len(found)]
-    assert caught.value.reason in ("ends early", "empty", "no UTF-8")
+    assert caught.value.reason in ("ends early", "empty", "not UTF-8")
 
 
 @pytest.mark.parametrize(
@@ -60,22 +60,25 @@ def test_every_truncation_is_noticed(objects: list[dict[str, Any]], data: st.Dat
     [
         (b"", "empty"),
         (b" \n\t", "empty"),
-        (b"null", "no array"),
-        (b'{"a":1}', "no array"),
-        (b"[1]", "no JSON object"),
+        (b"null", "not an array"),
+        (b'{"a":1}', "not an array"),
+        (b"[1]", "not a JSON object"),
         (b"[{}", "ends early"),
         (b"[{},", "ends early"),
-        (b"[{} {}]", "no JSON"),
-        (b"[{},]", "no JSON object"),
-        (b'[{"a":}, {"b": 1}, {"c": 2}]', "no JSON"),
-        (b"[{}]x", "something follows the array"),
-        (b"[{}][{}]", "something follows the array"),
-        (b'[{"a":NaN}]', "no JSON of a reasonable kind"),
-        (b'[{"a":-Infinity}]', "no JSON of a reasonable kind"),
-        (b'[{"a":' + b"9" * 5000 + b"}]", "no JSON of a reasonable kind"),
-        (b'[{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}]", "no JSON of a reasonable kind"),
-        (b'[{"a":"\xff"}]', "no UTF-8"),
-        (b'[{"a":"\xc3', "no UTF-8"),
+        (b"[{} {}]", "not JSON"),
+        (b"[{},]", "not a JSON object"),
+        (b'[{"a":}, {"b": 1}, {"c": 2}]', "not JSON"),
+        (b"[{}]x", "more input follows the array"),
+        (b"[{}][{}]", "more input follows the array"),
+        (b'[{"a":NaN}]', "JSON that cannot be parsed (too deep, or a number that is too long or not finite)"),
+        (b'[{"a":-Infinity}]', "JSON that cannot be parsed (too deep, or a number that is too long or not finite)"),
+        (b'[{"a":' + b"9" * 5000 + b"}]", "JSON that cannot be parsed (too deep, or a number that is too long or not finite)"),
+        (
+            b'[{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}]",
+            "JSON that cannot be parsed (too deep, or a number that is too long or not finite)",
+        ),
+        (b'[{"a":"\xff"}]', "not UTF-8"),
+        (b'[{"a":"\xc3', "not UTF-8"),
     ],
 )
 def test_what_is_none(data: bytes, reason: str) -> None:
@@ -132,7 +135,7 @@ def test_an_element_without_end() -> None:
     endless = Endless()
     with pytest.raises(NotAnArray) as caught:
         list(JsonArray(endless))
-    assert caught.value.reason == "an object of more than 1048576 characters, or no JSON"
+    assert caught.value.reason == "an object of more than 1048576 characters, or not JSON"
     assert endless.given < 1_200_000
 
 

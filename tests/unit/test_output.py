@@ -9,8 +9,8 @@ from service import pb
 from service.cli import formatting, output, status_report
 from service.cli.import_summary import summary_lines
 from service.cli.table import Column, Table
+from service.postgres.freshness import Freshness
 from service.postgres.import_backups import Noted, Pruned, Summary, Target
-from service.postgres.last_imports import Imported
 
 _NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
 
@@ -114,10 +114,11 @@ def test_json_of_a_backup() -> None:
     }
 
 
-_ROW = Imported(
+_ROW = Freshness._make([None] * len(Freshness._fields))._replace(
     folder_id="f1",
     source_cluster_id="c\x1b1",
     tool="walg",
+    database="",
     imported_at=_NOW - timedelta(minutes=5),
     backups=1234,
     last_backup_id="b1",
@@ -132,8 +133,8 @@ def test_table_and_json_of_status() -> None:
     """The table and the JSON of `status` show the same facts, because both come from one list of fields."""
     table = list(Table(status_report.columns(_NOW)).lines([_ROW]))
     assert table == [
-        "FOLDER  CLUSTER  TOOL  LAST COMPLETED          AGE  DURATION     SIZE  BACKUPS  LAST IMPORTED         IMPORT AGE",
-        r"f1      c\x1b1   walg  2026-11-25 09:00:00Z  3h 0m    1m 30s  1.5 KiB     1234  2026-11-25 11:55:00Z       5m 0s",
+        "FOLDER  CLUSTER  TOOL  DATABASE  LAST COMPLETED          AGE  DURATION     SIZE  BACKUPS  LAST IMPORTED         IMPORT AGE",
+        r"f1      c\x1b1   walg  -         2026-11-25 09:00:00Z  3h 0m    1m 30s  1.5 KiB     1234  2026-11-25 11:55:00Z       5m 0s",
     ]
     assert json.loads(status_report.status_json([_ROW], _NOW, None)) == {
         "clusters": [
@@ -141,6 +142,7 @@ def test_table_and_json_of_status() -> None:
                 "folderId": "f1",
                 "clusterId": "c\x1b1",
                 "tool": "walg",
+                "database": None,
                 "lastBackupId": "b1",
                 "lastCompletedAt": "2026-11-25T09:00:00Z",
                 "ageSeconds": 10800.0,
@@ -158,18 +160,18 @@ def test_table_and_json_of_status() -> None:
 def test_status_without_a_backup() -> None:
     """Unknown facts are `-` in the table and null in JSON; with a limit, JSON has the reasons why the cluster is overdue."""
     line = list(Table(status_report.columns(_NOW)).lines([_ROW_WITHOUT_BACKUP]))[1]
-    assert line.split()[3:8] == ["-", "-", "-", "-", "0"]
+    assert line.split()[3:9] == ["-", "-", "-", "-", "-", "0"]
     [shown] = json.loads(status_report.status_json([_ROW_WITHOUT_BACKUP], _NOW, timedelta(minutes=1)))["clusters"]
     assert [shown[name] for name in ("lastBackupId", "lastCompletedAt", "ageSeconds", "durationSeconds", "sizeBytes")] == [None] * 5
     assert shown["overdue"] == ["there is no backup", "the last import was 5m 0s ago"]
 
 
 def test_status_at_80_columns() -> None:
-    """At 80 columns `status` keeps the folder, cluster, tool, ages and counts."""
+    """At 80 columns `status` keeps the folder, cluster, tool, database, ages and size."""
     row = _ROW._replace(folder_id="demo-folder", source_cluster_id="demo-cluster", tool="gpbackup")
     table = Table(status_report.columns(_NOW), max_width=80)
     lines = list(table.lines([row]))
-    assert lines[0].split() == ["FOLDER", "CLUSTER", "TOOL", "AGE", "SIZE", "BACKUPS", "IMPORT", "AGE"]
+    assert lines[0].split() == ["FOLDER", "CLUSTER", "TOOL", "DATABASE", "AGE", "SIZE", "IMPORT", "AGE"]
     assert max(map(len, lines)) <= 80
 
 
@@ -190,7 +192,7 @@ def test_summary_of_an_import() -> None:
 def test_types_and_warnings_of_an_import() -> None:
     """The summary counts the types of backups, and each warning with one backup as an example."""
     summary = _SUMMARY._replace(
-        kinds={"full": 2, "incremental": 1}, warnings={"of size 0": Noted(2, "backup 1"), "ambiguous": Noted(1, "backup 2")}
+        types={"full": 2, "incremental": 1}, warnings={"of size 0": Noted(2, "backup 1"), "ambiguous": Noted(1, "backup 2")}
     )
     assert list(summary_lines(summary, _TARGET))[1:] == [
         "  The listing has 2 full, 1 incremental.",

@@ -1,4 +1,4 @@
-"""WAL-G's listing, entry by entry; the cases are those that its users met."""
+"""Entries of WAL-G's listing, with cases that its users reported."""
 
 import io
 import json
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from service.entry import Entry, Skipped
-from service.errors import InvalidEntry, InvalidIdPrefix, InvalidListing
+from service.entry import ENDS_BEFORE_IT_STARTS, EXCLUDED, TOO_EARLY, Entry, Listed, Selection, Skipped, Unusable
+from service.errors import InvalidIdPrefix, InvalidListing
 from service.importers import walg
 from tests.support.repository import ROOT
 
@@ -29,9 +29,9 @@ def _with(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in (_ENTRY | changes).items() if value is not _ABSENT}
 
 
-def _read(listing: bytes | list[dict[str, Any]], *, id_prefix: str = "c1") -> list[Entry | Skipped]:
+def _read(listing: bytes | list[dict[str, Any]], *, id_prefix: str = "c1", **selection: Any) -> list[Listed]:
     data = listing if isinstance(listing, bytes) else json.dumps(listing).encode() + b"\n"
-    return list(walg.read(io.BytesIO(data), id_prefix=id_prefix))
+    return list(walg.read(io.BytesIO(data), id_prefix=id_prefix, selection=Selection(**selection)))
 
 
 def _only(**changes: Any) -> Entry:
@@ -40,26 +40,36 @@ def _only(**changes: Any) -> Entry:
     return entry
 
 
+def _error(*, id_prefix: str = "c1", **changes: Any) -> Unusable:
+    """Return the error of an unusable entry that follows a usable one."""
+    usable, unusable = _read([_ENTRY, _with(**changes)], id_prefix=id_prefix)
+    assert isinstance(usable, Entry)
+    assert isinstance(unusable, Unusable)
+    return unusable
+
+
 def test_sample() -> None:
-    """The sample's four backups: a full one, two increments, and one that a control plane has named."""
+    """The sample has four backups: a full one, two increments with their parents, and one with the id of a control plane."""
     with Path(ROOT, "samples/walg-backup-list.json").open("rb") as stream:
         entries = list(walg.read(stream, id_prefix="c1"))
 
-    assert [(entry.id, entry.size) for entry in entries if isinstance(entry, Entry)] == [
-        ("c1:backup_20261120T031501Z", 912177820331),
-        ("c1:backup_20261121T031502Z_D", 25325704421),
-        ("c1:backup_20261122T031502Z_D", 22116874035),
-        ("c9q3vd0k8m1nt5rj2hfe", 913800120559),
+    facts = [(each.id, each.size, each.method, each.needs, each.permanent) for each in entries if isinstance(each, Entry)]
+    assert facts == [
+        ("c1:backup_20261120T031501Z", 912177820331, "base", (), False),
+        ("c1:backup_20261121T031502Z_D", 25325704421, "incremental", ("backup_20261120T031501Z",), False),
+        ("c1:backup_20261122T031502Z_D", 22116874035, "incremental", ("backup_20261121T031502Z_D_20261120T031501Z",), False),
+        ("c9q3vd0k8m1nt5rj2hfe", 913800120559, "base", (), True),
     ]
+    assert {(each.contents, each.database) for each in entries if isinstance(each, Entry)} == {("everything", "")}
 
 
 def test_pretty_and_compact_are_the_same() -> None:
-    """Spacing does not matter."""
+    """White space between the values has no effect."""
     assert _read(json.dumps([_ENTRY], indent=4).encode()) == _read(json.dumps([_ENTRY], separators=(",", ":")).encode())
 
 
 def test_times_come_from_the_fields() -> None:
-    """The name is in the coordinator's local time, though it ends in Z: it says 03:15, and the backup began at 00:15 UTC."""
+    """The start is taken from start_time: the name contains local time, 03:15, although it ends in Z."""
     assert _only().started_at == datetime(2026, 11, 20, 0, 15, 1, 287495, tzinfo=UTC)
 
 
@@ -74,7 +84,7 @@ def test_times_come_from_the_fields() -> None:
     ],
 )
 def test_fractions_and_offsets(text: str, time: datetime) -> None:
-    """A time has any number of digits and any offset; it is cut to microseconds."""
+    """A time may have up to nine digits of fraction and any offset, and is truncated to microseconds."""
     assert _only(finish_time=text).created_at == time
 
 
@@ -108,37 +118,37 @@ def test_fractions_and_offsets(text: str, time: datetime) -> None:
     ],
 )
 def test_bad_times(field: str, value: object) -> None:
-    """What is no time, or none that the API can say, stops the import and names entry, field and reason."""
-    with pytest.raises(InvalidEntry) as caught:
-        _read([_ENTRY, _with(**{field: value})])
-    assert caught.value.field == field
-    assert caught.value.entry == "entry 2 ('backup_20261120T031501Z')"
-    assert "Nothing was imported" in str(caught.value)
+    """A value that is not a time, or not one that the API can represent, makes the entry unusable; the error names entry and field."""
+    changes: dict[str, Any] = {field: value}
+    error = _error(**changes)
+    assert error.field == field
+    assert error.entry == "entry 2 ('backup_20261120T031501Z')"
 
 
-def test_times_at_the_ends() -> None:
-    """1970 and the last microsecond but one of 9999 are within what the API can say."""
+def test_first_and_last_time() -> None:
+    """The first microsecond of 1970 and the last but one of 9999 are accepted."""
     entry = _only(start_time="1970-01-01T00:00:00Z", finish_time="9999-12-31T23:59:59.999998Z")
     assert (entry.started_at.year, entry.created_at.year) == (1970, 9999)
 
 
 def test_ends_before_it_starts() -> None:
-    """A backup that was completed before it was started is an error of its start."""
-    with pytest.raises(InvalidEntry, match="start_time: 2026-11-20T02:41:58.826200"):
-        _read([_with(start_time="2026-11-20T02:41:58.826200Z")])
-    assert _only(start_time=_ENTRY["finish_time"]).size == 5
+    """A backup that was completed before it started gets a duration of 0, with a warning; its completion is kept."""
+    entry = _only(start_time="2026-11-20T02:41:58.826200Z")
+    assert entry.created_at == entry.started_at == datetime(2026, 11, 20, 2, 41, 58, 826199, tzinfo=UTC)
+    assert entry.warnings == (ENDS_BEFORE_IT_STARTS,)
+    assert _only(start_time=_ENTRY["finish_time"]).warnings == ()
 
 
 def test_backup_from_before_times_were_recorded() -> None:
-    """An entry without a finish time is skipped and counted; it never becomes year 1, 1970, or a time taken from its name."""
+    """An entry without a finish time is skipped; it gets no time from another source."""
     old = _with(Name="backup_20210801T031501Z", start_time="0001-01-01T00:00:00Z", finish_time="0001-01-01T00:00:00Z", compressed_size=0)
     skipped, entry = _read([old, _ENTRY])
-    assert skipped == Skipped("finish time unknown: made by a WAL-G of before September 2021")
+    assert skipped == Skipped("backup_20210801T031501Z", "finish time unknown: made by a WAL-G older than September 2021")
     assert isinstance(entry, Entry)
 
 
 def test_old_and_new_fields_together() -> None:
-    """Keys that are unknown, missing or too large for an int64 do no harm where nothing depends on them."""
+    """Unknown keys, missing optional keys and numbers over 64 bits have no effect if no value depends on them."""
     old = {
         "Name": "backup_20220101T031501Z",
         "start_time": "2022-01-01T00:15:01Z",
@@ -154,28 +164,27 @@ def test_old_and_new_fields_together() -> None:
 
 @pytest.mark.parametrize("user_data", ["xyz", [3], 7, {"backup_id": 5}, {"backup_id": ""}, {"backup_id": None}, {"x": [3], "y": 4}, None])
 def test_user_data_without_an_id(user_data: object) -> None:
-    """User data that is no control plane's id leaves the id to cluster and name."""
+    """User data without an id of a control plane gives an id of prefix and name."""
     assert _only(user_data=user_data).id == "c1:backup_20261120T031501Z"
 
 
 @pytest.mark.parametrize("backup_id", ["x", "x" * 50, "c9q3vd0k8m1nt5rj2hfe", "!~"])
 def test_user_data_with_an_id(backup_id: str) -> None:
-    """A control plane's id is taken as it is."""
+    """A control plane's id is used unchanged."""
     assert _only(user_data={"backup_id": backup_id}).id == backup_id
 
 
 @pytest.mark.parametrize("backup_id", ["x" * 51, "a\0b", "a b", "\u0436", "a\n", "\ud800"])
-def test_user_data_with_an_id_that_cannot_be(backup_id: str) -> None:
-    """An id that the control plane knows must not be altered: one that cannot be is an error, in one line."""
-    with pytest.raises(InvalidEntry) as caught:
-        _read([_with(user_data={"backup_id": backup_id})])
-    assert caught.value.field == "user_data.backup_id"
-    assert "\n" not in str(caught.value)
+def test_user_data_with_a_bad_id(backup_id: str) -> None:
+    """A control plane's id that the API cannot represent makes the entry unusable, because it must not be altered."""
+    error = _error(user_data={"backup_id": backup_id})
+    assert error.field == "user_data.backup_id"
+    assert "\n" not in error.message
 
 
 @pytest.mark.parametrize("backup_id", ["c1:x", "c1:backup_20261120T031501Z", "c1:"])
 def test_given_ids_of_this_import(backup_id: str) -> None:
-    """A given id may begin with the prefix of this import."""
+    """A control plane's id may begin with the prefix of this import."""
     assert _only(user_data={"backup_id": backup_id}).id == backup_id
 
 
@@ -193,24 +202,57 @@ def test_given_ids_of_this_import(backup_id: str) -> None:
 )
 def test_given_ids_of_other_imports(prefix: str, backup_id: str) -> None:
     """A listing cannot take an id that the import of another cluster would make, now or later."""
-    with pytest.raises(InvalidEntry, match="has the form of the ids that an import with the prefix") as caught:
-        _read([_with(user_data={"backup_id": backup_id})], id_prefix=prefix)
-    assert caught.value.field == "user_data.backup_id"
+    error = _error(id_prefix=prefix, user_data={"backup_id": backup_id})
+    assert "has the form of the ids that an import with the prefix" in error.message
+    assert error.field == "user_data.backup_id"
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**53 - 1])
 def test_sizes(size: int) -> None:
-    """Zero is a size, and so is the largest that an int64 holds."""
+    """Zero and the largest size that every client can decode are accepted."""
     assert _only(compressed_size=size).size == size
 
 
 @pytest.mark.parametrize("size", [_ABSENT, -1, 1.5, "5", True, 2**53, None, [], 5.0, 10**400])
 def test_bad_sizes(size: object) -> None:
-    """What is no whole number of bytes within an int64 is refused; True is 1 to Python only."""
-    with pytest.raises(InvalidEntry) as caught:
-        _read([_with(compressed_size=size)])
-    assert caught.value.field == "compressed_size"
-    assert len(str(caught.value)) < 300
+    """A value that is not an integer from 0 to 2^53 - 1 makes the entry unusable; a boolean is not an integer."""
+    error = _error(compressed_size=size)
+    assert error.field == "compressed_size"
+    assert len(error.message) < 300
+
+
+@pytest.mark.parametrize("parent", [None, "", 5, "x" * 999, "base_000000010000000000000002", ["backup_20261119T031501Z"], "a\0"])
+def test_bad_parents(parent: object) -> None:
+    """A parent that is not the name of a backup makes the entry unusable."""
+    assert _error(increment_from=parent).field == "increment_from"
+
+
+def test_increment_without_a_parent() -> None:
+    """A backup that is named like an increment is one, also without a recorded parent."""
+    entry = _only(Name="backup_20261120T031501Z_D_20261119T031501Z")
+    assert (entry.method, entry.needs) == ("incremental", ())
+
+
+@pytest.mark.parametrize(("value", "permanent"), [(True, True), (False, False), (None, None), ("yes", None), (_ABSENT, None)])
+def test_permanent(value: object, permanent: object) -> None:
+    """`is_permanent` is stored if it is a boolean, otherwise it is unknown."""
+    assert _only(is_permanent=value).permanent is permanent
+
+
+def test_excluded() -> None:
+    """An entry that is named is skipped, also if it is unusable; the others are not."""
+    bad = _with(Name="backup_20261119T031501Z", user_data={"backup_id": "a b"})
+    skipped, entry = _read([bad, _ENTRY], exclude=frozenset({"backup_20261119T031501Z"}))
+    assert skipped == Skipped("backup_20261119T031501Z", EXCLUDED)
+    assert isinstance(entry, Entry)
+
+
+@pytest.mark.parametrize("changes", [{}, {"compressed_size": -1}, {"start_time": "soon"}, {"user_data": {"backup_id": "a b"}}])
+def test_too_early(changes: dict[str, Any]) -> None:
+    """An entry that was completed before --since is skipped, whatever its other values are."""
+    since = datetime(2026, 11, 20, 2, 41, 58, 826200, tzinfo=UTC)
+    assert _read([_with(**changes)], since=since) == [Skipped("backup_20261120T031501Z", TOO_EARLY)]
+    assert isinstance(_read([_ENTRY], since=since.replace(microsecond=826199))[0], Entry)
 
 
 @pytest.mark.parametrize(
@@ -230,16 +272,15 @@ def test_bad_sizes(size: object) -> None:
     ],
 )
 def test_bad_names(name: object) -> None:
-    """What is not named like a backup of Greenplum is refused, and a terminal is safe from it."""
-    with pytest.raises(InvalidEntry) as caught:
-        _read([_with(Name=name)])
-    assert caught.value.field == "Name"
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 400
+    """An entry without the name of a backup of Greenplum is unusable, and its error is one printable line."""
+    error = _error(Name=name)
+    assert error.field == "Name"
+    assert error.message.isprintable()
+    assert len(error.message) < 400
 
 
 def test_full_and_incremental_can_share_a_time() -> None:
-    """When clocks go back, a full and an incremental backup can have the same time in their names: their ids differ."""
+    """A full and an incremental backup with the same time in their names have different ids."""
     full, incremental = _read([_ENTRY, _with(Name="backup_20261120T031501Z_D_20261119T031501Z")])
     assert isinstance(full, Entry)
     assert isinstance(incremental, Entry)
@@ -247,13 +288,13 @@ def test_full_and_incremental_can_share_a_time() -> None:
 
 
 def test_longest_prefix() -> None:
-    """A prefix of 24 characters makes ids of at most 50; a longer one, such as a UUID, is refused at once, with the way out."""
+    """A prefix of 24 characters makes ids of at most 50; a longer one, such as a UUID, is rejected before the input is read."""
     [entry] = _read([_with(Name="backup_20261120T031501Z_D_20261119T031501Z")], id_prefix="x" * 24)
     assert isinstance(entry, Entry)
     assert len(entry.id) == 50
     for prefix in ("x" * 25, "6f1c2d3e-4b5a-6978-8796-a5b4c3d2e1f0", "", "a b", "кластер"):
         with pytest.raises(InvalidIdPrefix, match="--id-prefix gives a shorter one.*1 to 24"):
-            walg.read(io.BytesIO(b"not even looked at"), id_prefix=prefix)
+            walg.read(io.BytesIO(b"not read"), id_prefix=prefix)
 
 
 @pytest.mark.parametrize(
@@ -261,26 +302,26 @@ def test_longest_prefix() -> None:
     [
         (b"", "the input is empty"),
         (b"\n", "the input is empty"),
-        (b"null", "this is something else"),
-        (b'{"Name":"x"}', "this is a JSON object"),
+        (b"null", "the input is something else"),
+        (b'{"Name":"x"}', "the input is a JSON object"),
         (b"backupconfigs:\n- backupdir: ''\n", "gpbackup's history in YAML"),
-        (b"SQLite format 3\0\x10\0", "this is something else"),
-        (b"name                      modified\nbackup_20261120T031501Z 2026\n", "a table for people, made without --json"),
-        (b"+---+------\n", "a table for people, made without --json"),
-        (b"[3]", "no JSON object"),
+        (b"SQLite format 3\0\x10\0", "the input is something else"),
+        (b"name                      modified\nbackup_20261120T031501Z 2026\n", "a text table, made without --json"),
+        (b"+---+------\n", "a text table, made without --json"),
+        (b"[3]", "not a JSON object"),
         (b'[{"Name":"backup_2026', "ends early, after 0 whole entries"),
         (json.dumps([_ENTRY]).encode()[:-1], "ends early, after 1 whole entries"),
     ],
 )
-def test_what_is_no_such_listing(listing: bytes, message: str) -> None:
-    """What is no such listing is refused with what it is."""
+def test_other_inputs(listing: bytes, message: str) -> None:
+    """An input that is not such a listing is rejected with a description of it."""
     with pytest.raises(InvalidListing, match=message):
         _read(listing)
 
 
 @pytest.mark.parametrize("line", [1, 2, 3])
 def test_log_lines(line: int) -> None:
-    """Lines of WAL-G's log before, in or after the listing are named, with the way to be rid of them."""
+    """A line of WAL-G's log before, in or after the listing is named in the error, with the way to avoid it."""
     lines = ["[", json.dumps(_ENTRY) + "]"]
     lines.insert(line - 1, "INFO: 2026/11/20 09:00:00.000001 Using storages: [default]")
     with pytest.raises(InvalidListing, match=f"line {line} is a line of WAL-G's log.*2>&1"):
@@ -288,7 +329,7 @@ def test_log_lines(line: int) -> None:
 
 
 def test_listing_without_detail() -> None:
-    """The list made without --detail has only an object's time, which changes when it is copied: refused."""
+    """A list made without --detail is rejected: its times are those of storage objects."""
     listing = {
         "backup_name": "backup_20261120T031501Z",
         "time": "2026-11-20T02:42:03Z",
@@ -300,12 +341,12 @@ def test_listing_without_detail() -> None:
 
 
 def test_listing_of_a_postgresql() -> None:
-    """A listing of PostgreSQL backups is distinguished from a listing of Greenplum backups."""
+    """A listing of PostgreSQL is rejected by name."""
     listing = {"backup_name": "base_0001", "time": "2026-11-20T02:42:03Z", "start_time": "2026-11-20T02:42:03Z", "start_lsn": 1}
     with pytest.raises(InvalidListing, match="of a PostgreSQL, not of a Greenplum"):
         _read([listing])
 
 
 def test_empty_array() -> None:
-    """An empty array is a listing of nothing."""
+    """An empty array is a listing without entries."""
     assert _read([]) == []

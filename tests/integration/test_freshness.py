@@ -1,4 +1,4 @@
-"""What is known of each cluster's imports, and what it costs to ask."""
+"""The read model of freshness, and the cost of reading it."""
 
 import json
 from collections.abc import AsyncIterator
@@ -9,10 +9,10 @@ import pytest
 
 from service.entry import Entry
 from service.errors import CatalogUnavailable
-from service.postgres import last_imports
+from service.postgres import freshness as queries
 from service.postgres.database import Database, Limits, open_database
+from service.postgres.freshness import Freshness, freshness, oldest
 from service.postgres.import_backups import Options, Target, load
-from service.postgres.last_imports import Imported, imported, oldest
 from tests.support.catalog import Sql
 
 _TIME = datetime(2026, 11, 20, 2, 41, 58, 826199, tzinfo=UTC)
@@ -28,55 +28,57 @@ async def _database(database_url: str) -> AsyncIterator[Database]:
 
 def _entry(cluster: str, number: int) -> Entry:
     created_at = _TIME + timedelta(days=number)
-    return Entry(f"entry {number}", f"{cluster}:{number}", created_at, created_at - timedelta(hours=2), 1000 + number)
+    return Entry(f"entry {number}", f"n{number}", f"{cluster}:{number}", created_at, created_at - timedelta(hours=2), 1000 + number)
 
 
 async def _load(url: str, folder: str, cluster: str, tool: str, *numbers: int) -> None:
     await load(url, [_entry(f"{cluster}-{tool}", number) for number in numbers], Target(folder, cluster, tool), Options())
 
 
-def _names(found: list[Imported]) -> list[tuple[str, str, str]]:
+def _names(found: list[Freshness]) -> list[tuple[str, str, str]]:
     return [each[:3] for each in found]
 
 
 async def test_each_cluster_and_tool(import_url: str, database: Database) -> None:
-    """Of each cluster and tool there are the last completed backup, its size and duration, how many there are, the last import."""
+    """Each cluster and tool has a row with its last backup, its last import and the number of its backups."""
     await _load(import_url, "f1", "c1", "walg", 3, 1, 2)
     await _load(import_url, "f1", "c1", "gpbackup", 1)
     await _load(import_url, "f1", "c2", "walg")
     await _load(import_url, "f2", "c3", "walg", 5)
 
-    found = await imported(database, folder_id=None, cluster_id=None)
+    found = await freshness(database, folder_id=None, cluster_id=None)
     assert _names(found) == [("f1", "c1", "gpbackup"), ("f1", "c1", "walg"), ("f1", "c2", "walg"), ("f2", "c3", "walg")]
     last = found[1]
-    assert last[4:] == (3, "c1-walg:3", _TIME + timedelta(days=3), timedelta(hours=2), 1003)
-    assert found[2][4:] == (0, None, None, None, None)
+    assert (last.backups, last.restorable, last.last_backup_id) == (3, 3, "c1-walg:3")
+    assert (last.last_created_at, last.last_duration, last.last_size) == (_TIME + timedelta(days=3), timedelta(hours=2), 1003)
+    none = found[2]
+    assert (none.backups, none.last_backup_id, none.last_created_at, none.last_duration, none.last_size) == (0, None, None, None, None)
 
-    assert _names(await imported(database, folder_id="f2", cluster_id=None)) == [("f2", "c3", "walg")]
-    assert _names(await imported(database, folder_id=None, cluster_id="c1")) == [("f1", "c1", "gpbackup"), ("f1", "c1", "walg")]
-    assert await imported(database, folder_id="f2", cluster_id="c1") == []
+    assert _names(await freshness(database, folder_id="f2", cluster_id=None)) == [("f2", "c3", "walg")]
+    assert _names(await freshness(database, folder_id=None, cluster_id="c1")) == [("f1", "c1", "gpbackup"), ("f1", "c1", "walg")]
+    assert await freshness(database, folder_id="f2", cluster_id="c1") == []
 
 
 async def test_an_import_that_changed_nothing_counts(import_url: str, database: Database) -> None:
-    """The last import is the last one, whether it changed anything or not."""
+    """An import that changed nothing is recorded as the last import."""
     await _load(import_url, "f1", "c1", "walg", 1)
-    [first] = await imported(database, folder_id=None, cluster_id=None)
+    [first] = await freshness(database, folder_id=None, cluster_id=None)
     await _load(import_url, "f1", "c1", "walg", 1)
-    [second] = await imported(database, folder_id=None, cluster_id=None)
+    [second] = await freshness(database, folder_id=None, cluster_id=None)
     assert second.imported_at > first.imported_at
     assert second._replace(imported_at=first.imported_at) == first
 
 
 async def test_a_last_backup_that_was_deleted_since(import_url: str, database: Database, sql: Sql) -> None:
-    """Where the last backup's row is gone since the import, its time stays known, its size and duration are not."""
+    """If the row of the last backup is deleted after the import, its time stays known, and its size and duration are unknown."""
     await _load(import_url, "f1", "c1", "walg", 1)
     await sql.execute("DELETE FROM backups")
-    [found] = await imported(database, folder_id=None, cluster_id=None)
+    [found] = await freshness(database, folder_id=None, cluster_id=None)
     assert (found.last_created_at, found.last_duration, found.last_size) == (_TIME + timedelta(days=1), None, None)
 
 
 async def test_the_oldest(import_url: str, database: Database) -> None:
-    """Those without a backup come first, then the oldest; what is beyond the limit is counted."""
+    """Rows without a backup come first, then those with the oldest one; rows beyond the limit are counted."""
     assert await oldest(database, limit=3) == ([], 0)
     for cluster, number in (("c1", 5), ("c2", 1), ("c3", 3), ("c4", 4)):
         await _load(import_url, "f1", cluster, "walg", number)
@@ -89,10 +91,10 @@ async def test_the_oldest(import_url: str, database: Database) -> None:
 
 
 async def test_no_database() -> None:
-    """A database that is not there is a clear error."""
+    """A database that cannot be reached is a clear error."""
     async with open_database("postgresql://127.0.0.1:1/none", _LIMITS) as database:
         with pytest.raises(CatalogUnavailable):
-            await imported(database, folder_id=None, cluster_id=None)
+            await freshness(database, folder_id=None, cluster_id=None)
 
 
 # The plans
@@ -107,11 +109,15 @@ async def _many(sql: Sql) -> Sql:
                '2026-01-01 00:00:00+00', n, 'walg'
         FROM generate_series(1, 100000) AS n""")
     await sql.execute("""
-        INSERT INTO imports (source_cluster_id, tool, folder_id, imported_at, entries, skipped, backups, last_backup_id, last_created_at)
-        SELECT source_cluster_id, tool, folder_id, now(), count(*), 0, count(*), max(id), max(created_at)
+        INSERT INTO imports (source_cluster_id, tool, folder_id, imported_at, entries, skipped, unusable, excluded)
+        SELECT source_cluster_id, tool, folder_id, now(), count(*), 0, 0, 0 FROM backups GROUP BY source_cluster_id, tool, folder_id""")
+    await sql.execute("""
+        INSERT INTO freshness (source_cluster_id, tool, database, folder_id, backups, last_backup_id, last_created_at)
+        SELECT source_cluster_id, tool, '', folder_id, count(*), max(id), max(created_at)
         FROM backups GROUP BY source_cluster_id, tool, folder_id""")
     await sql.execute("VACUUM (ANALYZE) backups")
-    await sql.execute("VACUUM (ANALYZE) imports")
+    for table in ("imports", "freshness"):
+        await sql.execute(f"VACUUM (ANALYZE) {table}")
     return sql
 
 
@@ -124,18 +130,18 @@ def _scans(plan: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("query", "types", "arguments", "rows"),
     [
-        (last_imports._IMPORTED, "text, text", "NULL, NULL", 5000),
-        (last_imports._IMPORTED, "text, text", "'f1', NULL", 500),
-        (last_imports._OLDEST, "bigint", "20", 20),
+        (queries._IMPORTED, "text, text", "NULL, NULL", 5000),
+        (queries._IMPORTED, "text, text", "'f1', NULL", 500),
+        (queries._OLDEST, "bigint", "20", 20),
     ],
 )
 async def test_a_cluster_costs_one_look_up(many: Sql, plans: str, query: str, types: str, arguments: str, rows: int) -> None:
-    """Of `backups`, one row a cluster is read, by primary key, however many there are; never all of them."""
+    """One row of `backups` is read for each row of freshness, by primary key, for any number of backups."""
     await many.execute(f"SET plan_cache_mode = {plans}")
     await many.execute(f"PREPARE planned ({types}) AS {query}")
     [row] = await many.fetch(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE planned ({arguments})")
-    of_backups, of_imports = sorted(_scans(json.loads(row[0])[0]["Plan"]), key=lambda scan: str(scan["Relation Name"]))
+    of_backups, *others = sorted(_scans(json.loads(row[0])[0]["Plan"]), key=lambda scan: str(scan["Relation Name"]))
     assert (of_backups["Node Type"], of_backups["Index Name"]) == ("Index Scan", "backups_pkey")
     assert (of_backups["Actual Loops"], of_backups["Actual Rows"]) == (rows, 1)
     assert of_backups["Shared Hit Blocks"] + of_backups["Shared Read Blocks"] <= 4 * rows
-    assert of_imports["Relation Name"] == "imports"
+    assert [scan["Relation Name"] for scan in others] == ["freshness", "imports"]
