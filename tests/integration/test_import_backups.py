@@ -41,7 +41,7 @@ async def _ids(sql: Sql) -> list[str]:
 
 
 async def test_added_then_unchanged(import_url: str, sql: Sql) -> None:
-    """The first import adds all, the second of the same listing changes nothing: not a row is written anew."""
+    """The first import adds every entry; a second import of the same listing writes no row."""
     listing = [_entry(1), _entry(2), _entry(3)]
     assert _counts(await load(import_url, listing, _C1, Options())) == (3, 0, 0, 0, 0)
     written = await sql.fetch("SELECT id, xmin::text, ctid::text FROM backups ORDER BY id")
@@ -53,7 +53,7 @@ async def test_added_then_unchanged(import_url: str, sql: Sql) -> None:
 
 @pytest.mark.parametrize("change", [{"size": 7}, {"created_at": _TIME + timedelta(days=9)}, {"started_at": _TIME - timedelta(days=9)}])
 async def test_changed(import_url: str, sql: Sql, change: dict[str, Any]) -> None:
-    """An entry that has changed changes its row, and no other."""
+    """A changed entry changes its own row only."""
     await load(import_url, [_entry(1), _entry(2)], _C1, Options())
     assert _counts(await load(import_url, [_entry(1), _entry(2, **change)], _C1, Options())) == (0, 1, 1, 0, 0)
     row = await sql.fetchrow("SELECT * FROM backups WHERE id = 'b2'")
@@ -62,14 +62,14 @@ async def test_changed(import_url: str, sql: Sql, change: dict[str, Any]) -> Non
 
 
 async def test_skipped_are_counted_by_reason(import_url: str, sql: Sql) -> None:
-    """Entries that are no usable backups are counted with the reason, and are no rows."""
+    """Skipped entries are counted by reason, and have no row."""
     summary = await load(import_url, [Skipped(None, "old"), _entry(1), Skipped(None, "old"), Skipped(None, "running")], _C1, Options())
     assert summary.skipped == {"old": 2, "running": 1}
     assert await _ids(sql) == ["b1"]
 
 
-async def test_a_listing_that_breaks_off_writes_nothing(import_url: str, sql: Sql) -> None:
-    """An error at the last entry leaves the catalog as it was, its record of imports too."""
+async def test_truncated_listing(import_url: str, sql: Sql) -> None:
+    """An error at the last entry changes neither the catalog nor the record of imports."""
     await load(import_url, [_entry(1)], _C1, Options())
     before = await sql.fetch("SELECT * FROM imports")
 
@@ -85,13 +85,13 @@ async def test_a_listing_that_breaks_off_writes_nothing(import_url: str, sql: Sq
 
 
 async def test_listed_twice(import_url: str, sql: Sql) -> None:
-    """Two entries with the same id and the same facts are one backup: a storage and its failover both list it."""
+    """Two entries with equal ids and facts are one backup, which a storage and its failover storage list."""
     assert _counts(await load(import_url, [_entry(1), _entry(2), _entry(1, label="again")], _C1, Options())) == (2, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("change", [{"size": 7}, {"created_at": _TIME + timedelta(days=9)}, {"started_at": _TIME - timedelta(days=9)}])
 async def test_two_backups_of_one_id(import_url: str, sql: Sql, change: dict[str, Any]) -> None:
-    """Two entries that differ but would take the same id are refused, and both are named."""
+    """Two different entries with the same id reject the import, and both are named."""
     listing = [_entry(1), _entry(2, label="the one"), _entry(2, label="the other", **change)]
     with pytest.raises(ImportRefused, match="^(the one and the other|the other and the one) differ, but have the same id b2: leave one"):
         await load(import_url, listing, _C1, Options())
@@ -99,7 +99,7 @@ async def test_two_backups_of_one_id(import_url: str, sql: Sql, change: dict[str
 
 
 async def test_an_id_of_another_cluster(import_url: str, sql: Sql) -> None:
-    """An id that belongs to another cluster is refused: nothing ever moves between clusters."""
+    """An id that belongs to another cluster rejects the import: no backup moves between clusters."""
     await load(import_url, [_entry(1)], _C1, Options())
     with pytest.raises(ImportRefused, match="entry 1: the id b1 already belongs to a backup of cluster c1\\. .* --exclude n1$"):
         await load(import_url, [_entry(1), _entry(2)], _C2, Options(move_folder=True, prune=True, prune_any=True))
@@ -107,14 +107,14 @@ async def test_an_id_of_another_cluster(import_url: str, sql: Sql) -> None:
 
 
 async def test_an_id_of_another_tool(import_url: str, sql: Sql) -> None:
-    """An id that another tool's import made is refused."""
+    """An id that belongs to another tool's import rejects the import."""
     await load(import_url, [_entry(1)], Target("f1", "c1", "gpbackup"), Options())
     with pytest.raises(ImportRefused, match="the id b1 already belongs to a backup of cluster c1, imported by gpbackup"):
         await load(import_url, [_entry(1)], _C1, Options())
 
 
 async def test_another_folder(import_url: str, sql: Sql) -> None:
-    """A cluster's backups stay in their folder, unless they are to move; then all of them do, those of other tools too."""
+    """A cluster's backups stay in their folder without --move-folder; with it all of them move, also those of other tools."""
     await load(import_url, [_entry(1), _entry(2)], _C1, Options())
     await load(import_url, [_entry(3)], Target("f1", "c1", "gpbackup"), Options())
     moved = Target("f2", "c1", "walg")
@@ -134,7 +134,7 @@ async def test_another_folder(import_url: str, sql: Sql) -> None:
 
 
 async def test_prune_by_cluster_and_tool(import_url: str, sql: Sql) -> None:
-    """Pruning removes what the listing no longer has of this cluster and this tool, and of no other."""
+    """--prune removes backups that the listing no longer has, of this cluster and tool only."""
     await load(import_url, [_entry(n) for n in (1, 2, 3, 4)], _C1, Options())
     await load(import_url, [_entry(5)], Target("f1", "c1", "gpbackup"), Options())
     await load(import_url, [_entry(6)], _C2, Options())
@@ -152,7 +152,7 @@ async def test_prune_by_cluster_and_tool(import_url: str, sql: Sql) -> None:
 
 
 async def test_prune_guard(import_url: str, sql: Sql) -> None:
-    """More than half of a cluster's backups are removed only where that is asked for: the list may be short, a storage being down."""
+    """More than half of the backups are removed only with --prune-any, because the listing may be incomplete."""
     await load(import_url, [_entry(n) for n in range(30)], _C1, Options())
     listing = [_entry(n) for n in range(3)]
 
@@ -163,8 +163,8 @@ async def test_prune_guard(import_url: str, sql: Sql) -> None:
     assert _counts(await load(import_url, listing, _C1, Options(prune=True, prune_any=True))) == (0, 0, 3, 12, 0)
 
 
-async def test_a_dry_run_shows_what_the_guard_keeps_back(import_url: str, sql: Sql) -> None:
-    """A dry run with --prune shows what would go even where the guard would refuse it without --prune-any."""
+async def test_dry_run_of_a_rejected_prune(import_url: str, sql: Sql) -> None:
+    """A dry run shows the backups that --prune would remove, also if it would be rejected without --prune-any."""
     await load(import_url, [_entry(n) for n in range(4)], _C1, Options())
     pruned = (await load(import_url, [_entry(0)], _C1, Options(prune=True, dry_run=True))).pruned
     assert pruned.removed == 3
@@ -173,7 +173,7 @@ async def test_a_dry_run_shows_what_the_guard_keeps_back(import_url: str, sql: S
 
 
 async def test_an_empty_listing(import_url: str, sql: Sql) -> None:
-    """A listing of nothing changes nothing; with --prune it is refused, since it may be wrongly empty, unless all may go."""
+    """An empty listing changes nothing; --prune rejects it, because it may be wrongly empty, and --prune-any accepts it."""
     await load(import_url, [_entry(1)], _C1, Options())
     assert _counts(await load(import_url, [], _C1, Options())) == (0, 0, 0, 0, 0)
     for target in (_C1, _C2):
@@ -184,7 +184,7 @@ async def test_an_empty_listing(import_url: str, sql: Sql) -> None:
 
 
 async def test_the_record_of_imports(import_url: str, sql: Sql) -> None:
-    """Each import leaves when it ran, what it saw and what there is, also if it changed nothing; a dry run leaves no trace."""
+    """Each import records its time and the numbers of entries, also if it changed nothing; a dry run records nothing."""
     await load(import_url, [_entry(1)], _C1, Options(dry_run=True))
     assert await sql.fetch("SELECT * FROM imports") == []
 
@@ -210,15 +210,14 @@ async def test_the_record_of_imports(import_url: str, sql: Sql) -> None:
 
 
 async def test_two_imports_at_once(import_url: str, sql: Sql) -> None:
-    """Imports of one cluster wait for each other, and the second finds what the first did."""
+    """Concurrent imports of one cluster run one after the other."""
     listing = [_entry(n) for n in range(200)]
     summaries = await asyncio.gather(*(load(import_url, listing, _C1, Options()) for _ in range(4)))
     assert sorted(summary.added for summary in summaries) == [0, 0, 0, 200]
 
 
 async def test_visible_at_once(import_url: str, sql: Sql) -> None:
-    """After a large import the visibility map is written, so that pages are read from the index alone; before PostgreSQL 17 only its owner
-    can VACUUM a table, and that is left to autovacuum."""
+    """A large import writes the visibility map, which index-only scans need; before PostgreSQL 17 only the owner may VACUUM."""
     if sql.get_server_version() < (17,):
         import_url = import_url.replace("backups_import", OWNER)
     await load(import_url, (_entry(n, id=f"b{n:05}") for n in range(5000)), _C1, Options())
@@ -226,7 +225,7 @@ async def test_visible_at_once(import_url: str, sql: Sql) -> None:
 
 
 async def test_no_database() -> None:
-    """A database that is not there is a clear error, without the password."""
+    """A database that cannot be reached is a clear error without the password."""
     with pytest.raises(CatalogUnavailable) as caught:
         await load("postgresql://user:hunter2@127.0.0.1:1/db", [], _C1, Options())
     assert str(caught.value) == "cannot connect to 127.0.0.1:1: connection refused"
@@ -253,7 +252,7 @@ async def test_connection_lost_while_closing(postgres: EmbeddedPostgres, databas
 
 @pytest.mark.parametrize("name", ["", "x" * 51, "a\0", "a\nb", "\x1b[2J", "\udcff"])
 def test_names_that_cannot_be(name: str) -> None:
-    """What can be no id of a folder or a cluster is refused before anything is read."""
+    """A value that cannot be the id of a folder or cluster is rejected before the listing is read."""
     for target in (Target(name, "c1", "walg"), Target("f1", name, "walg")):
         with pytest.raises(ImportRefused, match="is not an id of a (folder|cluster): 1 to 50 printable characters"):
             check_target(target)
