@@ -38,6 +38,13 @@ NEXT_CLUSTER_PAGE = """
     ORDER BY created_at DESC, id DESC
     LIMIT $3 + 1"""
 
+# Held or requested: a migration step locks the table for a moment, and waits for its readers first.
+_EXCLUSIVE_LOCK = """
+    SELECT EXISTS (
+      SELECT FROM pg_locks
+      WHERE relation = to_regclass('backups') AND mode = 'AccessExclusiveLock'
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS locked"""
+
 _EMPTY = Page([], has_more=False)
 
 # Large pages wait for each other, so that a client that reads many of them does not delay small calls, nor fill the event loop while
@@ -55,9 +62,14 @@ class Catalog:
     async def probe(self) -> None:
         """Run every statement of this class, with arguments that match no row, to find missing tables, columns and rights.
 
+        While the table is locked, the statements are not run: they would wait for the lock as calls do, and calls still succeed.
+
         Raises:
             CatalogUnavailable: see `Database.probe`.
         """
+        [row] = await self._database.probe(_EXCLUSIVE_LOCK)
+        if row["locked"]:
+            return
         await self._database.probe(GET, "")
         await self._database.probe(FIRST_PAGE, "", 0)
         await self._database.probe(NEXT_PAGE, "", 0, TIME_MIN, "")

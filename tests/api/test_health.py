@@ -210,5 +210,17 @@ async def test_overload_does_not_affect_readiness(start_server: StartServer, add
         assert await asyncio.gather(*calls) == ["slow"] * 5
 
 
+async def test_table_lock_does_not_affect_readiness(start_server: StartServer, sql: Sql) -> None:
+    """While a transaction holds the table exclusively, as a step of a migration does, the server stays SERVING."""
+    async with start_server() as server:
+        await eventually(lambda: server.health.serving, expected=True)
+        async with sql.transaction():
+            await sql.execute("LOCK TABLE backups")
+            for _ in range(2):
+                checked_at = server.readiness.checked_at
+                await eventually(lambda: server.readiness.checked_at, lambda at, before=checked_at: at > before)
+                assert server.health.serving
+
+
 async def _id(stub: pb.BackupServiceStub) -> str:
     return (await stub.Get(pb.GetBackupRequest(backup_id="slow"))).id
