@@ -1,8 +1,9 @@
-"""PostgreSQL that ends, that kills, and that says nothing any more.
+"""PostgreSQL that stops, terminates sessions, or does not respond.
 
-Mitigations: service/postgres/errors.py, which lists the errors of a lost connection; its limits on
-connecting, acquiring and releasing, and the deadline of every call, which waits for none of them; connections that are made as they are
-needed, so that nothing need be restarted.
+Mitigations:
+- service/postgres/errors.py lists the errors of a lost connection.
+- Connecting, acquiring and releasing a connection have timeouts, and no call waits for them longer than its deadline.
+- Connections are opened when they are needed, so that no process needs a restart.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles
 from tests.support.catalog import AddBackups, Backup, Sql, insert
 from tests.support.deployment import Replica, ReplicaProcess, deployed
+from tests.support.eventually import eventually
 from tests.support.guarantees import Measure
 from tests.support.load import under_load
 from tests.support.proxy import Proxy, proxied
@@ -36,7 +38,7 @@ _CLEAN = {"OK", "UNAVAILABLE", "HTTP 200", "HTTP 503"}
 
 @pytest.mark.guarantee(3, "PostgreSQL stopped at once and started again, under load through Envoy")
 async def test_postgres_is_stopped(own_postgres: EmbeddedPostgres, *, long: bool, measure: Measure) -> None:
-    """Without PostgreSQL calls fail only with UNAVAILABLE, and each replica answers correctly within 2 s after PostgreSQL is ready."""
+    """While PostgreSQL is stopped calls fail only with UNAVAILABLE, and each replica answers correctly within 2 s after it is ready."""
     recovered: list[float] = []
     rounds = 5 if long else 1
     sql = await asyncpg.connect(own_postgres.url("postgres"))
@@ -47,11 +49,10 @@ async def test_postgres_is_stopped(own_postgres: EmbeddedPostgres, *, long: bool
         async def stop_and_start() -> None:
             for _ in range(rounds):
                 await asyncio.to_thread(own_postgres.crash)
-                await asyncio.sleep(1)  # calls continue
+                await asyncio.sleep(1)  # the fault itself: no PostgreSQL for this long
                 await asyncio.to_thread(own_postgres.start)
                 ready = time.monotonic()
-                async with asyncio.timeout(30):
-                    await asyncio.gather(*(_until_answered(replica, deployment.token()) for replica in deployment.replicas))
+                await asyncio.gather(*(_until_answered(replica, deployment.token()) for replica in deployment.replicas))
                 recovered.append(time.monotonic() - ready)
                 await deployment.settled()
 
@@ -64,19 +65,19 @@ async def test_postgres_is_stopped(own_postgres: EmbeddedPostgres, *, long: bool
 
 
 async def _until_answered(replica: Replica, token: str) -> None:
-    """Not by way of Envoy, which would ask another one."""
+    """Call a replica directly, because Envoy would choose another one."""
     assert isinstance(replica, ReplicaProcess)
     metadata = [("authorization", f"Bearer {token}")]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{replica.port}") as channel:
-        while await pb.BackupServiceStub(channel).List(_LIST, timeout=5, metadata=metadata).code() is not StatusCode.OK:
-            await asyncio.sleep(0.02)
+        stub = pb.BackupServiceStub(channel)
+        await eventually(lambda: stub.List(_LIST, timeout=5, metadata=metadata).code(), StatusCode.OK, timeout_s=30)
 
 
 @pytest.mark.guarantee(3, "every backend of PostgreSQL killed in a loop, under load through Envoy")
 async def test_backends_are_killed(
     database_url: str, database_name: str, sql: Sql, add_backups: AddBackups, *, long: bool, measure: Measure
 ) -> None:
-    """Calls whose backend is killed, in a query or between two, are OK or UNAVAILABLE, and nothing else."""
+    """Calls whose backend is killed, in a query or between two queries, are OK or UNAVAILABLE."""
     await add_backups(20)
     rounds, killed = 200 if long else 40, 0
 
@@ -101,7 +102,7 @@ async def _proxy(postgres: EmbeddedPostgres) -> AsyncIterator[Proxy]:
 
 
 async def _call(stub: pb.BackupServiceStub, timeout: float | None) -> tuple[str, float]:
-    """A status, and after how many seconds it came."""
+    """Return the status of a call, and its duration in seconds."""
     began = time.monotonic()
     code = await stub.List(_LIST, timeout=timeout).code()
     return code.name, time.monotonic() - began
@@ -112,7 +113,7 @@ async def _call(stub: pb.BackupServiceStub, timeout: float | None) -> tuple[str,
 async def test_black_hole(
     start_server: StartServer, proxy: Proxy, database_name: str, sql: Sql, *, connected: bool, long: bool, measure: Measure
 ) -> None:
-    """Deadlines hold to within a tenth of a second, the client's and the service's own; the pool is whole once the hole is gone."""
+    """Deadlines of clients and of the service hold to within 0.1 s while the database does not respond; afterwards the pool is complete."""
     url = f"postgresql://{Roles().service}@127.0.0.1:{proxy.port}/{database_name}"
     settings = {"pool_size": 4, "request_timeout": "1.5", "acquire_timeout": "5", "connect_timeout": "3"}
     async with start_server(database_url=url, **settings) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
@@ -126,32 +127,32 @@ async def test_black_hole(
         late = [seconds - (0.5 if index < 8 else 1.5) for index, (_, seconds) in enumerate(answers)]
         proxy.heal()
         began = time.monotonic()
-        async with asyncio.timeout(20):
-            while {code for code, _ in await asyncio.gather(*(_call(stub, 5) for _ in range(4)))} != {"OK"}:
-                await asyncio.sleep(0.05)
+
+        async def codes() -> set[str]:
+            return {code for code, _ in await asyncio.gather(*(_call(stub, 5) for _ in range(4)))}
+
+        await eventually(codes, {"OK"}, timeout_s=20)
         measure(f"late by {max(late) * 1000:.0f} ms at most, answered again after {time.monotonic() - began:.2f} s")
-        assert -0.1 < min(late) < max(late) < (0.1 if long else 2)  # beside other tests, this process is late itself
+        assert -0.1 < min(late) < max(late) < (0.1 if long else 2)  # next to other tests, this process itself is late
         await _check_pool(stub, sql, database_name, size=4)
 
 
 async def _check_pool(stub: pb.BackupServiceStub, sql: Sql, database_name: str, *, size: int) -> None:
-    """So many calls have a connection at once, and there are no further ones, but the one that looks after PostgreSQL."""
-    async with asyncio.timeout(20):
-        async with sql.transaction():
-            await sql.execute("LOCK TABLE backups IN ACCESS EXCLUSIVE MODE")
-            calls = [asyncio.ensure_future(_call(stub, 15)) for _ in range(size)]
-            while await sql.fetchval("SELECT count(*) FROM pg_locks WHERE relation = 'backups'::regclass AND NOT granted") < size:
-                await asyncio.sleep(0.02)
-        assert {code for code, _ in await asyncio.gather(*calls)} == {"OK"}
-        while await sql.fetchval(f"SELECT count(*) {_BACKENDS}", database_name) > size + 1:
-            await asyncio.sleep(0.02)
+    """Check that `size` calls have a connection at the same time, and that there is no other one but the reserved connection."""
+    async with sql.transaction():
+        await sql.execute("LOCK TABLE backups IN ACCESS EXCLUSIVE MODE")
+        calls = [asyncio.ensure_future(_call(stub, 15)) for _ in range(size)]
+        waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'backups'::regclass AND NOT granted"
+        await eventually(lambda: sql.fetchval(waiting), lambda count: count >= size, timeout_s=20)
+    assert {code for code, _ in await asyncio.gather(*calls)} == {"OK"}
+    await eventually(lambda: sql.fetchval(f"SELECT count(*) {_BACKENDS}", database_name), lambda count: count <= size + 1, timeout_s=20)
 
 
 @pytest.mark.guarantee(7, "calls cancelled in mid-query and while they wait for a connection")
 async def test_cancelled_calls(
     start_server: StartServer, add_backups: AddBackups, sql: Sql, database_name: str, *, measure: Measure
 ) -> None:
-    """Ten thousand calls that are cancelled leave no connection, task or backend behind."""
+    """After ten thousand cancelled calls no connection is lost, no task remains, and no backend runs a query."""
     await add_backups(1)
     async with start_server(pool_size=10, admission_limit=100_000) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         stub = pb.BackupServiceStub(channel)
@@ -159,21 +160,17 @@ async def test_cancelled_calls(
         tasks = len(asyncio.all_tasks())
         outcomes: Counter[StatusCode] = Counter()
         for _ in range(_CALLS // 500):
-            async with sql.transaction():  # each query waits for it
+            async with sql.transaction():  # every query waits for its lock
                 await sql.execute("LOCK TABLE backups IN ACCESS EXCLUSIVE MODE")
                 calls: list[Any] = [stub.List(_LIST, timeout=30) for _ in range(500)]
-                async with asyncio.timeout(20):
-                    while server.admission.in_flight < 500:
-                        await asyncio.sleep(0.005)
+                await eventually(lambda: server.admission.in_flight, lambda count: count >= 500, timeout_s=20)
                 for call in calls:
                     call.cancel()
                 for call in calls:
                     outcomes[await call.code()] += 1
-        async with asyncio.timeout(20):
-            while server.admission.in_flight or len(asyncio.all_tasks()) > tasks + 2:
-                await asyncio.sleep(0.05)
-            while await sql.fetchval(f"SELECT count(*) {_BACKENDS} AND state = 'active'", database_name):
-                await asyncio.sleep(0.05)
+        await eventually(lambda: server.admission.in_flight, 0, timeout_s=20)
+        await eventually(lambda: len(asyncio.all_tasks()), lambda count: count <= tasks + 2, timeout_s=20)
+        await eventually(lambda: sql.fetchval(f"SELECT count(*) {_BACKENDS} AND state = 'active'", database_name), 0, timeout_s=20)
         await _check_pool(stub, sql, database_name, size=10)
         measure(f"{outcomes[StatusCode.CANCELLED]} cancelled; tasks {tasks} before, {len(asyncio.all_tasks())} after")
         assert outcomes[StatusCode.CANCELLED] == _CALLS

@@ -1,9 +1,11 @@
-"""High availability by Patroni: its leader killed, cut off from etcd, and switched over as planned.
+"""Failover by Patroni: the leader is killed, disconnected from etcd, or switched over as planned.
 
-Mitigations: all hosts in BACKUPS_DATABASE_URL, with `target_session_attrs`, which is asked about servers and not about the service's own
-read-only sessions (`_TARGET_SESSION_ATTRIBUTES` in database.py): without, no server is ever found; connections that are replaced after
-BACKUPS_POOL_MAX_AGE; and a look at how far behind a standby is before it is preferred (`connect_unless_lagging` of
-service/postgres/replication.py): without, a leader that was cut off, and is a standby by now, is read from for as long as it is cut off.
+Mitigations:
+- BACKUPS_DATABASE_URL contains all hosts and `target_session_attrs`. The attributes are compared with the server, not with the service's
+  own read-only sessions (`_TARGET_SESSION_ATTRIBUTES` of service/postgres/database.py). Otherwise no server would match.
+- Connections are replaced after BACKUPS_POOL_MAX_AGE.
+- The replication lag of a standby is checked before it is preferred (`connect_unless_lagging` of service/postgres/replication.py).
+  Otherwise a former leader that is disconnected from etcd would be read from until it is connected again.
 """
 
 import asyncio
@@ -20,6 +22,7 @@ import pytest
 
 from service.postgres.migration import Roles
 from tests.support.deployment import ReplicaProcess, deployed
+from tests.support.eventually import eventually
 from tests.support.guarantees import Measure
 from tests.support.history import History
 from tests.support.patroni import TTL_S, Cluster, Node, patroni_cluster
@@ -29,11 +32,11 @@ from tests.support.walks import Folder
 _SEED = 4
 _POOL_MAX_AGE_S = 5
 _MAX_LAG_S = 5
-_STALENESS_S = _MAX_LAG_S + 4  # and up to two seconds between two looks, and a call's own time
-_MARGIN_S = 15  # of a machine that is busy with all of it: Patroni's turns, a promotion, a start of PostgreSQL, connecting
+_STALENESS_S = _MAX_LAG_S + 4  # up to two seconds between two lag checks, and the duration of a call
+_MARGIN_S = 15  # for Patroni's loop, a promotion, a start of PostgreSQL and new connections, on a busy machine
 
 _FAILOVER_S = TTL_S + _MARGIN_S
-"""Within which calls are answered again where a leader is lost: its lock has to run out first."""
+"""Bound of the time until calls are answered after the leader is lost: its lock must expire first."""
 
 _SWITCHOVER_S = _MARGIN_S
 
@@ -41,7 +44,7 @@ _SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND clock_
 
 
 class Fault(NamedTuple):
-    """A fault of the cluster, and the longest time that calls may remain without an answer from a primary."""
+    """A fault of a settled cluster, and the bound of the time in which no call is answered by a primary."""
 
     name: str
     inject: Callable[[Cluster], Awaitable[None]]
@@ -56,19 +59,19 @@ async def _kill_leader(cluster: Cluster) -> None:
 
 
 async def _cut_leader_off(cluster: Cluster) -> None:
-    """From etcd, but not from the service."""
+    """Disconnect the leader from etcd, but not from the service."""
     leader = await cluster.leader()
     leader.etcd.blackhole()
     try:
         await _until_led_by_another(cluster, leader)
-        await asyncio.sleep(_POOL_MAX_AGE_S + _MAX_LAG_S + 5)  # the former primary still answers
+        await asyncio.sleep(_POOL_MAX_AGE_S + _MAX_LAG_S + 5)  # the former leader still accepts connections
         assert await _sessions(leader, older_than_s=_POOL_MAX_AGE_S + _MARGIN_S / 3) == 0
     finally:
         leader.etcd.heal()
 
 
 async def _sessions(node: Node, *, older_than_s: float) -> int:
-    """How many the service has had there for so long; one that prefers a standby still comes, and looks how far behind it is."""
+    """Count old sessions of the service. New ones are expected: a replica that prefers a standby reads the replication lag."""
     connection = await asyncpg.connect(f"postgresql://postgres@127.0.0.1:{node.port}/postgres")
     try:
         return int(await connection.fetchval(_SESSIONS, Roles().service, older_than_s))
@@ -81,9 +84,7 @@ async def _switch_over(cluster: Cluster) -> None:
 
 
 async def _until_led_by_another(cluster: Cluster, leader: Node) -> None:
-    async with asyncio.timeout(90):
-        while await cluster.leader() is leader:
-            await asyncio.sleep(0.05)
+    await eventually(cluster.leader, lambda node: node is not leader, timeout_s=90, period_s=0.05)
 
 
 _KILLED = Fault("leader killed", _kill_leader, _FAILOVER_S)
@@ -93,7 +94,7 @@ _SWITCHED = Fault("switchover", _switch_over, _SWITCHOVER_S)
 
 @contextlib.asynccontextmanager
 async def _direct_replica(database_url: str, log: Path) -> AsyncIterator[Callable[[], grpc.aio.Channel]]:
-    """A replica without Envoy; opens a connection to it."""
+    """Run a replica without Envoy; yield a function that opens a channel to it."""
     [port] = free_ports(1)
     ages = {"BACKUPS_POOL_MAX_AGE": str(_POOL_MAX_AGE_S), "BACKUPS_MAX_REPLICATION_LAG": str(_MAX_LAG_S)}
     replica = ReplicaProcess(port, {"BACKUPS_DATABASE_URL": database_url} | ages, log)
@@ -108,8 +109,10 @@ async def _direct_replica(database_url: str, log: Path) -> AsyncIterator[Callabl
 @pytest.mark.timeout(900)
 @pytest.mark.guarantee(4, "Patroni's leader killed, cut off from etcd, and switched over, under load through Envoy")
 async def test_failover(tmp_path: Path, *, long: bool, measure: Measure) -> None:
-    """Calls are answered again within a bound, and are UNAVAILABLE until then; walks begun before go on, and see every row once. A
-    replica that prefers a standby answers all the while, and no older than is stated."""
+    """Calls are UNAVAILABLE until a new leader answers them within the bound, and walks continue over the change and see every row once.
+
+    A replica that prefers a standby answers during the change, with data that is not older than the maximum lag.
+    """
     faults = [_KILLED, _CUT_OFF, _SWITCHED] * (3 if long else 1)
     histories = tmp_path / "histories"
     histories.mkdir()
@@ -150,6 +153,4 @@ def _seconds(span: tuple[float, float]) -> float:
 
 
 async def _until_walked(*outcomes: Counter[str]) -> None:
-    async with asyncio.timeout(30):
-        while any(each["OK"] < 50 for each in outcomes):
-            await asyncio.sleep(0.05)
+    await eventually(lambda: min(each["OK"] for each in outcomes), lambda fewest: fewest >= 50, timeout_s=30)

@@ -1,4 +1,4 @@
-"""A server's life, in a process of its own: how it starts, and how signals end it."""
+"""Start and shutdown of a server process."""
 
 import asyncio
 import contextlib
@@ -21,15 +21,17 @@ from tests.support import processes
 from tests.support.answers import failure
 from tests.support.catalog import Sql
 from tests.support.commands import RunCommand, environment
+from tests.support.eventually import eventually
 from tests.support.http2 import Connection, message
 from tests.support.ports import free_ports
 from tests.support.repository import ROOT
 
+_WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Process:
-    """`serve`, and what it logs."""
+    """A `serve` process and its log."""
 
     def __init__(self, process: processes.Process, address: Address) -> None:
         self.process, self.address = process, address
@@ -40,25 +42,23 @@ class Process:
         self.reading = asyncio.ensure_future(self._read_log())
 
     async def _read_log(self) -> None:
-        """All the time: a pipe that is full would hold the server."""
+        """Read continuously: a full pipe would block the server."""
         assert self.process.stderr
         async for line in self.process.stderr:
             self._log.put_nowait(json.loads(line))
 
     async def event(self, name: str) -> dict[str, Any]:
-        """Waits for a line of the log."""
-        async with asyncio.timeout(20):
-            while True:
-                line = await self._log.get()
-                if line["event"] == name:
-                    return line
+        """Return the next line of the log with this event."""
+        return await eventually(self._log.get, lambda line: line["event"] == name, timeout_s=20, period_s=0)
 
-    async def ended(self, within: float) -> int:
-        return await asyncio.wait_for(self.process.wait(), within)
+    async def exit_status(self, within_s: float) -> int:
+        """Wait until the process exits, and return its status."""
+        return await asyncio.wait_for(self.process.wait(), within_s)
 
 
 @contextlib.asynccontextmanager
 async def serving(database_url: str, *, host: str = "127.0.0.1", **settings: str) -> AsyncIterator[Process]:
+    """Run `serve` until the context is left; it is listening already."""
     address = Address(host, free_ports(1)[0])
     async with processes.running(
         *(sys.executable, "-m", "service", "serve"),
@@ -77,43 +77,42 @@ async def serving(database_url: str, *, host: str = "127.0.0.1", **settings: str
 
 
 async def test_every_line_of_the_log_is_json(database_url: str) -> None:
-    """Whatever a client sends, gRPC's core adds no lines of its own; the reader of the log here takes nothing but JSON."""
+    """Every line of the log is JSON: gRPC's core logs nothing about bad requests of clients."""
     async with serving(database_url, BACKUPS_DRAIN_DELAY="0") as server:
         async with Connection.to(server.address) as connection:
             stream = await connection.call("/grpc.health.v1.Health/Check", message(b""), timeout="abc")
             await connection.frames_of(stream)
         await server.stub.List(pb.ListBackupsRequest(folder_id="f"))
         server.process.send_signal(signal.SIGTERM)
-        assert await server.ended(10) == 0
+        assert await server.exit_status(within_s=10) == 0
 
 
 async def test_calls_in_flight_finish(database_url: str, sql: Sql) -> None:
-    """SIGTERM: not serving at once, answering on while balancers notice, what is in flight finishes, exit 0."""
+    """After SIGTERM the server reports NOT_SERVING, answers during the drain delay, finishes calls in flight, and exits with 0."""
     async with serving(database_url, BACKUPS_DRAIN_DELAY="0.5") as server:
         await server.event("serving")
         async with sql.transaction():
             await sql.execute("LOCK TABLE backups")
             held = [asyncio.ensure_future(failure(server.stub.Get(pb.GetBackupRequest(backup_id="a")))) for _ in range(5)]
-            async with asyncio.timeout(10):
-                while await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 5:
-                    await asyncio.sleep(0.01)
+            await eventually(lambda: sql.fetchval(_WAITING), lambda count: count >= 5)
             server.process.send_signal(signal.SIGTERM)
             await server.event("not serving")
             assert (await server.health.Check(health_pb2.HealthCheckRequest())).status == _NOT_SERVING
-            # Still answered: the balancer has not noticed yet.
+            # During the drain delay load balancers still send calls.
             held.append(asyncio.ensure_future(failure(server.stub.Get(pb.GetBackupRequest(backup_id="\0")))))
             assert (await held[-1]).code is StatusCode.NOT_FOUND
-            # Then refused, in a way that clients retry elsewhere.
-            async with asyncio.timeout(10):
-                while (answer := await failure(server.stub.Get(pb.GetBackupRequest(backup_id="\0")))).code is StatusCode.NOT_FOUND:
-                    await asyncio.sleep(0.02)
+            # After it calls are rejected with a status that clients retry.
+            answer = await eventually(
+                lambda: failure(server.stub.Get(pb.GetBackupRequest(backup_id="\0"))),
+                lambda answer: answer.code is not StatusCode.NOT_FOUND,
+            )
             assert (answer.code, answer.reason) == (StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         assert [answer.code for answer in await asyncio.gather(*held)] == [StatusCode.NOT_FOUND] * 6
-        assert await server.ended(within=10) == 0
+        assert await server.exit_status(within_s=10) == 0
 
 
 async def test_never_cancelled(database_url: str) -> None:
-    """Clients that keep calling while the server stops receive OK or UNAVAILABLE, and never CANCELLED, which clients do not retry."""
+    """Clients that call while the server stops receive OK or UNAVAILABLE, never CANCELLED, which clients do not retry."""
     async with serving(database_url, BACKUPS_DRAIN_DELAY="0.1") as server:
         await server.event("serving")
         codes: set[StatusCode] = set()
@@ -128,16 +127,15 @@ async def test_never_cancelled(database_url: str) -> None:
         async with asyncio.timeout(30), asyncio.TaskGroup() as callers:
             for _ in range(16):
                 callers.create_task(call_on())
-            while StatusCode.OK not in codes:
-                await asyncio.sleep(0.01)
+            await eventually(lambda: codes, lambda codes: StatusCode.OK in codes)
             server.process.send_signal(signal.SIGTERM)
             assert await server.process.wait() == 0
             stop.set()
         assert codes == {StatusCode.OK, StatusCode.UNAVAILABLE}
 
 
-async def test_calls_that_came_while_it_stood_still(database_url: str) -> None:
-    """Calls that came while the process got no CPU have come, when it waits for none to come any more: they are not CANCELLED either."""
+async def test_calls_to_a_stopped_process(database_url: str) -> None:
+    """Calls that arrive while the process gets no CPU during shutdown are UNAVAILABLE, never CANCELLED."""
     async with serving(database_url, BACKUPS_DRAIN_DELAY="0") as server:
         await server.event("serving")
         await server.stub.List(pb.ListBackupsRequest(folder_id="f"))
@@ -145,32 +143,30 @@ async def test_calls_that_came_while_it_stood_still(database_url: str) -> None:
         await server.event("not serving")
         server.process.send_signal(signal.SIGSTOP)
         calls = [server.stub.List(pb.ListBackupsRequest(folder_id="f"), timeout=20) for _ in range(50)]
-        await asyncio.sleep(0.3)  # longer than the window in which none may come
+        await asyncio.sleep(0.3)  # the fault itself: longer than the idle window
         server.process.send_signal(signal.SIGCONT)
         assert {await call.code() for call in calls} == {StatusCode.UNAVAILABLE}
-        assert await server.ended(within=10) == 0
+        assert await server.exit_status(within_s=10) == 0
 
 
-async def test_a_second_signal_hurries(database_url: str, sql: Sql) -> None:
-    """A second signal waits for nothing."""
+async def test_second_signal_forces_shutdown(database_url: str, sql: Sql) -> None:
+    """A second signal stops the server without waiting for calls in flight."""
     async with serving(database_url, BACKUPS_DRAIN_DELAY="60", BACKUPS_SHUTDOWN_GRACE="60", BACKUPS_REQUEST_TIMEOUT="60") as server:
         await server.event("serving")
         async with sql.transaction():
             await sql.execute("LOCK TABLE backups")
             held = asyncio.ensure_future(server.stub.Get(pb.GetBackupRequest(backup_id="a")).code())
-            async with asyncio.timeout(10):
-                while not await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-                    await asyncio.sleep(0.01)
+            await eventually(lambda: sql.fetchval(_WAITING), lambda count: count >= 1)
             server.process.send_signal(signal.SIGTERM)
             await server.event("not serving")
             server.process.send_signal(signal.SIGTERM)
-            assert await server.ended(within=20) == 0
+            assert await server.exit_status(within_s=20) == 0
         assert await held in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED)
 
 
-@pytest.mark.parametrize("peer", ["watcher", "stalled watcher", "half a call", "silent"])
-async def test_peers_that_never_leave(database_url: str, peer: str) -> None:
-    """Connected clients delay shutdown for at most the grace period."""
+@pytest.mark.parametrize("peer", ["watcher", "stalled watcher", "half a call", "idle"])
+async def test_clients_that_stay_connected(database_url: str, peer: str) -> None:
+    """Clients that stay connected delay shutdown by the grace period at most."""
     async with serving(database_url, BACKUPS_DRAIN_DELAY="0", BACKUPS_SHUTDOWN_GRACE="1") as server:
         await server.event("serving")
         async with contextlib.AsyncExitStack() as stack:
@@ -188,11 +184,11 @@ async def test_peers_that_never_leave(database_url: str, peer: str) -> None:
                 else:
                     await connection.frame()
             server.process.send_signal(signal.SIGTERM)
-            assert await server.ended(within=5) == 0
+            assert await server.exit_status(within_s=5) == 0
 
 
 async def test_starts_without_its_database(database_url: str, sql: Sql) -> None:
-    """The server starts while its database cannot be used, and serves by itself once it can."""
+    """A server that started without a usable database serves as soon as the database is usable."""
     await sql.execute("ALTER TABLE alembic_version RENAME TO hidden")
     async with serving(database_url) as server:
         assert (await server.health.Check(health_pb2.HealthCheckRequest())).status == _NOT_SERVING
@@ -202,40 +198,43 @@ async def test_starts_without_its_database(database_url: str, sql: Sql) -> None:
 
 
 async def test_connection_age(database_url: str) -> None:
-    """Connections end at their age, with a notice, so that calls go on over new ones without an error."""
+    """Connections are closed gracefully at their maximum age, and calls continue over new connections without an error."""
     async with serving(database_url, BACKUPS_CONNECTION_MAX_AGE="0.3") as server:
         await server.event("serving")
         peers: set[str] = set()
-        async with asyncio.timeout(20):
-            while len(peers) < 3:
-                await server.stub.List(pb.ListBackupsRequest(folder_id="f"))
-                peers.add((await server.event("call"))["peer"])
+
+        async def call() -> int:
+            await server.stub.List(pb.ListBackupsRequest(folder_id="f"))
+            peers.add((await server.event("call"))["peer"])
+            return len(peers)
+
+        await eventually(call, 3, timeout_s=20, period_s=0)
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "example.org:1"])
-async def test_not_open_to_everybody_by_mistake(command: RunCommand, database_url: str, listen: str) -> None:
-    """Without authentication only loopback is listened on, unless the operator says that more is meant."""
+async def test_anonymous_access_from_the_network_is_rejected(command: RunCommand, database_url: str, listen: str) -> None:
+    """Without authentication the server listens on loopback addresses only, and names the settings that allow others."""
     done = await command("serve", BACKUPS_DATABASE_URL=database_url, BACKUPS_LISTEN=listen)
     assert done.status == 1
     assert "everybody could read everything: set BACKUPS_AUTH=jwt, or BACKUPS_ALLOW_ANONYMOUS=true" in done.stderr
 
 
 async def test_authentication_needs_its_settings(command: RunCommand, database_url: str) -> None:
-    """BACKUPS_AUTH=jwt without what verifies tokens is one line that says what is missing."""
+    """BACKUPS_AUTH=jwt without a setting that it requires fails with one line that names the setting."""
     done = await command("serve", BACKUPS_DATABASE_URL=database_url, BACKUPS_AUTH="jwt")
     assert (done.status, done.stderr) == (1, "backup-service: BACKUPS_AUTH=jwt needs BACKUPS_JWKS\n")
 
 
-async def test_open_to_everybody_on_purpose(database_url: str) -> None:
+async def test_anonymous_access_from_the_network_is_allowed(database_url: str) -> None:
     """With BACKUPS_ALLOW_ANONYMOUS the server listens on any address."""
     async with serving(database_url, host="0.0.0.0", BACKUPS_ALLOW_ANONYMOUS="true", BACKUPS_DRAIN_DELAY="0") as server:
         await server.event("serving")
         server.process.send_signal(signal.SIGTERM)
-        assert await server.ended(within=20) == 0
+        assert await server.exit_status(within_s=20) == 0
 
 
 async def test_a_log_that_cannot_be_written(database_url: str) -> None:
-    """Where there is no room for the log, lines are lost, and no calls."""
+    """If the log cannot be written, its lines are lost, and calls are answered."""
     [port] = free_ports(1)
     settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_LISTEN": f"127.0.0.1:{port}", "BACKUPS_DRAIN_DELAY": "0"}
     with Path("/dev/full").open("wb") as full:

@@ -1,7 +1,9 @@
-"""What changes while the service runs: its password, its certificate, the keys of tokens; and a database that comes last.
+"""Rotation of the password, the certificate and the signing keys without a restart, and a start before the database.
 
-Mitigations: connections are made as they are needed and grow no older than BACKUPS_POOL_MAX_AGE, the password being read again for each
-from `passfile`, and once more where it is refused; certificates and JWKS are followed, each taken only once it is whole.
+Mitigations:
+- Connections are opened when they are needed and replaced after BACKUPS_POOL_MAX_AGE.
+- Each connection reads the password from `passfile`, and reads it again if PostgreSQL rejects it.
+- Certificates and JWKS are reloaded, each only after it is complete.
 """
 
 import asyncio
@@ -32,7 +34,7 @@ _ROLE = Roles().service
 
 @pytest.fixture(name="guarded_postgres")
 def _guarded_postgres() -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL that does not run yet, and that asks the service's role for its password."""
+    """A PostgreSQL that requires a password of the service's role, and that is not running."""
     with tempfile.TemporaryDirectory(prefix="backups-guarded-", dir="/tmp") as folder:
         postgres = EmbeddedPostgres(Path(folder, "postgres"), settings={"shared_buffers": "128MB"})
         with postgres.running():
@@ -57,14 +59,14 @@ def _write(passfile: Path, password: str) -> None:
 
 
 def _link(folder: Path, version: str) -> None:
-    """A swap of a symbolic link, as Kubernetes does with a secret's files."""
+    """Replace a symbolic link, as Kubernetes does for the files of a secret."""
     new = folder / "data.new"
     new.symlink_to(version)
     new.replace(folder / "data")
 
 
 class Caller:
-    """Calls on one connection, one after the other, without a retry, and a new connection after twenty."""
+    """Client that makes one call after the other without retries, with a new connection for every twenty calls."""
 
     def __init__(self, server: Server, authority: Authority) -> None:
         self._server, self._authority = server, authority
@@ -73,6 +75,7 @@ class Caller:
         self.failures: list[str] = []
 
     async def run(self) -> None:
+        """Call until cancelled."""
         credentials = grpc.ssl_channel_credentials(self._authority.cert)
         while True:
             options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
@@ -93,6 +96,7 @@ class Caller:
 
 @contextlib.asynccontextmanager
 async def _calling(server: Server, authority: Authority, token: str) -> AsyncIterator[Caller]:
+    """Run four clients with one token, which can be replaced."""
     caller = Caller(server, authority)
     caller.token = token
     async with asyncio.TaskGroup() as callers:
@@ -103,8 +107,8 @@ async def _calling(server: Server, authority: Authority, token: str) -> AsyncIte
 
 
 @pytest.mark.guarantee(13, "started without its database; password, certificate (by a link, before its key) and JWKS changed under load")
-async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_path: Path, *, measure: Measure) -> None:
-    """No restart, and no call fails."""
+async def test_rotation_under_load(guarded_postgres: EmbeddedPostgres, tmp_path: Path, *, measure: Measure) -> None:
+    """The service applies a new password, new certificates and new signing keys without a restart, and no call fails."""
     passfile, jwks = tmp_path / "passfile", tmp_path / "jwks.json"
     authority, issuer = Authority(), Issuer("old", "new")
     _write(passfile, "first")
@@ -130,7 +134,7 @@ async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_pat
             async with _calling(server, authority, issuer.token("old")) as caller:
                 await caller.more()
                 await _execute(guarded_postgres, f"ALTER ROLE {_ROLE} PASSWORD 'second'")
-                # The service has tried the old password in the meantime.
+                # The service must have used the old password before the file changes.
                 await eventually(guarded_postgres.log.read_text, lambda log: "password authentication failed" in log)
                 _write(passfile, "second")
                 since = await _now(guarded_postgres)
@@ -149,7 +153,7 @@ async def test_everything_is_rotated(guarded_postgres: EmbeddedPostgres, tmp_pat
                 await caller.more()
                 shown.append(await name_shown("127.0.0.1", server.address.port, authority))
                 third = authority.pair("three")
-                (tmp_path / "two" / "tls.crt").write_bytes(third.cert)  # certificate first
+                (tmp_path / "two" / "tls.crt").write_bytes(third.cert)  # incomplete: its key follows
                 await caller.more()
                 (tmp_path / "two" / "tls.key").write_bytes(third.key)
                 await caller.more()

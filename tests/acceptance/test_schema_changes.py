@@ -1,8 +1,12 @@
 """Schema changes under load and during long reads.
 
-Mitigations: the lock_timeout of a step and its retries (migrations/env.py, service/postgres/migration.py), without which every call
-waits for the long read; an index made concurrently, which waits without a limit and blocks no call; columns by name, and reads
-outside transactions, which asyncpg prepares again after a change. The next release is this one with two more steps.
+Mitigations:
+- Each migration step has a lock_timeout and is retried (migrations/env.py, service/postgres/migration.py). Without it, every call would
+  wait for the long read.
+- Indexes are created concurrently, which waits without a limit and blocks no call.
+- Queries name their columns and run outside transactions, so that asyncpg prepares them again after a change of the schema.
+
+The next release of these tests is this release with two more steps.
 """
 
 import asyncio
@@ -21,6 +25,7 @@ from service.postgres.schema import REQUIRED_REVISION
 from tests.support.catalog import AddBackups, Sql
 from tests.support.commands import RunCommand, environment
 from tests.support.deployment import Replica, ReplicaProcess, deployed
+from tests.support.eventually import eventually
 from tests.support.guarantees import Measure
 from tests.support.load import under_load
 from tests.support.releases import Change, altered
@@ -52,7 +57,7 @@ _INDEX_WAITS = """
 
 @pytest.fixture(name="next_release")
 def _next_release(tmp_path: Path) -> Path:
-    """This release's code with two more steps, which it needs: its queries read the new column."""
+    """The code of this release with two more migration steps, and queries that need the new column."""
     release = altered(
         tmp_path / "next",
         Change("service/postgres/schema.py", f"REQUIRED_REVISION = {REQUIRED_REVISION}", f"REQUIRED_REVISION = {_ADD_INDEX}"),
@@ -67,7 +72,7 @@ def _next_release(tmp_path: Path) -> Path:
 
 
 @pytest.mark.guarantee(8, "schema upgraded under load, old and new code running, long reads holding their locks")
-async def test_the_schema_is_upgraded(
+async def test_schema_upgrade_under_load(
     database_url: str,
     upgrade: "Upgrade",
     add_backups: AddBackups,
@@ -77,7 +82,7 @@ async def test_the_schema_is_upgraded(
     long: bool,
     measure: Measure,
 ) -> None:
-    """No call fails, none takes longer than the wait for a lock and a second; the release before runs on, and its import too."""
+    """No call fails or takes more than a second longer than lock_timeout, and the previous release serves and imports on the new schema."""
     await add_backups(200)
     times = 5 if long else 1
 
@@ -100,13 +105,13 @@ async def test_the_schema_is_upgraded(
 
 
 class Upgrade:
-    """The next release's steps, one by one, and its replicas."""
+    """The migration steps and the replicas of the next release."""
 
     def __init__(self, release: Path, url: str, sql: Sql) -> None:
         self._release, self._url, self._sql = release, url, sql
 
     async def add_column(self, *, given_up: int) -> None:
-        """Read the table in a long transaction until the step has given up so many times."""
+        """Add the column while a transaction reads the table, until the step has given up its lock `given_up` times."""
         async with self._migrating(to=_ADD_COLUMN), _long_read(self._url):
             for _ in range(given_up):
                 await self._until(_WAITS_FOR_TABLE)
@@ -115,18 +120,18 @@ class Upgrade:
         assert await self._sql.fetchval(_HAS_COLUMN)
 
     async def add_index(self, *, waited_s: float) -> None:
-        """While a transaction goes on for so long, and where an earlier try has left an index that is not valid."""
+        """Create the index while a transaction runs for `waited_s`, and after an earlier attempt that left an invalid index."""
         await self._sql.execute("CREATE INDEX backups_note ON backups (note); ALTER INDEX backups_note OWNER TO backups_owner")
         await self._sql.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'backups_note'::regclass")
         async with self._migrating(to=_ADD_INDEX), _long_read(self._url):
             await self._until(_INDEX_WAITS)
             waiting = await self._sql.fetch(_INDEX_WAITS)
             await asyncio.sleep(waited_s)  # the fault itself: a transaction of this length
-            assert await self._sql.fetch(_INDEX_WAITS) == waiting  # it has not given up
+            assert await self._sql.fetch(_INDEX_WAITS) == waiting  # still the same attempt
         assert await self._sql.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'backups_note'::regclass")
 
     async def replace(self, replicas: Sequence[Replica]) -> None:
-        """By the next release's, one by one."""
+        """Replace the replicas by replicas of the next release, one by one."""
         for replica in replicas:
             assert isinstance(replica, ReplicaProcess)
             replica.release = self._release
@@ -134,7 +139,7 @@ class Upgrade:
 
     @asynccontextmanager
     async def _migrating(self, *, to: int) -> AsyncIterator[None]:
-        """Begins within, since `migrate` is what waits; it has ended well afterwards."""
+        """Start `migrate`, and check that it has succeeded when the context is left; the tests hold locks in between."""
         log = self._release / "migrate.log"
         with log.open("ab") as output:
             command = [sys.executable, "-m", "service", "migrate", "--to", f"{to:04}"]
@@ -147,9 +152,7 @@ class Upgrade:
             process.kill()
 
     async def _until(self, query: str, *, is_true: bool = True) -> None:
-        async with asyncio.timeout(30):
-            while bool(await self._sql.fetchval(query)) is not is_true:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: self._sql.fetchval(query), lambda value: bool(value) is is_true, timeout_s=30, period_s=0.01)
 
 
 @pytest.fixture(name="upgrade")
