@@ -77,13 +77,16 @@ async def test_directly_connected_clients(database_url: str, add_backups: AddBac
                     failed.append((began, time.monotonic()))
                     await asyncio.sleep(0.05)
 
+    async def hundred_more() -> None:
+        expected = outcomes["OK"] + 100
+        await eventually(lambda: outcomes["OK"], lambda answered: answered >= expected, timeout_s=20)
+
     signalled: list[float] = []
     async with replica.running(), asyncio.TaskGroup() as callers:
         for _ in range(16):
             callers.create_task(call())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
-            more = outcomes["OK"] + 100
-            await eventually(lambda: outcomes["OK"], lambda answered: answered >= more, timeout_s=20)
+            await hundred_more()
             signalled.append(time.monotonic())
             await replica.restart(number)
         stop.set()

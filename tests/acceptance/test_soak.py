@@ -1,6 +1,6 @@
-"""Faults at random, for as long as it takes.
+"""Random faults at the same time, for the given duration.
 
-Mitigations: all of those of the single faults, together.
+The mitigations are those of the tests of single faults.
 """
 
 import asyncio
@@ -24,10 +24,11 @@ from service.address import Address
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.errors import UNAVAILABLE
 from service.postgres.migration import Roles
-from tests.acceptance.test_hostile_clients import Flood
 from tests.support.catalog import Backup, Sql, insert
 from tests.support.deployment import Deployment, ReplicaProcess, deployed
+from tests.support.eventually import eventually
 from tests.support.guarantees import Measure
+from tests.support.hostile_clients import Flood
 from tests.support.http2 import Connection
 from tests.support.importing import FIRST_DAY, Importing, listing
 from tests.support.load import Outcomes
@@ -36,18 +37,18 @@ from tests.support.tokens import Issuer
 
 _LIST = "/yandex.cloud.mdb.greenplum.v1.BackupService/List"
 _DOCUMENTED = {"OK", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "HTTP 200", "HTTP 429", "HTTP 503", "HTTP 504"}
-_LONGEST_S = 16  # of which Envoy allows fifteen to a call over REST, which has no deadline of its own
+_LONGEST_S = 16  # Envoy limits REST calls, which have no deadline, to 15 s
 _FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 _BACKUPS = [Backup(f"b{number:03}", "f1", _FIRST + timedelta(hours=number), "walked", _FIRST, number) for number in range(250)]
 _PAGES = [[backup.id for backup in _BACKUPS[::-1]][start : start + 100] for start in (0, 100, 200)]
 _LISTED = (dict.fromkeys(range(300), 1), dict.fromkeys(range(100, 400), 2))
-"""What is imported by turns: days and sizes."""
+"""The listings that are imported, as the size of the backup of each day."""
 
 Fault = Callable[[random.Random], Awaitable[None]]
 
 
-class Soaked(NamedTuple):
-    """A deployment whose replicas and imports connect to PostgreSQL through a proxy."""
+class Target(NamedTuple):
+    """A deployment whose replicas and imports reach PostgreSQL through a proxy."""
 
     deployment: Deployment
     postgres: EmbeddedPostgres
@@ -58,20 +59,20 @@ class Soaked(NamedTuple):
 
 
 class Faults:
-    """What may happen, in four places: one thing after the other in each, and in all of them at once."""
+    """Faults in four groups, which run at the same time; a group injects one fault after the other."""
 
-    def __init__(self, soaked: Soaked) -> None:
-        self._soaked = soaked
-        self._deployment, self._postgres, self._proxy = soaked.deployment, soaked.postgres, soaked.proxy
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._deployment, self._postgres, self._proxy = target.deployment, target.postgres, target.proxy
         self._imported: dict[int, int] = {}
         self.imports: Counter[str] = Counter()
-        """What the catalog was after each import."""
+        """Counts of the states of the catalog after each import: new, old or unchanged."""
 
-    def places(self) -> list[list[Fault]]:
+    def groups(self) -> list[list[Fault]]:
         return [
             [self.replica_stopped, self.replica_killed, self.certificate_renewed, self.keys_rotated],
             [self.backends_killed, self.table_locked, self.postgres_stopped, self.database_out_of_reach],
-            [self.half_done, self.flood, self.burst, self.cancelled, self.bad_tokens],
+            [self.incomplete_calls, self.flood, self.burst, self.cancelled, self.bad_tokens],
             [self.import_killed],
         ]
 
@@ -85,11 +86,11 @@ class Faults:
         self._deployment.certificate.move(self._deployment.authority.pair("renewed"))
 
     async def keys_rotated(self, chosen: random.Random) -> None:
-        """The file is half written for a while."""
+        """Write the file in two parts, so that it is incomplete for a while."""
         keys = self._deployment.issuer.jwks(*chosen.choice([("main",), ("main", "other")]))
-        self._soaked.jwks.write_bytes(keys[: len(keys) // 2])
+        self._target.jwks.write_bytes(keys[: len(keys) // 2])
         await asyncio.sleep(chosen.uniform(0, 1))
-        self._soaked.jwks.write_bytes(keys)
+        self._target.jwks.write_bytes(keys)
 
     async def backends_killed(self, _: random.Random) -> None:
         async with _connected(self._postgres) as sql:
@@ -109,7 +110,7 @@ class Faults:
         await asyncio.sleep(chosen.uniform(0.1, 3))
         self._proxy.heal()
 
-    async def half_done(self, _: random.Random) -> None:
+    async def incomplete_calls(self, _: random.Random) -> None:
         async with Connection.to(Address("127.0.0.1", self._deployment.port)) as connection:
             for _count in range(50):
                 await connection.call(_LIST, None)
@@ -131,7 +132,7 @@ class Faults:
         assert codes <= _DOCUMENTED - {"OK"} | {"UNAUTHENTICATED"}
 
     async def _calls(self, count: int, *, token: str | None = None, cancelled_after: float | None = None) -> set[str]:
-        """The statuses of calls that are made at once."""
+        """Make calls at the same time; return their statuses."""
         async with self._deployment.channel(token) as channel:
             stub = pb.BackupServiceStub(channel)
             calls: list[Any] = [stub.List(pb.ListBackupsRequest(folder_id="f1"), timeout=10) for _ in range(count)]
@@ -142,9 +143,9 @@ class Faults:
             return {(await call.code()).name for call in calls}
 
     async def import_killed(self, chosen: random.Random) -> None:
-        """Some time after it began, if it has not ended by then: the catalog is what it was, or what was imported, and nothing between."""
+        """Kill an import after a random time, and check that the catalog equals the old or the new listing."""
         sizes = chosen.choice(_LISTED)
-        importing = Importing(self._soaked.import_url, self._soaked.import_log, "--prune", "--prune-any", folder="f2")
+        importing = Importing(self._target.import_url, self._target.import_log, "--prune", "--prune-any", folder="f2")
         await importing.write(listing(sizes))
         await asyncio.sleep(chosen.uniform(0, 4))
         importing.kill()
@@ -155,16 +156,16 @@ class Faults:
         self._imported = found
 
     async def _found(self) -> dict[int, int]:
-        """What is imported, once no import is there any more, and PostgreSQL answers."""
-        async with asyncio.timeout(60):
-            while True:
-                with contextlib.suppress(*UNAVAILABLE):
-                    async with _connected(self._postgres) as sql:
-                        while await sql.fetchval("SELECT count(*) FROM pg_stat_activity WHERE usename = $1", Roles().imports):
-                            await asyncio.sleep(0.05)
-                        rows = await sql.fetch("SELECT created_at, size FROM backups WHERE folder_id = 'f2'")
-                        return {(row["created_at"] - FIRST_DAY).days: row["size"] for row in rows}
-                await asyncio.sleep(0.05)
+        """Return the imported backups when PostgreSQL answers and the session of the import has ended."""
+
+        async def read() -> tuple[int, dict[int, int]]:
+            async with _connected(self._postgres) as sql:
+                sessions = await sql.fetchval("SELECT count(*) FROM pg_stat_activity WHERE usename = $1", Roles().imports)
+                rows = await sql.fetch("SELECT created_at, size FROM backups WHERE folder_id = 'f2'")
+                return sessions, {(row["created_at"] - FIRST_DAY).days: row["size"] for row in rows}
+
+        _, found = await eventually(read, lambda answer: answer[0] == 0, timeout_s=60, period_s=0.05, retried=UNAVAILABLE)
+        return found
 
 
 @contextlib.asynccontextmanager
@@ -177,7 +178,8 @@ async def _connected(postgres: EmbeddedPostgres) -> AsyncIterator[Sql]:
 
 
 @contextlib.asynccontextmanager
-async def _soaked(postgres: EmbeddedPostgres, folder: Path) -> AsyncIterator[Soaked]:
+async def _running(postgres: EmbeddedPostgres, folder: Path) -> AsyncIterator[Target]:
+    """Run the deployment, with a proxy in front of PostgreSQL."""
     async with _connected(postgres) as sql:
         await insert(sql, _BACKUPS)
     issuer, jwks = Issuer("main", "other"), folder / "jwks.json"
@@ -192,11 +194,11 @@ async def _soaked(postgres: EmbeddedPostgres, folder: Path) -> AsyncIterator[Soa
             BACKUPS_JWKS=str(jwks),
             BACKUPS_JWKS_REFRESH="1",
         ) as deployment:
-            yield Soaked(deployment, postgres, proxy, jwks, folder / "import.log", urls[Roles().imports])
+            yield Target(deployment, postgres, proxy, jwks, folder / "import.log", urls[Roles().imports])
 
 
 async def _walk(deployment: Deployment, outcomes: Outcomes, until: asyncio.Event) -> None:
-    """Page after page, each of which has to be right."""
+    """Read page after page, and check each one."""
     lasting = deployment.issuer.token("main", exp=int(time.time()) + 86_400)
     async with deployment.channel(lasting) as channel:
         stub = pb.BackupServiceStub(channel)
@@ -213,7 +215,8 @@ async def _walk(deployment: Deployment, outcomes: Outcomes, until: asyncio.Event
             await asyncio.sleep(0.01)
 
 
-async def _ask_rest(deployment: Deployment, outcomes: Outcomes, until: asyncio.Event) -> None:
+async def _call_rest(deployment: Deployment, outcomes: Outcomes, until: asyncio.Event) -> None:
+    """Read the first page over REST repeatedly, and check it."""
     while not until.is_set():
         began = time.monotonic()
         reply = await deployment.rest("/managed-greenplum/v1/backups?folderId=f1")
@@ -224,14 +227,15 @@ async def _ask_rest(deployment: Deployment, outcomes: Outcomes, until: asyncio.E
 
 
 class Used(NamedTuple):
-    """What the replica that is never restarted holds, and Envoy: memory in MiB, and descriptors."""
+    """Memory (in MiB) and descriptors of the replica that is never restarted, and the memory of Envoy."""
 
     memory: int
     descriptors: int
-    envoys_memory: int
+    envoy_memory: int
 
     @classmethod
     async def by(cls, deployment: Deployment) -> "Used":
+        """Measure the first replica and Envoy."""
         lasting = deployment.replicas[0]
         assert isinstance(lasting, ReplicaProcess)
         process = psutil.Process(lasting.pid)
@@ -239,46 +243,50 @@ class Used(NamedTuple):
         return cls(process.memory_info().rss >> 20, process.num_fds(), allocated >> 20)
 
 
-async def _inject(place: list[Fault], chosen: random.Random, happened: Counter[str], until: float) -> None:
+async def _inject(faults: list[Fault], chosen: random.Random, injected: Counter[str], until: float) -> None:
+    """Inject one fault after the other, with pauses, until a time of `time.monotonic()`."""
     while time.monotonic() < until:
-        fault = chosen.choice(place)
+        fault = chosen.choice(faults)
         await fault(chosen)
-        happened[fault.__name__] += 1
+        injected[fault.__name__] += 1
         await asyncio.sleep(chosen.uniform(0, 2))
 
 
-@pytest.mark.guarantee(16, "faults at random from a seed, up to four at once, under load by gRPC and REST")
+@pytest.mark.guarantee(16, "random faults from a seed, up to four at the same time, under load by gRPC and REST")
 async def test_soak(own_postgres: EmbeddedPostgres, tmp_path: Path, *, long: bool, measure: Measure) -> None:
-    """Every answer is right or a documented error, and afterwards all is as before; SEED repeats a run, MINUTES says how long it is."""
+    """Every answer is correct or a documented error, and afterwards no replica or Envoy has kept memory or descriptors.
+
+    The environment variable SEED repeats a run, and MINUTES sets its duration.
+    """
     seed = int(os.environ.get("SEED", random.randrange(2**32)))
     minutes = float(os.environ.get("MINUTES", 60 if long else 1 / 3))
     print(f"SEED={seed}")
-    outcomes, happened, over = Outcomes(), Counter[str](), asyncio.Event()
-    async with _soaked(own_postgres, tmp_path) as soaked:
-        deployment = soaked.deployment
+    outcomes, injected, over = Outcomes(), Counter[str](), asyncio.Event()
+    async with _running(own_postgres, tmp_path) as target:
+        deployment = target.deployment
         async with asyncio.TaskGroup() as load:
             for _ in range(6):
                 load.create_task(_walk(deployment, outcomes, over))
-            load.create_task(_ask_rest(deployment, outcomes, over))
+            load.create_task(_call_rest(deployment, outcomes, over))
             await asyncio.sleep(1)
             before = await Used.by(deployment)
             until = time.monotonic() + minutes * 60
-            faults = Faults(soaked)
-            async with asyncio.TaskGroup() as places:
-                for number, place in enumerate(faults.places()):
-                    places.create_task(_inject(place, random.Random(f"{seed} {number}"), happened, until))
+            faults = Faults(target)
+            async with asyncio.TaskGroup() as groups:
+                for number, group in enumerate(faults.groups()):
+                    groups.create_task(_inject(group, random.Random(f"{seed} {number}"), injected, until))
             await deployment.settled()
             after = await Used.by(deployment)
             over.set()
     used = ", ".join(f"{name.replace('_', ' ')} {one} to {other}" for name, one, other in zip(Used._fields, before, after, strict=True))
     imports = ", ".join(f"{count} {state}" for state, count in faults.imports.most_common())
     measure(
-        f"SEED={seed}: {happened.total()} faults of {len(happened)} kinds in {minutes:.1f} minutes; {outcomes}; imports: {imports}; {used}"
+        f"SEED={seed}: {injected.total()} faults of {len(injected)} kinds in {minutes:.1f} minutes; {outcomes}; imports: {imports}; {used}"
     )
-    assert not long or (len(happened) == sum(map(len, faults.places())) and faults.imports["old"] and faults.imports["new"])
+    assert not long or (len(injected) == sum(map(len, faults.groups())) and faults.imports["old"] and faults.imports["new"])
     assert outcomes.codes <= _DOCUMENTED
     assert outcomes["OK"] > 100
     assert outcomes.slowest < _LONGEST_S
     assert after.memory < before.memory + 50
     assert after.descriptors < before.descriptors + 50
-    assert after.envoys_memory < before.envoys_memory + 50
+    assert after.envoy_memory < before.envoy_memory + 50
