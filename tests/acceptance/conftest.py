@@ -29,7 +29,7 @@ async def _public(deployment: Deployment) -> AsyncIterator[grpc.aio.Channel]:
 
 @pytest.fixture(name="own_postgres")
 async def _own_postgres() -> AsyncIterator[EmbeddedPostgres]:
-    """A PostgreSQL that a test may stop, with roles and schema; it loses nothing that it has acknowledged."""
+    """A PostgreSQL with roles and schema that the test may stop; acknowledged transactions survive a crash."""
     with tempfile.TemporaryDirectory(prefix="backups-own-", dir="/tmp") as folder:
         postgres = EmbeddedPostgres(Path(folder, "postgres"), settings={"shared_buffers": "128MB"})
         with postgres.running():
@@ -43,12 +43,13 @@ async def _own_postgres() -> AsyncIterator[EmbeddedPostgres]:
 
 @pytest.fixture(name="long")
 def _long(request: pytest.FixtureRequest) -> bool:
-    """Whether the long forms of the tests under faults run."""
+    """True if the long forms of the fault tests run."""
     return bool(request.config.getoption("long"))
 
 
 @pytest.fixture(name="measure")
 def _measure(request: pytest.FixtureRequest) -> Measure:
+    """Function that prints a measurement and adds it to the report."""
     mark = request.node.get_closest_marker("guarantee")
     request.node.user_properties.append(("guarantee", mark.args))
 
@@ -61,5 +62,5 @@ def _measure(request: pytest.FixtureRequest) -> Measure:
 
 def pytest_configure(config: pytest.Config) -> None:
     report = config.getoption("report")
-    if report and not hasattr(config, "workerinput"):  # a worker of xdist
+    if report and not hasattr(config, "workerinput"):  # not in a worker of xdist
         config.pluginmanager.register(Report(report))

@@ -1,7 +1,7 @@
 """Attacks on the deployment by clients at 127.0.0.2, while another client at 127.0.0.3 is measured.
 
 Each attack runs through Envoy with the shipped deploy/envoy.yaml, and directly at a replica. `test_attack_without_protection` removes
-one protection at a time, and expects that the attack then succeeds.
+one protection at a time, and checks that the attack then succeeds.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ class Peak:
 
 
 class Target(NamedTuple):
-    """What is attacked, and what the victim calls."""
+    """The ports and processes that are attacked, and the port that the victim calls."""
 
     attacked_port: int
     called_port: int
@@ -80,13 +80,14 @@ class Target(NamedTuple):
 
     @classmethod
     def of(cls, deployment: Deployment) -> "Target":
-        """Through Envoy: the attackers in plaintext, the victim over TLS. The listeners have the same filters."""
+        """Target Envoy: the attackers in plaintext, the victim over TLS. Both listeners have the same filters."""
         tls = ssl.create_default_context(cadata=deployment.authority.cert.decode())
         tls.set_alpn_protocols(["h2"])
         replicas = [each.pid for each in deployment.replicas if isinstance(each, ReplicaProcess)]
         return cls(deployment.port, deployment.tls_port, deployment.token(), tls, replicas, [deployment.envoy_pid])
 
     def calling(self) -> contextlib.AbstractAsyncContextManager[Victim]:
+        """Run the victim until the context is left."""
         return calling(Address("127.0.0.1", self.called_port), self.token, self.tls, rest=bool(self.envoy))
 
 
@@ -94,54 +95,54 @@ class Outcome(NamedTuple):
     """The victim's calls, without the attack and during it, and the memory of the processes."""
 
     attack: str
-    quiet: Victim
+    before: Victim
     attacked: Victim
     replicas_mib: int
     envoy_mib: int
 
     @classmethod
-    def of(cls, attack: str, quiet: Victim, attacked: Victim, peak: Peak, replicas: int) -> "Outcome":
-        return cls(attack, quiet, attacked, max(peak.mib[:replicas]), max(peak.mib[replicas:], default=0))
+    def of(cls, attack: str, before: Victim, attacked: Victim, peak: Peak, replicas: int) -> "Outcome":
+        return cls(attack, before, attacked, max(peak.mib[:replicas]), max(peak.mib[replicas:], default=0))
 
     @property
     def problems(self) -> list[str]:
-        """What the attack has achieved."""
+        """Effects of the attack that exceed the bounds."""
         return [
             *self.attacked.failures[:3],
             *([f"p99 {self.attacked.p99:.1f} s"] if self.attacked.p99 >= self._p99_bound else []),
-            *([f"a replica of {self.replicas_mib} MiB"] if self.replicas_mib >= _REPLICA_MIB else []),
-            *([f"an Envoy of {self.envoy_mib} MiB"] if self.envoy_mib >= _ENVOY_MIB else []),
+            *([f"a replica uses {self.replicas_mib} MiB"] if self.replicas_mib >= _REPLICA_MIB else []),
+            *([f"Envoy uses {self.envoy_mib} MiB"] if self.envoy_mib >= _ENVOY_MIB else []),
         ]
 
     @property
     def _p99_bound(self) -> float:
-        """A second, or more on a machine that is busy without the attack."""
-        return max(_P99_S, 10 * self.quiet.p99)
+        """A second, or more on a machine that is busy even without the attack."""
+        return max(_P99_S, 10 * self.before.p99)
 
     def __str__(self) -> str:
-        ratio = self.attacked.p99 / self.quiet.p99
+        ratio = self.attacked.p99 / self.before.p99
         envoy = f", Envoy {self.envoy_mib} MiB" if self.envoy_mib else ""
         return f"{self.attack}: {self.attacked}, {ratio:.1f} times the p99 without; replicas {self.replicas_mib} MiB{envoy}"
 
 
 async def _attacked(target: Target, attack: str, *, seconds: float, until: Callable[[Outcome], bool] = lambda outcome: True) -> Outcome:
-    """Attack for so many seconds, and then until the condition is met, for at most `_LONGEST_S` more."""
-    async with target.calling() as quiet:
-        await quiet.for_seconds(seconds / 3)
+    """Attack for `seconds`, and then until the condition is met, for at most `_LONGEST_S` more."""
+    async with target.calling() as before:
+        await before.for_seconds(seconds / 3)
     clock = asyncio.get_running_loop().time
     async with Peak(target.replicas + target.envoy).measured() as peak, attacking(attack, target.attacked_port, target.token):
         async with target.calling() as attacked:
             await attacked.for_seconds(seconds)
             end = clock() + _LONGEST_S
-            while not until(outcome := Outcome.of(attack, quiet, attacked, peak, len(target.replicas))) and clock() < end:
+            while not until(outcome := Outcome.of(attack, before, attacked, peak, len(target.replicas))) and clock() < end:
                 await asyncio.sleep(0.1)
     return outcome
 
 
-@pytest.mark.guarantee(18, "attacks on the availability, through Envoy")
+@pytest.mark.guarantee(18, "attacks on availability, through Envoy")
 @pytest.mark.parametrize("group", _GROUPS)
 async def test_attacks_through_envoy(deployment: Deployment, add_backups: AddBackups, group: str, *, long: bool, measure: Measure) -> None:
-    """No call of another client fails, its p99 stays under a second, and memory is bounded."""
+    """During an attack no call of another client fails, its p99 stays below a second, and memory is bounded."""
     await add_backups(1000)
     target = Target.of(deployment)
     problems: dict[str, list[str]] = {}
@@ -216,7 +217,7 @@ _RELEASED_EARLY = Change(
 
 
 class Removal(NamedTuple):
-    """How a protection is removed."""
+    """An attack, and the changes that remove the protection against it."""
 
     attack: str
     edit_envoy: Edit = lambda config: None
@@ -236,7 +237,7 @@ _REMOVALS = {
 
 @pytest.mark.parametrize("removed", _REMOVALS)
 async def test_attack_without_protection(database_url: str, add_backups: AddBackups, tmp_path: Path, removed: str) -> None:
-    """Without its protection, each attack fails or delays another client's calls, or exceeds the memory."""
+    """Without its protection, each attack makes another client's calls fail or slow, or exceeds the bound of memory."""
     await add_backups(1000)
     removal = _REMOVALS[removed]
     release = altered(tmp_path / "altered", *removal.changes) if removal.changes else ROOT
@@ -247,7 +248,7 @@ async def test_attack_without_protection(database_url: str, add_backups: AddBack
 
 @contextlib.asynccontextmanager
 async def _replica(database_url: str, folder: Path, release: Path = ROOT) -> AsyncIterator[Target]:
-    """One replica with tokens and without Envoy."""
+    """Run one replica with authentication and without Envoy."""
     issuer, [port] = Issuer("main"), free_ports(1)
     jwks = folder / "jwks.json"
     jwks.write_bytes(issuer.jwks())
@@ -268,7 +269,7 @@ async def _replica(database_url: str, folder: Path, release: Path = ROOT) -> Asy
 
 @pytest.mark.guarantee(18, "the same attacks directly at a replica")
 async def test_attacks_at_a_replica(database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure) -> None:
-    """Other connections are served, and memory is bounded."""
+    """During an attack on a replica, calls of other connections succeed, and memory is bounded."""
     await add_backups(1000)
     problems = {}
     async with _replica(database_url, tmp_path) as target:

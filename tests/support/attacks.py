@@ -1,4 +1,4 @@
-"""Attacks on a server, run by a process of their own so that they do not delay the client that is measured.
+"""Attacks on a server, in a separate process so that they do not delay the client that is measured.
 
 `python -m tests.support.attacks` reads an `Order` in JSON from standard input. It prints a line when the attack is in place, continues
 until standard input closes, and then prints its counts in JSON. All connections come from 127.0.0.2.
@@ -124,37 +124,37 @@ async def _as_coroutine(hold: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _half_sent_calls(run: Run) -> None:
-    """2,000 calls whose message never comes."""
+    """Hold 2,000 calls whose message is never sent."""
     headers = _headers(_LIST)
     await _many(lambda: _hold(run, headers, None, end=False))
 
 
 async def _half_sent_messages(run: Run) -> None:
-    """2,000 calls whose message stays incomplete."""
+    """Hold 2,000 calls whose message stays incomplete."""
     headers = _headers(_LIST)
     await _many(lambda: _hold(run, headers, _PAGE[:-1], end=False))
 
 
 async def _half_sent_rest_calls(run: Run) -> None:
-    """2,000 REST calls over HTTP/2 that are never complete."""
+    """Hold 2,000 REST calls over HTTP/2 that are never complete."""
     headers = _headers(_REST_LIST, method="GET")
     await _many(lambda: _hold(run, headers, None, end=False))
 
 
 async def _watches(run: Run) -> None:
-    """2,000 streams of `Health/Watch`."""
+    """Hold 2,000 streams of `Health/Watch`."""
     headers = _headers(_WATCH)
     await _many(lambda: _hold(run, headers, message(b""), end=True))
 
 
 async def _unread_answers(run: Run) -> None:
-    """2,000 answers of 1,000 backups that a client with a token does not read."""
+    """Request 2,000 answers of 1,000 backups with a token, and do not read them."""
     headers = _headers(_LIST, token=run.order.token)
     await _many(lambda: _hold(run, headers, _PAGE, end=True, settings={_INITIAL_WINDOW_SIZE: 0}))
 
 
 async def _unread_rest_answers(run: Run) -> None:
-    """The same over REST."""
+    """Request the same answers over REST, and do not read them."""
     headers = _headers(_REST_LIST, method="GET", token=run.order.token)
     await _many(lambda: _hold(run, headers, None, end=True, settings={_INITIAL_WINDOW_SIZE: 0}))
 
@@ -180,17 +180,17 @@ async def _idle(run: Run, data: bytes) -> None:
 
 
 async def _idle_connections(run: Run) -> None:
-    """1,000 connections that send nothing."""
+    """Hold 1,000 connections that send nothing."""
     await _many(lambda: _idle(run, b""), 1000)
 
 
 async def _half_sent_http1(run: Run) -> None:
-    """1,000 REST requests over HTTP/1.1 whose headers never end."""
+    """Hold 1,000 REST requests over HTTP/1.1 whose headers never end."""
     await _many(lambda: _idle(run, f"GET {_REST_LIST} HTTP/1.1\r\nHost: test\r\n".encode()), 1000)
 
 
 async def _half_sent_http1_bodies(run: Run) -> None:
-    """240 REST requests over HTTP/1.1 with a body of 4 MiB that is not complete."""
+    """Hold 240 REST requests over HTTP/1.1 with half a body of 4 MiB."""
     head = f"POST {_LIST} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: {_BODY}\r\n\r\n"
     await _many(lambda: _idle(run, head.encode() + bytes(_BODY // 2)), 240)
 
@@ -245,13 +245,13 @@ async def _send_bodies(run: Run, headers: bytes, start: bytes) -> None:
 
 
 async def _half_sent_bodies(run: Run) -> None:
-    """240 calls with a message of 4 MiB that is not complete."""
+    """Hold 240 calls with an incomplete message of 4 MiB."""
     headers = _headers(_LIST)
     await _many(lambda: _send_bodies(run, headers, b"\0" + (_BODY - 5).to_bytes(4)), 3)
 
 
 async def _half_sent_rest_bodies(run: Run) -> None:
-    """240 REST calls over HTTP/2 with a body of 4 MiB that is not complete."""
+    """Hold 240 REST calls over HTTP/2 with an incomplete body of 4 MiB."""
     headers = _headers(_REST_LIST, method="GET", content_type="application/json")
     await _many(lambda: _send_bodies(run, headers, b"{"), 3)
 
@@ -261,7 +261,7 @@ def _segment(data: bytes) -> str:
 
 
 def _junk(kid: str = "main") -> str:
-    """Return a token of 1 to 15 kB that is valid up to its signature, or not at all, or is one huge header."""
+    """Return a token of 1 to 15 kB: well-formed with a wrong signature, with a huge header, or no token at all."""
     size = random.randrange(700, 11_000)
     header = {"alg": "RS256", "kid": kid, "typ": "JWT"}
     shape = random.randrange(4)
@@ -275,7 +275,7 @@ def _junk(kid: str = "main") -> str:
 
 
 async def _send_junk(run: Run, block: Callable[[], bytes], bytes_per_second: float) -> None:
-    """Send complete calls at a pace, whatever is answered; a new connection for each 10,000 calls."""
+    """Send complete calls at a constant rate, and reconnect when the connection closes."""
     clock = asyncio.get_running_loop().time
     while True:
         with contextlib.suppress(*_ERRORS):
@@ -299,18 +299,19 @@ async def _send_junk(run: Run, block: Callable[[], bytes], bytes_per_second: flo
 
 
 async def _read(run: Run, connection: Connection) -> None:
+    """Read until the connection closes, and count the calls that end."""
     with contextlib.suppress(*_ERRORS):
         while True:
             run.counts["ended"] += _is_end(await connection.frame())
 
 
 async def _junk_tokens(run: Run) -> None:
-    """Calls with different junk tokens of 1 to 15 kB, at 1 MB/s."""
+    """Send calls with different junk tokens of 1 to 15 kB, at 1 MB/s."""
     await _many(lambda: _send_junk(run, lambda: _headers(_LIST, token=_junk()), _WIRE / 4), 4)
 
 
 async def _junk_rest_tokens(run: Run) -> None:
-    """REST calls with different junk tokens of 1 to 15 kB, at 1 MB/s."""
+    """Send REST calls with different junk tokens of 1 to 15 kB, at 1 MB/s."""
     await _many(lambda: _send_junk(run, lambda: _headers(_REST_LIST, method="GET", token=_junk()), _WIRE / 4), 4)
 
 
@@ -348,7 +349,7 @@ async def _attack(order: Order) -> Counter[str]:
 
 @contextlib.asynccontextmanager
 async def attacking(attack: str, port: int, token: str = "") -> AsyncIterator[Counter[str]]:
-    """Attack a port of 127.0.0.1 from a process of its own; the counts are filled in when the attack is over."""
+    """Attack a port of 127.0.0.1 from a separate process; the counts are complete when the context is left."""
     counts: Counter[str] = Counter()
     command = [sys.executable, "-m", "tests.support.attacks"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -11,6 +11,7 @@ from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFram
 
 from service import pb
 from service.address import Address
+from tests.support.eventually import eventually
 from tests.support.http2 import Connection, message
 
 _SOURCE = "127.0.0.3"
@@ -77,15 +78,13 @@ class Victim:
 
     @property
     def p99(self) -> float:
-        """In seconds."""
+        """The 99th percentile of the durations, in seconds."""
         return statistics.quantiles(self.durations, n=100)[98] if len(self.durations) > 1 else float("inf")
 
     async def for_seconds(self, seconds: float, least: int = 20) -> None:
-        """Wait for this long, and until there have been at least so many calls."""
+        """Wait for this time, and then until there have been at least `least` calls."""
         await asyncio.sleep(seconds)
-        async with asyncio.timeout(60):
-            while len(self.durations) < least:
-                await asyncio.sleep(_PAUSE_S)
+        await eventually(lambda: len(self.durations), lambda calls: calls >= least, timeout_s=60, period_s=_PAUSE_S)
 
     def __str__(self) -> str:
         failed = f", {len(self.failures)} failed ({self.failures[0]})" if self.failures else ""
@@ -94,7 +93,7 @@ class Victim:
 
 @contextlib.asynccontextmanager
 async def calling(address: Address, token: str, tls: ssl.SSLContext | None = None, *, rest: bool = True) -> AsyncIterator[Victim]:
-    """Call in the background."""
+    """Run the victim until the context is left."""
     victim = Victim(address, token, tls, rest=rest)
     task = asyncio.ensure_future(victim.call_forever())
     try:
