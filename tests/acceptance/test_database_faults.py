@@ -108,7 +108,7 @@ async def _call(stub: pb.BackupServiceStub, timeout: float | None) -> tuple[str,
     return code.name, time.monotonic() - began
 
 
-@pytest.mark.guarantee(5, "the database a black hole, in mid-query and in mid-connect")
+@pytest.mark.guarantee(5, "a database that does not respond, during a query and while connecting")
 @pytest.mark.parametrize("connected", [True, False])
 async def test_black_hole(
     start_server: StartServer, proxy: Proxy, database_name: str, sql: Sql, *, connected: bool, long: bool, measure: Measure
@@ -148,7 +148,7 @@ async def _check_pool(stub: pb.BackupServiceStub, sql: Sql, database_name: str, 
     await eventually(lambda: sql.fetchval(f"SELECT count(*) {_BACKENDS}", database_name), lambda count: count <= size + 1, timeout_s=20)
 
 
-@pytest.mark.guarantee(7, "calls cancelled in mid-query and while they wait for a connection")
+@pytest.mark.guarantee(7, "calls cancelled during a query and while they wait for a connection")
 async def test_cancelled_calls(
     start_server: StartServer, add_backups: AddBackups, sql: Sql, database_name: str, *, measure: Measure
 ) -> None:

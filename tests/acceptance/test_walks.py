@@ -20,7 +20,7 @@ from tests.support.walks import Folder
 _SEED = 14
 
 
-@pytest.mark.guarantee(14, "walks while rows come and go and replicas are restarted, checked by the clients' histories")
+@pytest.mark.guarantee(14, "walks while rows change and replicas restart, checked from the clients' histories")
 async def test_walks(database_url: str, owner_url: str, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """While rows change and replicas restart, no call fails, and no client sees a row twice, out of order or not at all."""
     clients = 40 if long else 12
@@ -35,7 +35,7 @@ async def test_walks(database_url: str, owner_url: str, tmp_path: Path, *, long:
 
 @pytest.mark.debian("etcd-server", program="etcd")
 @pytest.mark.timeout(900)
-@pytest.mark.guarantee(14, "walks while rows come and go, replicas restart and the primary changes, checked by the clients' histories")
+@pytest.mark.guarantee(14, "walks while rows and the primary change and replicas restart, checked from the clients' histories")
 async def test_walks_over_primaries(tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """While the primary changes too, walks stay correct, and calls fail only with UNAVAILABLE or DEADLINE_EXCEEDED."""
     if not long:

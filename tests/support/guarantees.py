@@ -14,11 +14,12 @@ Measure: TypeAlias = Callable[[str], None]
 
 _HEAD = """# Guarantees under faults
 
-Each row is a guarantee of the deployment, and a test that tries to break it.
+Each row is a guarantee of the deployment and a test that tries to break it.
 The faults are real: processes, signals, sockets, Envoy and PostgreSQL.
 Written by `make soak` on {date}, on {machine}.
-The command repeats a row.
-The short form of each test runs in CI; the file of a test names the code that makes it pass.
+The command repeats the measurement.
+CI runs the short form of each test.
+The docstring of a test's module names the code and settings that keep the guarantee.
 
 | guarantee | fault | measurement | command |
 | --- | --- | --- | --- |
