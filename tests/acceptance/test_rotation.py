@@ -106,9 +106,7 @@ async def _calling(server: Server, authority: Authority, token: str) -> AsyncIte
             each.cancel()
 
 
-@pytest.mark.guarantee(
-    13, "start before the database; password, certificate (by a symbolic link, and before its key) and JWKS changed under load"
-)
+@pytest.mark.guarantee(13, "start before the database; password, certificate (by a link, before its key) and JWKS changed under load")
 async def test_rotation_under_load(guarded_postgres: EmbeddedPostgres, tmp_path: Path, *, measure: Measure) -> None:
     """The service applies a new password, new certificates and new signing keys without a restart, and no call fails."""
     passfile, jwks = tmp_path / "passfile", tmp_path / "jwks.json"
