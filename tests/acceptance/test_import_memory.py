@@ -12,8 +12,8 @@ import pytest
 from tests.support import processes
 from tests.support.catalog import Sql
 from tests.support.commands import Done, environment
+from tests.support.gpbackup_history import ROW, open_history, write_history
 from tests.support.repository import ROOT
-from tests.unit.test_gpbackup import _ROW, _open, _write
 
 _LIMIT_KIB = {"walg": 192 << 10, "gpbackup": 384 << 10}  # docs/importing.md
 _ENTRY = json.loads((ROOT / "samples" / "walg-backup-list.json").read_bytes())[0]
@@ -139,9 +139,9 @@ def _numbers(count: int) -> str:
 
 
 def _multiply(path: Path, count: int, **columns: str) -> Path:
-    """Add rows to a history: timestamps that count up, the columns given as SQL over `i`, the others as in `_ROW`."""
-    values = {name: repr(value) for name, value in _ROW.items()} | {"timestamp": "printf('2020%010d', i)"} | columns
-    with _open(path) as connection:
+    """Add rows to a history: timestamps that count up, the columns given as SQL over `i`, the others as in `ROW`."""
+    values = {name: repr(value) for name, value in ROW.items()} | {"timestamp": "printf('2020%010d', i)"} | columns
+    with open_history(path) as connection:
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("PRAGMA ignore_check_constraints = ON")
         connection.execute(f"INSERT INTO backups ({', '.join(values)}) {_numbers(count)} SELECT {', '.join(values.values())} FROM n")
@@ -151,7 +151,7 @@ def _multiply(path: Path, count: int, **columns: str) -> Path:
 async def test_a_long_history(imported: _Import, history: Path) -> None:
     """30,000 rows, of which 3,000 are unusable for a reason of their own, are read in the stated memory."""
     status = "CASE i % 10 WHEN 0 THEN 'odd ' || i ELSE 'Failure' END"
-    _multiply(_write(history, {}), 29_999, timestamp=_TIME_OF_ROW, status=status)
+    _multiply(write_history(history, {}), 29_999, timestamp=_TIME_OF_ROW, status=status)
     done = await imported("gpbackup", history, "--timezone", "Etc/UTC")
     assert (done.status, done.stderr) == (0, ""), done.stderr
     assert "1 added, 0 changed, 0 unchanged, 0 removed, 29999 skipped" in done.stdout
@@ -159,7 +159,7 @@ async def test_a_long_history(imported: _Import, history: Path) -> None:
 
 async def test_reasons_of_their_own(imported: _Import, history: Path) -> None:
     """30,000 rows that are all unusable, each for a reason of its own, are rejected in the stated memory with the first reason."""
-    _multiply(_write(history), 30_000, timestamp=_TIME_OF_ROW, status="'odd ' || i")
+    _multiply(write_history(history), 30_000, timestamp=_TIME_OF_ROW, status="'odd ' || i")
     found = _refusal(await imported("gpbackup", history, "--timezone", "Etc/UTC"))
     assert found.startswith("30000 of 30000 entries are unusable")
 
@@ -171,21 +171,21 @@ async def test_reasons_of_their_own(imported: _Import, history: Path) -> None:
 )
 async def test_long_texts(imported: _Import, history: Path, text: str) -> None:
     """42 MB of texts that grow fourfold when they are decoded are imported in the stated memory."""
-    _multiply(_write(history), 700, timestamp=_TIME_OF_ROW, end_time=_TIME_OF_ROW, backup_dir=text)
+    _multiply(write_history(history), 700, timestamp=_TIME_OF_ROW, end_time=_TIME_OF_ROW, backup_dir=text)
     done = await imported("gpbackup", history, "--timezone", "Etc/UTC")
     assert (done.status, done.stderr) == (0, "")
     assert "700 added" in done.stdout
 
 
 def _many_rows(path: Path) -> None:
-    nothing = dict.fromkeys((name for name in _ROW if name != "timestamp"), "NULL")
-    _multiply(_write(path), 600_000, **nothing)
+    nothing = dict.fromkeys((name for name in ROW if name != "timestamp"), "NULL")
+    _multiply(write_history(path), 600_000, **nothing)
 
 
 def _long_defaults(path: Path) -> None:
     """Rows without a value for the last column: a few bytes in the file, and 60,000 when they are read."""
-    with _open(path) as connection:
-        columns = ", ".join(f"{name} TEXT" for name in _ROW if name != "plugin")
+    with open_history(path) as connection:
+        columns = ", ".join(f"{name} TEXT" for name in ROW if name != "plugin")
         connection.execute(f"CREATE TABLE backups ({columns})")
         connection.execute(f"INSERT INTO backups (timestamp) {_numbers(20000)} SELECT i FROM n")
         connection.execute(f"ALTER TABLE backups ADD COLUMN plugin TEXT DEFAULT '{'x' * 60_000}'")
@@ -193,8 +193,8 @@ def _long_defaults(path: Path) -> None:
 
 def _large_schema(path: Path) -> None:
     """48 MB of statements, which SQLite keeps in memory once it has read them."""
-    _write(path, {})
-    with _open(path) as connection:
+    write_history(path, {})
+    with open_history(path) as connection:
         connection.execute("PRAGMA writable_schema = ON")
         connection.execute(
             f"INSERT INTO sqlite_schema {_numbers(800)} SELECT 'table', 't' || i, 't' || i, 2, "
@@ -203,22 +203,22 @@ def _large_schema(path: Path) -> None:
 
 
 def _huge_value(path: Path) -> None:
-    _write(path, {"status": "x" * 49_000_000})
+    write_history(path, {"status": "x" * 49_000_000})
 
 
 def _generated_column(path: Path) -> None:
-    with _open(path) as connection:
-        columns = ", ".join(f"{name} TEXT" for name in _ROW if name != "timestamp")
+    with open_history(path) as connection:
+        columns = ", ".join(f"{name} TEXT" for name in ROW if name != "timestamp")
         connection.execute(f"CREATE TABLE backups ({columns}, timestamp TEXT AS (printf('%.*c', 60000, 'x')))")
         connection.execute(f"INSERT INTO backups (status) {_numbers(9000)} SELECT i FROM n")
 
 
 def _endless_view(path: Path) -> None:
     """A view that the file declares to be a table."""
-    _write(path, {})
-    columns = ", ".join(f"i AS {name}" for name in _ROW)
+    write_history(path, {})
+    columns = ", ".join(f"i AS {name}" for name in ROW)
     view = f"CREATE VIEW backups AS WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n) SELECT {columns} FROM n"
-    with _open(path) as connection:
+    with open_history(path) as connection:
         connection.execute("PRAGMA writable_schema = ON")
         connection.execute("UPDATE sqlite_schema SET sql = ? WHERE name = 'backups'", (view,))
 

@@ -18,8 +18,8 @@ from service.postgres.database import Database, Limits, open_database
 from service.postgres.freshness import Attempt, Freshness, attempts, freshness
 from service.postgres.import_backups import Options, Summary, Target, load
 from tests.support.catalog import Sql
+from tests.support.gpbackup_history import ROW, insert_row, open_history, write_history
 from tests.support.repository import ROOT
-from tests.unit.test_gpbackup import _ROW, _insert, _open, _write
 
 _LIMITS = Limits(1, *(timedelta(seconds=10),) * 3)
 _FIRST = datetime(2026, 11, 1, 1, tzinfo=UTC)
@@ -264,23 +264,23 @@ async def test_chains_of_gpbackup(
     import_url: str, sql: Sql, tmp_path: Path, rows: list[dict[str, Any]], plans: dict[int, list[int]], states: list[str]
 ) -> None:
     """A chain is broken if a needed backup is deleted, unknown if it has no row, was left out or there is no plan, else complete."""
-    await _load_gpbackup(import_url, _write(tmp_path / "h.db", *rows, plans=_plans(plans)))
+    await _load_gpbackup(import_url, write_history(tmp_path / "h.db", *rows, plans=_plans(plans)))
     assert await _days(sql) == states
 
 
 async def test_missing_base_of_gpbackup(import_url: str, sql: Sql, tmp_path: Path) -> None:
     """A stored base whose row is gone is missing, and breaks the chains that need it."""
     rows, plans = [_row(1), _row(2, **_INCREMENT), _row(3)], _plans({2: [1, 2]})
-    await _load_gpbackup(import_url, _write(tmp_path / "before.db", *rows, plans=plans))
-    await _load_gpbackup(import_url, _write(tmp_path / "after.db", *rows[1:], plans=plans))
+    await _load_gpbackup(import_url, write_history(tmp_path / "before.db", *rows, plans=plans))
+    await _load_gpbackup(import_url, write_history(tmp_path / "after.db", *rows[1:], plans=plans))
     assert await _days(sql) == ["missing", "broken", "complete"]
 
 
 async def test_prune_counts_each_database(import_url: str, sql: Sql, tmp_path: Path) -> None:
     """--prune rejects to remove more than half of one database, although it is less than half of the cluster, and names the database."""
     rows = [_row(day) for day in range(1, 11)] + [_row(day, database_name='"Old DW"') for day in (21, 22, 23)]
-    await _load_gpbackup(import_url, _write(tmp_path / "before.db", *rows))
-    after = _write(tmp_path / "after.db", *rows[:11])
+    await _load_gpbackup(import_url, write_history(tmp_path / "before.db", *rows))
+    after = write_history(tmp_path / "after.db", *rows[:11])
     with pytest.raises(ImportRefused, match="^2 of this cluster's 3 backups of database 'Old DW' are not in the listing"):
         await _load_gpbackup(import_url, after, prune=True)
     assert len(await _days(sql)) == 13
@@ -298,7 +298,7 @@ async def test_attempts(import_url: str, tmp_path: Path, database: Database) -> 
         {"timestamp": newest, "end_time": newest, "status": "In Progress"},
         _row(3, status="In Progress", database_name="other"),
     ]
-    await _load_gpbackup(import_url, _write(tmp_path / "h.db", *rows))
+    await _load_gpbackup(import_url, write_history(tmp_path / "h.db", *rows))
     found = await attempts(database, folder_id="f1", cluster_id=None)
     assert [(each.database, each.name, each.state) for each in found if each.database == "demo"] == [
         ("demo", newest, "running"),
@@ -314,7 +314,7 @@ async def test_attempts_are_bounded(import_url: str, sql: Sql, tmp_path: Path) -
     """The newest 200 attempts of each database are kept, and an equal import writes none of them again."""
     failures = [{"timestamp": f"{20250101000000 + n}", "status": "Failure"} for n in range(60)]
     many = [failure | {"timestamp": f"{int(failure['timestamp']) + 100 * minute}"} for failure in failures for minute in range(5)]
-    history = _write(tmp_path / "h.db", _row(1), *many)
+    history = write_history(tmp_path / "h.db", _row(1), *many)
     await _load_gpbackup(import_url, history)
     written = await sql.fetch("SELECT name, xmin::text FROM attempts ORDER BY name")
     assert len(written) == 200
@@ -336,7 +336,7 @@ def _facts(row: Freshness) -> tuple[Any, ...]:
 async def test_partial_backup_of_another_database(import_url: str, tmp_path: Path, database: Database) -> None:
     """A new metadata-only backup of one database does not make another database fresh (G1)."""
     rows = [_row(1, database_name="sales"), _row(22, database_name="postgres", metadata_only=1)]
-    await _load_gpbackup(import_url, _write(tmp_path / "h.db", *rows))
+    await _load_gpbackup(import_url, write_history(tmp_path / "h.db", *rows))
     assert [_facts(row) for row in await freshness(database, folder_id=None, cluster_id=None)] == [
         ("postgres", 1, 0, 1, 0, 0, 0, None, None, "c1:20261122010000", 0, None),
         ("sales", 1, 1, 0, 0, 0, 0, "c1:20261101010000", "c1:20261101010000", None, 0, None),
@@ -346,7 +346,7 @@ async def test_partial_backup_of_another_database(import_url: str, tmp_path: Pat
 async def test_failed_run_after_the_last_backup(import_url: str, tmp_path: Path, database: Database, sql: Sql) -> None:
     """Failed runs after the last restorable backup are counted, those before it are not, and none of them is a backup (G2)."""
     rows = [_row(1, status="Failure"), _row(2), _row(3, status="Failure"), _row(4, status="Failure")]
-    await _load_gpbackup(import_url, _write(tmp_path / "h.db", *rows))
+    await _load_gpbackup(import_url, write_history(tmp_path / "h.db", *rows))
     [found] = await freshness(database, folder_id=None, cluster_id=None)
     assert (found.restorable, found.failed_attempts, found.last_failed_name) == (1, 2, "20261104010000")
     assert found.last_failed_started_at == datetime(2026, 11, 4, 1, tzinfo=UTC)
@@ -355,7 +355,7 @@ async def test_failed_run_after_the_last_backup(import_url: str, tmp_path: Path,
 
 async def test_broken_chain_is_not_fresh(import_url: str, tmp_path: Path, database: Database) -> None:
     """Increments of a deleted base are broken and not restorable, for both tools (G3)."""
-    history = _write(
+    history = write_history(
         tmp_path / "h.db",
         *(_row(1, date_deleted="20261110000000"), _row(2, **_INCREMENT), _row(3, **_INCREMENT)),
         plans=_plans({2: [1, 2], 3: [1, 2, 3]}),
@@ -371,7 +371,7 @@ async def test_broken_chain_is_not_fresh(import_url: str, tmp_path: Path, databa
 @pytest.mark.parametrize("rows", [[], [_row(1, status="Failure")]], ids=["empty", "failures only"])
 async def test_cluster_without_a_backup(import_url: str, tmp_path: Path, database: Database, rows: list[dict[str, Any]]) -> None:
     """A cluster whose import found no backup has a row without a last backup, and keeps one after everything was pruned (G4)."""
-    await _load_gpbackup(import_url, _write(tmp_path / "h.db", *rows))
+    await _load_gpbackup(import_url, write_history(tmp_path / "h.db", *rows))
     [found] = await freshness(database, folder_id=None, cluster_id=None)
     assert (found.restorable, found.last_created_at) == (0, None)
     assert found.failed_attempts == (1 if rows else None)
@@ -384,8 +384,8 @@ async def test_cluster_without_a_backup(import_url: str, tmp_path: Path, databas
 
 async def test_dropped_database_stays(import_url: str, tmp_path: Path, database: Database) -> None:
     """A database without backups keeps its row until --ignore-database removes it."""
-    await _load_gpbackup(import_url, _write(tmp_path / "before.db", _row(1), _row(2, database_name="old")))
-    after = _write(tmp_path / "after.db", _row(1))
+    await _load_gpbackup(import_url, write_history(tmp_path / "before.db", _row(1), _row(2, database_name="old")))
+    after = write_history(tmp_path / "after.db", _row(1))
     await _load_gpbackup(import_url, after, prune=True, prune_any=True)
     assert [row.database for row in await freshness(database, folder_id=None, cluster_id=None)] == ["demo", "old"]
     await _load_gpbackup(import_url, after, ignore_databases=frozenset({"old"}))
@@ -394,7 +394,7 @@ async def test_dropped_database_stays(import_url: str, tmp_path: Path, database:
 
 async def test_unknown_and_zero_size(import_url: str, tmp_path: Path, database: Database) -> None:
     """An unknown size is None, and a size of 0 is 0 (G5)."""
-    await _load_gpbackup(import_url, _write(tmp_path / "h.db", _row(1)))
+    await _load_gpbackup(import_url, write_history(tmp_path / "h.db", _row(1)))
     await _load_walg(import_url, _walg(_Backup(0, None, {"compressed_size": 0})))
     assert [row.last_size for row in await freshness(database, folder_id=None, cluster_id=None)] == [None, 0]
 
@@ -421,7 +421,7 @@ async def test_end_before_start(import_url: str, tmp_path: Path, sql: Sql) -> No
     """A backup that was completed before it started is imported with a duration of 0, by both tools (B1)."""
     started = {"start_time": "2026-11-20T00:15:01Z", "finish_time": "2026-11-20T00:14:59Z"}
     assert (await _load_walg(import_url, _walg(_Backup(0), _Backup(1, None, started)))).added == 2
-    history = _write(tmp_path / "h.db", _row(1), {"timestamp": "20261121010002", "end_time": "20261121010000"})
+    history = write_history(tmp_path / "h.db", _row(1), {"timestamp": "20261121010002", "end_time": "20261121010000"})
     assert (await _load_gpbackup(import_url, history)).added == 2
     rows = await sql.fetch("SELECT created_at FROM backups WHERE started_at = created_at ORDER BY 1")
     assert [row[0] for row in rows] == [datetime(2026, 11, 20, 0, 14, 59, tzinfo=UTC), datetime(2026, 11, 21, 1, 0, 0, tzinfo=UTC)]
@@ -432,7 +432,7 @@ async def test_time_that_does_not_exist(import_url: str, tmp_path: Path, columns
     """A row with a time that does not exist in the zone is skipped if it was deleted, or lies before --since (B2)."""
     row = {"timestamp": "20260329023000", "end_time": "20260329033000"}
     listing = gpbackup.read(
-        _write(tmp_path / "h.db", row | columns, _row(1)), id_prefix="c1", timezone="Europe/Berlin", selection=Selection(since)
+        write_history(tmp_path / "h.db", row | columns, _row(1)), id_prefix="c1", timezone="Europe/Berlin", selection=Selection(since)
     )
     assert (await load(import_url, listing, Target("f1", "c1", "gpbackup"), Options())).added == 1
 
@@ -466,11 +466,11 @@ async def test_sample_of_walg(import_url: str, sql: Sql, database: Database) -> 
 
 def _sample(path: Path) -> Path:
     """Write the sample of gpbackup with a deleted base, a row that is gone, and a failed run after the last backup."""
-    with contextlib.closing(sqlite3.connect(ROOT / "samples" / "gpbackup_history.db")) as sample, _open(path) as copy:
+    with contextlib.closing(sqlite3.connect(ROOT / "samples" / "gpbackup_history.db")) as sample, open_history(path) as copy:
         sample.backup(copy)
         copy.execute("UPDATE backups SET date_deleted = '20261120000000' WHERE timestamp = '20261101010002'")
         copy.execute("DELETE FROM backups WHERE timestamp = '20251026013000'")
-        _insert(copy, _ROW | {"timestamp": "20261123010002", "end_time": "20261123010003", "status": "Failure"})
+        insert_row(copy, ROW | {"timestamp": "20261123010002", "end_time": "20261123010003", "status": "Failure"})
     return path
 
 

@@ -1,11 +1,9 @@
 """Rows of gpbackup's history, with cases that its users reported."""
 
-import contextlib
 import shutil
-import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,64 +28,9 @@ from service.entry import (
 from service.errors import CommandError, InvalidIdPrefix, InvalidListing, InvalidTimeZone
 from service.importers import gpbackup, gpbackup_history
 from tests.fuzz.targets import CORPUS
-from tests.support.repository import ROOT
+from tests.support.gpbackup_history import ROW, SAMPLE, insert_row, open_history, write_history
 
-_SAMPLE = ROOT / "samples" / "gpbackup_history.db"
 _NO_SIZE = "size unknown: gpbackup records none (--backup-dir adds up the files of local backups)"
-
-# A row as gpbackup writes it: it binds every column.
-_ROW: dict[str, Any] = {
-    "timestamp": "20261104010002",
-    "backup_dir": "/backups/gp",
-    "backup_version": "1.30.5",
-    "compressed": 1,
-    "compression_type": "gzip",
-    "database_name": "demo",
-    "database_version": "6.27.1 build dev",
-    "segment_count": 8,
-    "data_only": 0,
-    "date_deleted": "",
-    "exclude_schema_filtered": 0,
-    "exclude_table_filtered": 0,
-    "include_schema_filtered": 0,
-    "include_table_filtered": 0,
-    "incremental": 0,
-    "leaf_partition_data": 0,
-    "metadata_only": 0,
-    "plugin": "",
-    "plugin_version": "",
-    "single_data_file": 0,
-    "end_time": "20261104034117",
-    "without_globals": 0,
-    "with_statistics": 0,
-    "status": "Success",
-}
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[sqlite3.Connection]:
-    with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection:
-        yield connection
-
-
-def _schema() -> list[str]:
-    with _open(_SAMPLE) as sample:
-        return [sql for (sql,) in sample.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")]
-
-
-def _insert(connection: sqlite3.Connection, row: dict[str, Any]) -> None:
-    connection.execute(f"INSERT INTO backups ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values()))
-
-
-def _write(path: Path, *rows: dict[str, Any], plans: Iterable[tuple[str, str]] = ()) -> Path:
-    """Write a history in gpbackup's own schema. Columns that a row does not name are as in `_ROW`."""
-    with _open(path) as connection:
-        for statement in _schema():
-            connection.execute(statement)
-        for row in rows:
-            _insert(connection, _ROW | row)
-        connection.executemany("INSERT INTO restore_plans VALUES (?, ?)", list(plans))
-    return path
 
 
 @pytest.fixture(name="history")
@@ -100,14 +43,14 @@ def _read(history: Path, *, timezone: str = "Europe/Berlin", **options: Any) -> 
 
 
 def _only(history: Path, *, timezone: str = "Europe/Berlin", **columns: Any) -> Entry:
-    [entry] = _read(_write(history, columns), timezone=timezone)
+    [entry] = _read(write_history(history, columns), timezone=timezone)
     assert isinstance(entry, Entry)
     return entry
 
 
 def _error(history: Path, *, timezone: str = "Europe/Berlin", **columns: Any) -> Unusable:
     """Return the error of an unusable row that a usable one precedes or follows."""
-    found = _read(_write(history, {"timestamp": "20200101000000", "end_time": "20200101010000"}, columns), timezone=timezone)
+    found = _read(write_history(history, {"timestamp": "20200101000000", "end_time": "20200101010000"}, columns), timezone=timezone)
     [unusable] = [each for each in found if isinstance(each, Unusable)]
     assert len(found) == 2
     return unusable
@@ -115,7 +58,7 @@ def _error(history: Path, *, timezone: str = "Europe/Berlin", **columns: Any) ->
 
 def test_sample() -> None:
     """The sample has fourteen rows: ten backups of two databases and all types, two deleted ones and two attempts."""
-    found = _read(_SAMPLE)
+    found = _read(SAMPLE)
     entries = [each for each in found if isinstance(each, Entry)]
     assert [(each.name, each.database, each.method, each.contents, each.needs) for each in entries] == [
         ("20251026013000", "demo", "base", "everything", ()),
@@ -155,7 +98,7 @@ def test_times_are_of_the_zone(history: Path) -> None:
 def test_unknown_zones(history: Path, name: str) -> None:
     """A name that is not a time zone is rejected before the file is read, with an example."""
     with pytest.raises(InvalidTimeZone, match="such as Europe/Berlin"):
-        gpbackup.read(_write(history), id_prefix="c1", timezone=name)
+        gpbackup.read(write_history(history), id_prefix="c1", timezone=name)
 
 
 def test_running_and_crashed(history: Path) -> None:
@@ -167,7 +110,7 @@ def test_running_and_crashed(history: Path) -> None:
         running | {"timestamp": "20261124230002", "database_name": "other"},
         {"timestamp": "20261125230002", "end_time": "20261125230003", "database_name": "other", "date_deleted": "20261126000000"},
     ]
-    found = [each for each in _read(_write(history, *rows)) if isinstance(each, Attempt)]
+    found = [each for each in _read(write_history(history, *rows)) if isinstance(each, Attempt)]
     assert [(each.name, each.database, each.state) for each in found] == [
         ("20261124230001", "demo", "crashed"),
         ("20261124230002", "other", "crashed"),
@@ -186,7 +129,7 @@ def test_unknown_status(history: Path, status: str) -> None:
 @pytest.mark.parametrize("status", ["Failure", "In Progress"])
 def test_attempts_with_bad_values(history: Path, columns: dict[str, Any], status: str) -> None:
     """A bad value of an attempt neither makes it unusable nor proves the zone wrong."""
-    [found] = _read(_write(history, columns | {"status": status}))
+    [found] = _read(write_history(history, columns | {"status": status}))
     assert isinstance(found, Attempt | Skipped)
 
 
@@ -231,7 +174,7 @@ def test_repeated_hour(history: Path, start: str, end: str, started_at: str, min
 )
 def test_skipped_hour(history: Path, columns: dict[str, Any]) -> None:
     """A time of an existing backup that no clock of the zone has shown rejects the history: the zone, and so every time, is wrong."""
-    _write(history, {"timestamp": "20200101000000", "end_time": "20200101010000"}, columns)
+    write_history(history, {"timestamp": "20200101000000", "end_time": "20200101010000"}, columns)
     name = columns["timestamp"]
     with pytest.raises(InvalidListing, match=rf"does not exist in Europe/Berlin: is the zone right\? Nothing was .* --exclude {name}"):
         _read(history)
@@ -250,7 +193,7 @@ def test_skipped_hour(history: Path, columns: dict[str, Any]) -> None:
 def test_skipped_hour_of_other_rows(history: Path, columns: dict[str, Any], found: Listed) -> None:
     """A time that does not exist has no effect in a row that is skipped for another reason: the host may have moved since."""
     row = {"timestamp": "20260329021500", "end_time": "20260329031500"}
-    assert _read(_write(history, row | columns)) == [found]
+    assert _read(write_history(history, row | columns)) == [found]
 
 
 @pytest.mark.parametrize("columns", [{}, {"status": "odd"}, {"database_name": ""}, {"incremental": 1, "data_only": 1}])
@@ -258,7 +201,7 @@ def test_too_early(history: Path, columns: dict[str, Any]) -> None:
     """A backup that was completed before --since is skipped, also if its times do not exist in the zone or its values are bad."""
     row = {"timestamp": "20260329021500", "end_time": "20260329021600"}
     since = datetime(2026, 3, 29, 1, 16, 1, tzinfo=UTC)
-    assert _read(_write(history, row | columns), selection=Selection(since)) == [Skipped("20260329021500", TOO_EARLY)]
+    assert _read(write_history(history, row | columns), selection=Selection(since)) == [Skipped("20260329021500", TOO_EARLY)]
 
 
 def test_ends_before_it_starts(history: Path) -> None:
@@ -314,14 +257,14 @@ def test_needs(history: Path) -> None:
     rows = [{"timestamp": f"2026110{n}010002", "end_time": f"2026110{n}020002", "incremental": int(n > 1)} for n in (1, 2, 3, 4)]
     rows[3] |= {"metadata_only": 1, "incremental": 0}
     plans = [(2, 1), (2, 2), (4, 4), (4, 1), (2, 1)]
-    _write(history, *rows, plans=[(f"2026110{a}010002", f"2026110{b}010002") for a, b in plans])
+    write_history(history, *rows, plans=[(f"2026110{a}010002", f"2026110{b}010002") for a, b in plans])
     assert [each.needs for each in _read(history) if isinstance(each, Entry)] == [(), ("20261101010002",), (), ()]
 
 
 def test_a_history_without_plans(history: Path) -> None:
     """A file without the table `restore_plans` is read; a view of this name is not."""
-    _write(history, {"incremental": 1})
-    with _open(history) as connection:
+    write_history(history, {"incremental": 1})
+    with open_history(history) as connection:
         connection.execute("DROP TABLE restore_plans")
         connection.execute("CREATE VIEW restore_plans AS SELECT '20261104010002' AS timestamp, '20261103010002' AS restore_plan_timestamp")
     [entry] = _read(history)
@@ -332,7 +275,7 @@ def test_a_history_without_plans(history: Path) -> None:
 @pytest.mark.parametrize("plan", [["x"], ["20261103010002\n"], [f"{20200101000000 + n}" for n in range(1001)]])
 def test_bad_plans(history: Path, plan: list[str]) -> None:
     """A plan with a value that is not a timestamp, or with more than 1,000 of them, makes the row unusable."""
-    _write(history, {}, plans=[("20261104010002", needed) for needed in plan])
+    write_history(history, {}, plans=[("20261104010002", needed) for needed in plan])
     [found] = _read(history)
     assert isinstance(found, Unusable)
     assert found.field == "restore_plans"
@@ -348,7 +291,7 @@ def test_every_real_backup_is_readable(zone: str, start: int, seconds: int) -> N
     started_at, created_at = (datetime.fromtimestamp(time, UTC) for time in (start, start + seconds))
     times = {"timestamp": started_at, "end_time": created_at}
     shown = {column: f"{time.astimezone(ZoneInfo(zone)):%Y%m%d%H%M%S}" for column, time in times.items()}
-    entry = gpbackup._Reader("c1", ZoneInfo(zone), None, Selection(), plans={}, newest={}).listed(_ROW | shown)
+    entry = gpbackup._Reader("c1", ZoneInfo(zone), None, Selection(), plans={}, newest={}).listed(ROW | shown)
     assert isinstance(entry, Entry)
     if _ambiguous(entry):
         assert timedelta(0) <= entry.created_at - entry.started_at
@@ -383,7 +326,7 @@ def test_end_that_is_a_migration(history: Path, version: str) -> None:
 @pytest.mark.parametrize(("deleted", "reason"), [("20261115094512", "deleted"), ("In progress", "being deleted")])
 def test_deleted(history: Path, deleted: str, reason: str) -> None:
     """A backup that is deleted or being deleted is reported as such."""
-    assert _read(_write(history, {"date_deleted": deleted})) == [Deleted("20261104010002", reason)]
+    assert _read(write_history(history, {"date_deleted": deleted})) == [Deleted("20261104010002", reason)]
 
 
 @pytest.mark.parametrize("deleted", ["in progress", "2026"])
@@ -431,9 +374,9 @@ def test_bad_values(history: Path, columns: dict[str, Any], field: str) -> None:
 
 def test_text_that_is_not_utf8(history: Path) -> None:
     """Bytes that are not UTF-8 are quoted in the error."""
-    _write(history)
-    with _open(history) as connection:
-        _insert(connection, _ROW | {"status": "x"})
+    write_history(history)
+    with open_history(history) as connection:
+        insert_row(connection, ROW | {"status": "x"})
         connection.execute("UPDATE backups SET status = CAST(x'ff' AS TEXT)")
     [found] = _read(history)
     assert isinstance(found, Unusable)
@@ -442,8 +385,8 @@ def test_text_that_is_not_utf8(history: Path) -> None:
 
 def test_a_history_of_1_28_0(history: Path) -> None:
     """A file that 1.28.0 created, without segment_count, and a file with unknown columns are read."""
-    _write(history, {})
-    with _open(history) as connection:
+    write_history(history, {})
+    with open_history(history) as connection:
         connection.execute("ALTER TABLE backups DROP COLUMN segment_count")
         connection.execute("ALTER TABLE backups ADD COLUMN later TEXT")
     [entry] = _read(history, backup_dir=history.parent)
@@ -453,7 +396,7 @@ def test_a_history_of_1_28_0(history: Path) -> None:
 
 def test_prefix(history: Path) -> None:
     """An id is prefix and timestamp; a prefix that is too long is rejected before the file is read."""
-    [entry] = gpbackup.read(_write(history, {}), id_prefix="x" * 24, timezone="Europe/Berlin")
+    [entry] = gpbackup.read(write_history(history, {}), id_prefix="x" * 24, timezone="Europe/Berlin")
     assert isinstance(entry, Entry)
     assert entry.id == "x" * 24 + ":20261104010002"
     with pytest.raises(InvalidIdPrefix):
@@ -476,31 +419,31 @@ def _make_text(path: Path) -> None:
 
 
 def _make_other_sqlite(path: Path) -> None:
-    with _open(path) as connection:
+    with open_history(path) as connection:
         connection.execute("CREATE TABLE backup (timestamp TEXT)")
 
 
 def _make_view(path: Path) -> None:
-    with _open(path) as connection:
+    with open_history(path) as connection:
         connection.execute(
             f"CREATE VIEW backups AS WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n) "
-            f"SELECT {', '.join(f'i AS {column}' for column in _ROW)} FROM n"
+            f"SELECT {', '.join(f'i AS {column}' for column in ROW)} FROM n"
         )
 
 
 def _make_other_table(path: Path) -> None:
-    with _open(path) as connection:
+    with open_history(path) as connection:
         connection.execute("CREATE TABLE backups (timestamp TEXT, end_time TEXT)")
 
 
 def _make_half(path: Path) -> None:
-    shutil.copy(_SAMPLE, path)
+    shutil.copy(SAMPLE, path)
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
 
 
 def _make_garbled(path: Path) -> None:
-    shutil.copy(_SAMPLE, path)
+    shutil.copy(SAMPLE, path)
     with path.open("r+b") as file:
         file.seek(100)
         file.write(b"\xff" * 20_000)
@@ -514,7 +457,7 @@ def _found_by_fuzzing(name: str) -> Callable[[Path], None]:
 
 
 def _make_fat(path: Path) -> None:
-    _write(path, {"status": "x" * 2_000_000})
+    write_history(path, {"status": "x" * 2_000_000})
 
 
 @pytest.mark.parametrize(
@@ -556,7 +499,7 @@ def test_odd_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path with characters that have a meaning in a URL is opened as it is, also if it is relative."""
     folder = tmp_path / "a?mode=rwc#%41 ж"
     folder.mkdir()
-    _write(folder / "h.db", {})
+    write_history(folder / "h.db", {})
     monkeypatch.chdir(folder)
     assert len(_read(Path("h.db"))) == 1
 
@@ -566,18 +509,18 @@ def test_odd_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_gpbackup_can_write_as_soon_as_it_is_read(history: Path) -> None:
     """The file is closed when `read` returns: a writer that does not wait can commit before the entries are taken."""
-    entries = gpbackup.read(_write(history, {}), id_prefix="c1", timezone="Europe/Berlin")
-    with _open(history) as writer:
-        _insert(writer, _ROW | {"timestamp": "20261105010002", "end_time": "20261105020002"})
+    entries = gpbackup.read(write_history(history, {}), id_prefix="c1", timezone="Europe/Berlin")
+    with open_history(history) as writer:
+        insert_row(writer, ROW | {"timestamp": "20261105010002", "end_time": "20261105020002"})
     assert len(list(entries)) == 1
     assert len(_read(history)) == 2
 
 
 def test_read_while_gpbackup_writes(history: Path) -> None:
     """A reader and the open transaction of a writer do not block each other, and uncommitted rows are not read."""
-    with _open(_write(history, {})) as writer:
+    with open_history(write_history(history, {})) as writer:
         writer.execute("BEGIN IMMEDIATE")
-        _insert(writer, _ROW | {"timestamp": "20261105010002", "end_time": "20261105020002"})
+        insert_row(writer, ROW | {"timestamp": "20261105010002", "end_time": "20261105020002"})
         assert len(_read(history)) == 1
         writer.execute("COMMIT")
     assert len(_read(history)) == 2
@@ -585,7 +528,7 @@ def test_read_while_gpbackup_writes(history: Path) -> None:
 
 def test_a_reader_waits_for_a_commit(history: Path) -> None:
     """The reader waits while gpbackup commits."""
-    with _open(_write(history, {})) as writer:
+    with open_history(write_history(history, {})) as writer:
         writer.execute("BEGIN EXCLUSIVE")
         found: list[Any] = []
         reader = threading.Thread(target=lambda: found.extend(_read(history)))
@@ -600,7 +543,7 @@ def test_a_reader_waits_for_a_commit(history: Path) -> None:
 def test_a_writer_that_does_not_end(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that is not released is a clear error."""
     monkeypatch.setattr(gpbackup_history, "_LOCK_TIMEOUT_S", 0)
-    with _open(_write(history, {})) as writer:
+    with open_history(write_history(history, {})) as writer:
         writer.execute("BEGIN EXCLUSIVE")
         with pytest.raises(InvalidListing, match="gpbackup is writing to the file and did not finish: try again"):
             _read(history)
@@ -608,7 +551,7 @@ def test_a_writer_that_does_not_end(history: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_history_that_takes_long(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading stops before it could make gpbackup's commit fail, with an error that advises a copy."""
-    _write(history, *({"timestamp": f"20200101{n:06}"} for n in range(60)))
+    write_history(history, *({"timestamp": f"20200101{n:06}"} for n in range(60)))
     monkeypatch.setattr(gpbackup_history, "_INSTRUCTIONS", 10)
     monkeypatch.setattr(gpbackup_history, "_READ_TIMEOUT_S", 0.0)
     with pytest.raises(InvalidListing, match="reading the file took longer than 0 s, .* import a copy of it"):
@@ -618,7 +561,8 @@ def test_a_history_that_takes_long(history: Path, monkeypatch: pytest.MonkeyPatc
 def test_half_a_transaction_is_not_read(history: Path, tmp_path: Path) -> None:
     """A file with half a transaction and its journal, as a crash leaves them, is rejected and not changed."""
     crashed = tmp_path / "crashed.db"
-    with _open(_write(history, *({"timestamp": f"20200101{n:06}", "end_time": "20270101000000"} for n in range(60)))) as writer:
+    rows = [{"timestamp": f"20200101{n:06}", "end_time": "20270101000000"} for n in range(60)]
+    with open_history(write_history(history, *rows)) as writer:
         writer.execute("PRAGMA cache_size = 1")
         writer.execute("BEGIN")
         writer.execute("UPDATE backups SET backup_dir = ?, status = 'Failure'", ("x" * 5000,))
@@ -641,7 +585,7 @@ def _fill(directory: Path, files: dict[str, int], timestamp: str = "202611040100
 
 
 def _sized(history: Path, place: Path, **columns: Any) -> tuple[int | None, tuple[str, ...]]:
-    [entry] = _read(_write(history, columns), backup_dir=place)
+    [entry] = _read(write_history(history, columns), backup_dir=place)
     assert isinstance(entry, Entry)
     return entry.size, entry.warnings
 
@@ -661,7 +605,7 @@ def test_all_directories(history: Path, place: Path) -> None:
     _fill(place / "gpseg8", {"a": 1000})
     _fill(place / "gpseg01", {"a": 1000})
     _fill(place / "other0", {"a": 1000})
-    (place / "gpseg0/backups/20261104/20261104010002/link").symlink_to(_SAMPLE)
+    (place / "gpseg0/backups/20261104/20261104010002/link").symlink_to(SAMPLE)
     assert _sized(history, place) == (99, ())
 
 
