@@ -19,6 +19,7 @@ from service import pb
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.page_token import DEFAULT_KEY
 from service.postgres.migration import Roles
+from service.postgres.schema import REQUIRED_REVISION
 from service.server import Server
 from tests.support.answers import failure
 from tests.support.catalog import AddBackups, Sql
@@ -134,14 +135,14 @@ async def test_certificate_authority(start_server: StartServer, add_backups: Add
 
 
 async def test_schema(start_server: StartServer, add_backups: AddBackups, sql: Sql) -> None:
-    """Migrate first (1): the release before runs on the new schema; then the new release (2), which does not serve before that."""
+    """The previous release serves on the old and on the new schema, and the new release only on the new one."""
     backups = await add_backups(5)
     async with _side_by_side(start_server, {}, {}) as [old, new]:
-        new.readiness.required_revision = 2
+        new.readiness.required_revision = REQUIRED_REVISION + 1
         await _serving(new, serving=False)
         assert old.health.serving
         await sql.execute("ALTER TABLE backups ADD COLUMN added bigint")
-        await sql.execute("UPDATE alembic_version SET version_num = '0002'")
+        await sql.execute(f"UPDATE alembic_version SET version_num = '{REQUIRED_REVISION + 1:04}'")
         await _serving(new)
         assert await _walk([old, new]) == [backup.id for backup in backups]
         assert old.health.serving
