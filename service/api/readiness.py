@@ -1,7 +1,4 @@
-"""Readiness: whether this replica can answer calls, and the reason if it cannot.
-
-Every reason is in `NotReady`. The state goes to grpc.health.v1 (health.py) and to the log.
-"""
+"""Readiness: the check whether this replica can answer calls, and the reason if it cannot."""
 
 import asyncio
 import math
@@ -21,17 +18,26 @@ from service.waiting import sleep_in_steps, wait_for_first
 
 
 class NotReady(StrEnum):
-    """Every reason why a replica is not ready."""
+    """Every reason why a replica is not ready. docs/operating.md explains each one.
 
+    Each change of the reason is logged as `not serving`, except STARTING, the state before the first check. grpc.health.v1 (health.py) and
+    the metric `backups_ready` only show that there is a reason.
+    """
+
+    # Readiness.__init__
     STARTING = "no check has finished yet"
+    # Readiness.check
     CATALOG_UNAVAILABLE = "the catalog cannot be read"
     CHECK_SLOW = "the check takes longer than its period"
+    UNEXPECTED_ERROR = "the check failed unexpectedly"
+    # Readiness.find_reason
     STANDBY_BEHIND = "the standby is too far behind"
     SCHEMA_TOO_OLD = "the schema is older than this release requires"
+    # SigningKeys.problem
     KEYS_NEVER_READ = "the signing keys were never read"
     KEYS_TOO_OLD = "the signing keys are older than BACKUPS_JWKS_MAX_AGE"
     NO_USABLE_KEY = "the JWKS has no usable key"
-    UNEXPECTED_ERROR = "the check failed unexpectedly"
+    # Readiness.enter_graceful_shutdown
     SHUTTING_DOWN = "the server is shutting down"
 
 
@@ -40,7 +46,7 @@ def _no_problem() -> None:
 
 
 class Readiness:
-    """The state of the last check. Shutdown is final."""
+    """The result of the last check. After shutdown has begun, it no longer changes."""
 
     def __init__(
         self,
@@ -56,9 +62,9 @@ class Readiness:
         """
         Args:
             max_replication_lag: how long a standby may be behind before the replica is not ready.
-            period: after this time, a check that has not finished counts as failed until it finishes.
-            timeout: how long a check may take. It may be longer than the period: the second of two hosts may need it.
-            keys_problem: returns why no token can be verified now.
+            period: a check that takes longer counts as failed until it finishes.
+            timeout: after this time, a check is cancelled. It may exceed the period, so that a second host can be tried.
+            keys_problem: returns why no token can be verified now, or None.
         """
         self.required_revision = REQUIRED_REVISION
         self.reason: NotReady | None = NotReady.STARTING
@@ -109,9 +115,10 @@ class Readiness:
         return self._keys_problem() if is_migrated else NotReady.SCHEMA_TOO_OLD
 
     async def _is_behind(self) -> bool:
-        """Return whether the standby was too far behind for longer than that.
+        """Return whether the replication lag has exceeded `max_replication_lag` for longer than `max_replication_lag`.
 
-        After an idle time of the primary, the first transaction makes a standby look old until it is replayed.
+        The lag is the age of the last replayed transaction. After an idle time of the primary, a new transaction makes it large until that
+        transaction is replayed.
         """
         now = time.monotonic()
         if (await replication_lag(self._database)).total_seconds() <= self._max_replication_lag:
@@ -119,7 +126,7 @@ class Readiness:
         return now - self._up_to_date_at > self._max_replication_lag
 
     def enter_graceful_shutdown(self) -> None:
-        """Be not ready from now on."""
+        """Set the reason SHUTTING_DOWN for good."""
         self._set(NotReady.SHUTTING_DOWN)
         self._health.enter_graceful_shutdown()
 
@@ -144,4 +151,4 @@ class Readiness:
 
 
 async def _finished(task: "asyncio.Future[NotReady | None]") -> None:
-    await asyncio.wait((task,))  # does not cancel the task if it is cancelled itself
+    await asyncio.wait((task,))  # unlike `await task`, cancellation of the wait does not cancel the task
