@@ -22,7 +22,7 @@ class Column(Generic[Row]):
     min_width: int = 0
     """Room for later rows, because the widths are those of the first rows."""
     dropped: int = 0
-    """Order in which columns are left out on a narrow terminal, from 1; 0: never."""
+    """On a narrow terminal, the column with 1 is left out first, then the one with 2, and so on. A column with 0 is always shown."""
 
 
 class Table(Generic[Row]):
