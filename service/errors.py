@@ -1,4 +1,4 @@
-"""All expected errors. The docstring of an error is its default message; its attributes are facts, not status codes.
+"""All expected errors. The docstring of an error is its default message for logs and commands; its attributes are facts, not status codes.
 
 Error
 ├── RequestError                answers a call (statuses: service/api/error_status.py)
@@ -17,11 +17,11 @@ Error
 │   ├── DeadlineExceeded
 │   ├── CallInterrupted
 │   └── CatalogUnavailable
-├── ConnectFailed               PostgreSQL cannot be connected to securely
-├── TracingUnavailable          a server starts without traces
+├── ConnectFailed               no connection to PostgreSQL can be opened
+├── TracingUnavailable          the server starts without traces
 ├── InvalidEntry                entry, field, reason: an entry of a listing cannot be a backup
-├── InvalidJwks                 a document is not a JWKS; the previous keys stay
-└── CommandError                ends a command, with one line on standard error
+├── InvalidJwks                 a document is not a JWKS; the previous keys stay in use
+└── CommandError                the command prints one line to standard error, and exits with 1
     ├── InvalidSettings
     ├── PortTaken
     ├── InvalidIdPrefix             prefix, limit
@@ -100,7 +100,7 @@ class UnknownService(RequestError):
 
 
 class TooManyWatchers(RequestError):
-    """Too many clients watch the health of this server."""
+    """The server has the largest allowed number of open calls of `Watch`."""
 
 
 Rejection: TypeAlias = Literal[
@@ -155,11 +155,11 @@ class CallInterrupted(RequestError):
 
 
 class CatalogUnavailable(RequestError):
-    """PostgreSQL is gone, going or too slow, or no connection came free in time."""
+    """The catalog cannot be read."""
 
 
 class ConnectFailed(Error):
-    """PostgreSQL cannot be connected to with these settings."""
+    """No connection to PostgreSQL can be opened."""
 
 
 class TracingUnavailable(Error):
@@ -182,7 +182,7 @@ class InvalidJwks(Error):
 
 
 class CommandError(Error):
-    """The command cannot be carried out."""
+    """The command failed."""
 
 
 class InvalidSettings(CommandError):
@@ -225,11 +225,11 @@ class RemovalRejected(CommandError):
 
 
 class CatalogNotWritable(CommandError):
-    """The role of BACKUPS_DATABASE_URL may not write to the catalog there: imports have a role of their own, and a standby takes none."""
+    """BACKUPS_DATABASE_URL does not give write access to the catalog: its role is not that of imports, or its server is a standby."""
 
 
 class SchemaError(CommandError):
-    """The database's schema cannot be brought to the revision asked for."""
+    """The schema of the database cannot be changed to the requested revision."""
 
 
 class EmbeddedPostgresError(CommandError):

@@ -17,7 +17,7 @@ class PeriodicTask(NamedTuple):
 
 
 async def run_periodically(task: PeriodicTask) -> None:
-    """Run an action again and again until cancelled. An error of one run is logged, and the next run follows."""
+    """Run an action repeatedly until cancelled. Errors are logged and do not stop the task."""
     while True:
         try:
             await task.action()

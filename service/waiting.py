@@ -1,4 +1,4 @@
-"""Waits of the event loop."""
+"""Helpers for waiting in the event loop."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -11,7 +11,7 @@ _STEPS = 10
 async def sleep_in_steps(duration: timedelta) -> None:
     """Sleep in ten steps, so that the loop handles other events in between.
 
-    After a time without CPU, a single sleep would be over before the loop has read the answers that arrived during that time.
+    If the process gets no CPU time for a while, a single sleep would end before the loop has read the data that arrived in that time.
     """
     for _ in range(_STEPS):
         await asyncio.sleep(duration.total_seconds() / _STEPS)

@@ -24,7 +24,7 @@ class Client(NamedTuple):
     address: str
     """For the log: the peer of the connection, with its port, or the address that a trusted proxy forwarded."""
     key: str
-    """Key of the client's limits: an IPv4 address, or the /64 network of an IPv6 address, of which one client can have all addresses."""
+    """Key of the client's limits: an IPv4 address, or the /64 network of an IPv6 address, because one client can use all its addresses."""
 
 
 class ClientAddresses:

@@ -16,7 +16,7 @@ _Status: TypeAlias = Any  # the stubs have a metaclass as the type of the enum
 _Context = ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
 
 LIVENESS = "liveness"
-"""Service name for liveness probes: SERVING while the process answers. Restarting the process would not fix PostgreSQL."""
+"""Service name for liveness probes: SERVING while the process responds, because a restart would not fix PostgreSQL."""
 
 _READINESS = ("", pb.BACKUP_SERVICE, pb.CLUSTER_SERVICE)
 _MAX_WATCHERS = 1000
@@ -44,7 +44,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._wake()
 
     def enter_graceful_shutdown(self) -> None:
-        """Set NOT_SERVING for good."""
+        """Set NOT_SERVING permanently."""
         self.set(serving=False)
         self._is_shutting_down = True
 
@@ -78,7 +78,7 @@ class Health(health_pb2_grpc.HealthServicer):
         """Send the status now and after each change. A slow reader misses statuses in between.
 
         Raises:
-            TooManyWatchers: the limit is reached; each watcher holds memory for as long as it likes.
+            TooManyWatchers: the limit is reached. Each watcher uses memory until it disconnects.
         """
         if self.watchers >= _MAX_WATCHERS:
             raise TooManyWatchers

@@ -1,8 +1,10 @@
 """The steps of every call, in order: observe, deadline, receive, authenticate, decode, admit, handle; then the outcome.
 
-gRPC would decode requests before a handler runs, and answer errors with texts of its own. Therefore the handlers that this interceptor
-returns receive and return bytes, and only error_status.py decides what a client gets. They also read the requests of unary methods: gRPC
-would wait without a limit for a request that is sent in part, and would not call a handler before.
+Handlers are wrapped so that error_status.py alone decides which errors clients receive. By default, gRPC decodes a request before it calls
+the handler, and returns its own texts for errors. Therefore wrapped handlers receive and return bytes.
+
+Wrapped handlers also read the request. By default, gRPC calls the handler of a unary method only when the whole request has arrived, and
+waits for it without a limit.
 """
 
 import asyncio
@@ -62,7 +64,7 @@ class _Method(NamedTuple):
     handle: Callable[[Any, Any], Coroutine[Any, Any, Any]]
     cost: Callable[[Any], int]
     longest: float | None
-    """Seconds; None for `Watch` of the health service, which has no limit."""
+    """Seconds that the call may take; None for `Watch` of the health service, which has no limit."""
     is_admitted: bool
     """Health checks are not: an overloaded server is still healthy."""
     is_authenticated: bool
@@ -117,7 +119,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             await asyncio.wait(self.calls, timeout=within.total_seconds())
 
     def _handler(self, name: str, handler: _Handler) -> _Handler:
-        """Wrap a handler. To gRPC, all of them read a stream of requests: then it leaves the reading to the handler."""
+        """Wrap a handler as one for a stream of requests, because gRPC lets such handlers read the requests."""
         decode, encode = _decoder(handler.request_deserializer), handler.response_serializer
         guards = (not name.startswith(_HEALTH), not name.startswith((_HEALTH, _DISCOVERY)))
         metrics = self._metrics.of_method(name, kind=_KINDS[handler.request_streaming, handler.response_streaming])
@@ -135,7 +137,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     def _wrap(self, method: _Method) -> _Wrapped:
         async def wrapped(requests: Any, context: _Context) -> Any:
-            """Every outcome of a call: answered, failed, interrupted or cancelled."""
+            """Run the steps of a call, and log its outcome: answered, failed, interrupted or cancelled."""
             running = self._begin(method, context)
             try:
                 response = await self._handle(method, running, requests, context)
@@ -197,7 +199,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return bytes(request)
 
     def _authenticate(self, method: _Method, running: RunningCall) -> None:
-        """Find the caller by the token, then begin the span: a client with a bad token cannot create spans."""
+        """Find the caller by the token, then begin the span, so that clients with a bad token cannot create spans."""
         call, metadata = running.call, _metadata.get()
         if method.is_authenticated:
             caller = self._authenticator.authenticate(metadata)
@@ -206,7 +208,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 call.caller = caller.subject
                 running.client = f"subject {caller.subject}"
         else:
-            running.client = "unauthenticated"  # counted as one client, so that all of them leave half of the limit to the others
+            running.client = "unauthenticated"  # counted as one client, so that together they get at most half of the limit
         if self._tracing is not None and method.is_admitted:
             call.span = self._tracing.call(
                 method.name, metadata, request_id=call.request_id, seconds=call.seconds, is_authenticated=method.is_authenticated
@@ -268,7 +270,7 @@ def _written(handle: Callable[..., Any]) -> Callable[[Any, Any], Coroutine[Any, 
 
 
 def _folder(message: Any) -> str:
-    """Return the folder that a client with a valid token requests; nothing for other clients, who could fill the log with texts."""
+    """Return the requested folder for the log, or an empty text if the client has no valid token and could fill the log with texts."""
     return "" if current_caller() in (ANYBODY, NOBODY) else getattr(message, "folder_id", "")
 
 
@@ -279,7 +281,7 @@ def _allowed(context: _Context, longest: float | None) -> float | None:
 
 
 async def _answer(call: Call, error: Exception, cause: BaseException, context: _Context) -> None:
-    """Abort a call with the status of an error, without initial metadata: clients do not retry after they have received it."""
+    """Abort a call with the status of an error. No initial metadata is sent, because clients do not retry after they have received it."""
     status = status_of(error)
     level = _LOG_LEVELS.get(status.code, "info")
     if isinstance(error, Unauthenticated):

@@ -126,7 +126,7 @@ class Readiness:
         return now - self._up_to_date_at > self._max_replication_lag
 
     def enter_graceful_shutdown(self) -> None:
-        """Set the reason SHUTTING_DOWN for good."""
+        """Set the reason SHUTTING_DOWN permanently."""
         self._set(NotReady.SHUTTING_DOWN)
         self._health.enter_graceful_shutdown()
 

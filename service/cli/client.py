@@ -92,9 +92,9 @@ def _list_method(channel: grpc.aio.Channel, request: pb.ListBackupsRequest | pb.
 
 
 class _Walk:
-    """Recognises a service that sends the client in circles, in constant memory.
+    """Detects page tokens that repeat, in constant memory.
 
-    Brent's algorithm: each token is compared with one earlier token, which is replaced after 1, 2, 4, 8, ... pages. Every circle is found.
+    Brent's algorithm: each token is compared with one earlier token, which is replaced after 1, 2, 4, 8, ... pages. Every cycle is found.
     """
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ async def is_serving(endpoint: Endpoint) -> bool:
 
 @contextlib.asynccontextmanager
 async def _channel(endpoint: Endpoint, *, use_proxy: bool = True) -> AsyncIterator[grpc.aio.Channel]:
-    """Open a channel. A proxy of the environment (https_proxy, http_proxy) is used only for other machines."""
+    """Open a channel. A proxy from the environment (https_proxy, http_proxy) is not used for local addresses."""
     options = [
         ("grpc.max_receive_message_length", _MESSAGE_MAX),
         ("grpc.enable_http_proxy", int(use_proxy and not endpoint.address.is_local)),

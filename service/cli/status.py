@@ -71,7 +71,7 @@ def _print(rows: "list[Freshness]", now: datetime, max_age: timedelta | None, *,
 
 
 def _report_overdue(rows: "list[Freshness]", now: datetime, max_age: timedelta) -> bool:
-    """Print the clusters that are overdue; return whether there are some, or there is no cluster at all."""
+    """Print the overdue clusters. Return True if any cluster is overdue, or if there is no cluster."""
     from service.cli import status_report
 
     lines = list(status_report.overdue_lines(rows, now, max_age))

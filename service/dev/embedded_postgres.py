@@ -192,7 +192,7 @@ class EmbeddedPostgres:
             if time.monotonic() > deadline:
                 raise EmbeddedPostgresError(f"another PostgreSQL, process {pid}, already runs on {self.data}")
             time.sleep(_POLL_S)
-        # PostgreSQL refuses to start if any process has this id, whatever program that runs.
+        # PostgreSQL does not start if a process with this id exists, even if it runs another program.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def _recorded_pid(self) -> int | None:

@@ -75,7 +75,7 @@ class Tracing:
     ) -> CallSpan:
         """Begin the span of a call and make it the current span of the task.
 
-        The trace of an unauthenticated caller is only linked: as a parent, its sampled flag would decide for the sampler.
+        The span of an unauthenticated caller becomes a link, not the parent: a parent's sampled flag overrides the sampler.
 
         Args:
             method: `/package.Service/Method` of an existing method.

@@ -35,7 +35,7 @@ def _untraced(query: str) -> AbstractContextManager[Callable[[], None]]:
     return _UNTRACED
 
 
-# read-write and read-only depend on whether a session can write, and the service's own sessions never can.
+# In asyncpg, read-write and read-only test default_transaction_read_only, which the service sets itself. Therefore test the server's role.
 _TARGET_SESSION_ATTRIBUTES = {"read-write": SessionAttribute.primary, "read-only": SessionAttribute.standby}
 
 _STATEMENT_CACHE_SIZE = 100  # per connection; asyncpg's default
@@ -122,10 +122,10 @@ async def open_database(
     """Open the database for reading. It connects when the first query runs.
 
     Args:
-        pooled: a pooler such as PgBouncer is in between, in transaction mode. Then statements are unnamed, because a name would stay with
-            a server, and timeouts are left to the role (deploy/postgres/roles.sql), because a pooler rejects parameters that it does not
-            know.
-        max_replication_lag: lag from which a preferred standby is not used.
+        pooled: the URL leads to a pooler in transaction mode, such as PgBouncer. Then prepared statements are unnamed, because the next
+            query may run on another server connection. Timeouts are those of the role (deploy/postgres/roles.sql), because a pooler
+            rejects unknown startup parameters.
+        max_replication_lag: a preferred standby with a longer lag is not used.
     """
     parsed = parse_database_url(url)
     asyncpg_pool = await _create_pool(parsed, limits, pooled=pooled, max_replication_lag=max_replication_lag)

@@ -1,8 +1,8 @@
-"""Connections without TLS, on which a password is only ever used for SCRAM.
+"""Connections without TLS, which use a password for SCRAM only.
 
-asyncpg answers every request for a password, also for one in cleartext or as MD5 (which can be cracked offline). A server that
-impersonates PostgreSQL could collect passwords this way. asyncpg has no setting against it, so this module reads the server's messages
-before asyncpg does, until the server has accepted the client.
+asyncpg answers every request for a password, including requests for cleartext and for MD5, which can be cracked offline. A server that
+impersonates PostgreSQL could collect passwords this way. asyncpg has no setting against this, so this module reads the server's messages
+before asyncpg does, until the client is authenticated.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ _MAX_MESSAGE = 64 * 1024  # before authentication there are no large messages
 
 
 class PlaintextLoop:
-    """The running event loop, except that connections refuse requests for a password in cleartext or as MD5.
+    """Event loop whose connections reject requests for a password in cleartext or as MD5.
 
-    For one connection: asyncpg creates it, and the connections for its cancel requests, with this loop.
+    It serves one connection of asyncpg, and that connection's cancel requests.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.refused: str | None = None
-        """The way in which the server requested the password, if the request was refused."""
+        """Form of the password that the server requested, if the request was rejected."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
@@ -44,7 +44,7 @@ class PlaintextLoop:
 
 
 class _Guard(asyncio.Protocol):
-    """Passes messages on to asyncpg's protocol, and steps aside once the server has accepted the client."""
+    """Passes messages on to asyncpg's protocol, and is replaced by it after authentication."""
 
     def __init__(self, protocol: asyncio.Protocol, refuse: Callable[[str], None]) -> None:
         self.protocol = protocol
@@ -76,7 +76,7 @@ class _Guard(asyncio.Protocol):
                 return
 
     def _accepts(self, message: bytes) -> bool:
-        """Pass one message on, unless it is to be refused; return whether there is nothing left to read."""
+        """Pass one message on, or abort the connection. Return True if no further message is to be checked."""
         request = int.from_bytes(message[_HEADER : _HEADER + 4]) if message[:1] == b"R" else None
         if request in _REFUSED:
             self._refuse(_REFUSED[request])

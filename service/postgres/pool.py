@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # the class cannot be subscripted at run time
 class Pool:
     """Pool of connections that are opened on demand, so that it can be created while PostgreSQL is down.
 
-    A checkout from asyncpg's pool costs twice as much as a query. Therefore connections stay checked out here while they are idle. They
-    return to asyncpg's pool only if a query failed or was cancelled, or if they are too old.
+    A checkout from asyncpg's pool costs twice as much as a query. Therefore connections stay checked out while they are idle. They return
+    to asyncpg's pool only after a failed or cancelled query, and after `reconnect`.
     """
 
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, size: int, acquire: timedelta, hosts: str) -> None:
@@ -37,12 +37,12 @@ class Pool:
         self._acquire_s = acquire.total_seconds()
         self._hosts = hosts
         self._permits = asyncio.Semaphore(size)
-        self._idle: list[_Connection] = []  # last in, first out, so that connections that are not needed grow old
+        self._idle: list[_Connection] = []  # last in, first out
         self._generation = 0
         self._releases: set[asyncio.Task[None]] = set()
 
     async def acquire_permit(self) -> float:
-        """Wait until fewer than `size` queries run, and return the seconds that are left to connect in.
+        """Wait until fewer than `size` queries run, and return the seconds left for connecting.
 
         Raises:
             ConnectFailed: the wait took too long.

@@ -12,9 +12,9 @@ from service.postgres.hosts import Connect
 if TYPE_CHECKING:
     from service.postgres.database import Database
 
-# Functions and views that any role may use. A standby that has replayed all that it received is up to date while it still receives;
-# PostgreSQL stops a receiver that has heard nothing for wal_receiver_timeout, a minute by default. Otherwise a standby is as old as
-# the last transaction that it replayed, or as its start if it has replayed none.
+# A standby has no lag if it has replayed everything that it received and its WAL receiver is running. PostgreSQL stops the receiver if
+# nothing arrives for wal_receiver_timeout, a minute by default. Otherwise the lag is the age of the last replayed transaction, or of the
+# standby's start if it has replayed none. Any role may use these functions and views.
 _LAG = """
     SELECT CASE
         WHEN NOT pg_is_in_recovery() THEN interval '0'

@@ -76,8 +76,8 @@ async def test_read_only(database: Database) -> None:
         await database.fetch("DELETE FROM backups")
 
 
-async def test_maximum_age(database_url: str) -> None:
-    """A connection is replaced when it has reached its maximum age."""
+async def test_connections_are_renewed_periodically(database_url: str) -> None:
+    """A periodic call of `reconnect` replaces an idle connection."""
     async with open_database(database_url, LIMITS) as database:
         task = PeriodicTask("renew connections", database.reconnect, timedelta(seconds=0.05))
         renewing = asyncio.ensure_future(run_periodically(task))
