@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import asyncpg
+import grpc
 import psutil
 import pytest
 
@@ -258,6 +259,8 @@ async def test_soak(own_postgres: EmbeddedPostgres, tmp_path: Path, *, long: boo
 
     The environment variable SEED repeats a run, and MINUTES sets its duration.
     """
+    # Keep gRPC's poller: stopping it with the last channel blocks the event loop while an operation of a channel is pending.
+    grpc.aio.init_grpc_aio()
     seed = int(os.environ.get("SEED", random.randrange(2**32)))
     minutes = float(os.environ.get("MINUTES", 60 if long else 1 / 3))
     print(f"SEED={seed}")
