@@ -1,6 +1,5 @@
-"""Behind Envoy: both APIs over one port, whatever happens to a replica, and whatever a client does to the others."""
+"""gRPC and REST through Envoy, to two replicas."""
 
-import asyncio
 from typing import Any
 
 import grpc
@@ -9,15 +8,16 @@ from grpc import StatusCode
 from service import pb
 from tests.support.answers import failure
 from tests.support.catalog import AddBackups
-from tests.support.certificates import name_shown
+from tests.support.certificates import certificate_name
 from tests.support.deployment import Deployment
+from tests.support.eventually import eventually
 from tests.support.load import under_load
 
 _BACKUPS = "/managed-greenplum/v1/backups"
 
 
 async def test_both_apis(deployment: Deployment, public: grpc.aio.Channel, add_backups: AddBackups) -> None:
-    """gRPC and REST answer the same, page by page; JSON has the public API's names, and int64 as text."""
+    """gRPC and REST return the same pages; JSON has the field names of the public API, and int64 as a string."""
     backups = await add_backups(5)
     stub = pb.BackupServiceStub(public)
     first = await stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=2))
@@ -42,7 +42,7 @@ async def test_both_apis(deployment: Deployment, public: grpc.aio.Channel, add_b
 
 
 async def test_errors_of_the_service_over_rest(deployment: Deployment) -> None:
-    """An error is google.rpc.Status in JSON, with all its details."""
+    """An error of the service is google.rpc.Status in JSON, with all its details."""
     for path, status, reason in [
         (f"?folderId={'f' * 51}&pageSize=-1", 400, "INVALID_REQUEST"),
         ("?folderId=f&pageToken=x", 400, "INVALID_PAGE_TOKEN"),
@@ -59,7 +59,7 @@ async def test_errors_of_the_service_over_rest(deployment: Deployment) -> None:
 
 
 async def test_errors_of_envoy_over_rest(deployment: Deployment) -> None:
-    """Unknown paths and parameters and values of a wrong type are google.rpc.Status in JSON too."""
+    """Envoy answers unknown paths, unknown parameters and values of a wrong type with google.rpc.Status in JSON."""
     for path, method, status in [
         ("/nowhere", "GET", 404),
         ("/", "GET", 404),
@@ -76,7 +76,7 @@ async def test_errors_of_envoy_over_rest(deployment: Deployment) -> None:
 
 
 async def test_discovery(deployment: Deployment) -> None:
-    """Where official clients look first is public over REST too, at the address that is set, without a token."""
+    """The endpoints that official clients read first are public over REST, and contain the configured address."""
     address = f"localhost:{deployment.tls_port}"
     reply = await deployment.rest("/endpoints", headers={"authorization": "none"})
     assert (reply.status, reply.body) == (200, {"endpoints": [{"id": each, "address": address} for each in ("iam", "managed-greenplum")]})
@@ -85,8 +85,8 @@ async def test_discovery(deployment: Deployment) -> None:
     assert "API_ENDPOINT_NOT_FOUND" in str(reply.body)
 
 
-async def test_native_grpc_passes_through(deployment: Deployment, public: grpc.aio.Channel) -> None:
-    """gRPC's errors arrive as the service sent them, and unknown methods are UNIMPLEMENTED."""
+async def test_grpc_errors_through_envoy(deployment: Deployment, public: grpc.aio.Channel) -> None:
+    """gRPC errors arrive as the service sent them, and unknown methods are UNIMPLEMENTED."""
     stub = pb.BackupServiceStub(public)
     answer = await failure(stub.List(pb.ListBackupsRequest(folder_id="f" * 51)))
     assert (answer.code, answer.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
@@ -97,18 +97,18 @@ async def test_native_grpc_passes_through(deployment: Deployment, public: grpc.a
             assert (await failure(stub.Get(pb.GetBackupRequest(backup_id="Ж" * (size // 2))))).code is StatusCode.NOT_FOUND
 
 
-async def test_no_database(deployment: Deployment, public: grpc.aio.Channel, sql: Any) -> None:
-    """Where no replica can serve, both APIs say UNAVAILABLE, and nothing is ejected for it."""
+async def test_all_replicas_unhealthy(deployment: Deployment, public: grpc.aio.Channel, sql: Any) -> None:
+    """If every replica fails its health check, Envoy still sends calls to them."""
     await sql.execute("ALTER TABLE alembic_version RENAME TO hidden")
     await deployment.until_healthy(0)
     reply = await deployment.rest(f"{_BACKUPS}?folderId=f")
-    assert reply.status == 200  # the replicas can still answer, and so they do
+    assert reply.status == 200  # List itself does not need the renamed table
     await sql.execute("ALTER TABLE hidden RENAME TO alembic_version")
     await deployment.until_healthy(2)
 
 
-async def test_a_clients_mistakes_eject_nobody(deployment: Deployment, public: grpc.aio.Channel) -> None:
-    """Deadlines that are too short, and statuses that a client causes, are no reason to take a replica away from others."""
+async def test_client_errors_eject_no_replica(deployment: Deployment, public: grpc.aio.Channel) -> None:
+    """Calls that fail because of a client's deadline or request do not make Envoy eject a replica."""
     stub = pb.BackupServiceStub(public)
     for _ in range(40):
         await stub.List(pb.ListBackupsRequest(folder_id="f"), timeout=0.0005).code()
@@ -118,8 +118,8 @@ async def test_a_clients_mistakes_eject_nobody(deployment: Deployment, public: g
     assert stats["cluster.service.outlier_detection.ejections_enforced_total"] == 0
 
 
-async def test_one_clients_header_breaks_no_other(deployment: Deployment, public: grpc.aio.Channel) -> None:
-    """A header that cannot be parsed stays a matter of the call that has it."""
+async def test_invalid_header_affects_only_its_call(deployment: Deployment, public: grpc.aio.Channel) -> None:
+    """A header that cannot be parsed affects only the call that has it."""
     stub = pb.BackupServiceStub(public)
     for _ in range(3):
         bad: Any = await deployment.rest(f"{_BACKUPS}?folderId=f", headers={"grpc-timeout": "abc"})
@@ -128,19 +128,19 @@ async def test_one_clients_header_breaks_no_other(deployment: Deployment, public
     assert codes == [StatusCode.OK] * 20
 
 
-async def test_queries_are_in_no_log(deployment: Deployment, add_backups: AddBackups) -> None:
-    """Page tokens and ids, which REST has in its URLs, are in no log of the service."""
+async def test_queries_are_not_logged(deployment: Deployment, add_backups: AddBackups) -> None:
+    """The service does not log page tokens and ids, which REST has in its URLs."""
     await deployment.rest(f"{_BACKUPS}?folderId=f1&pageToken=secret-token", headers={"x-request-id": "find-me"})
-    lines: list[dict[str, Any]] = []
-    async with asyncio.timeout(20):
-        while not any(line.get("request_id") == "find-me" for line in lines):
-            await asyncio.sleep(0.01)
-            lines = [line for replica in deployment.replicas for line in replica.log()]
+    lines = await eventually(
+        lambda: [line for replica in deployment.replicas for line in replica.log()],
+        lambda lines: any(line.get("request_id") == "find-me" for line in lines),
+        timeout_s=20,
+    )
     assert "secret-token" not in str(lines)
 
 
 async def test_plaintext(deployment: Deployment) -> None:
-    """The plaintext port, for what is on this machine, serves the same, and wants the same tokens."""
+    """The plaintext port for processes on the same machine serves the same API and requires the same tokens."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{deployment.port}") as channel:
         list_backups: Any = pb.BackupServiceStub(channel).List
         request = pb.ListBackupsRequest(folder_id="f1")
@@ -171,9 +171,7 @@ async def test_certificate_is_renewed(deployment: Deployment) -> None:
 
     async def renew() -> None:
         deployment.certificate.move(deployment.authority.pair("second"))
-        async with asyncio.timeout(20):
-            while await name_shown("127.0.0.1", deployment.tls_port, deployment.authority) != "second":
-                await asyncio.sleep(0.05)
+        await eventually(lambda: certificate_name("127.0.0.1", deployment.tls_port, deployment.authority), "second", timeout_s=20)
 
     outcomes = await under_load(deployment, renew)
     assert outcomes.codes == {"OK", "HTTP 200"}

@@ -1,7 +1,8 @@
 """Coverage-guided fuzzing of page tokens, requests and files of imports.
 
-Mitigations: one table of errors that the interceptor answers from, and importers that check what they read and let no library's error out.
-With the latter's `except` in service/importers/gpbackup.py cut down to sqlite3.Error, the corpus alone fails.
+Mitigations: the interceptor maps every error to a status in one table.
+Importers validate their input and translate the errors of libraries.
+If `except` in service/importers/gpbackup.py caught sqlite3.Error only, the corpus alone would fail.
 """
 
 import asyncio
@@ -20,19 +21,19 @@ from tests.support.repository import ROOT
 
 _SEEDS = sorted(CORPUS.glob("*/*"))
 _LONGEST = {"page_token": 256, "request": 1024, "walg": 2048, "gpbackup": 2048}  # bytes
-_RUNS = {"page_token": 1_000_000, "request": 500_000, "walg": 200_000, "gpbackup": 100_000}  # some ten minutes each
+_RUNS = {"page_token": 1_000_000, "request": 500_000, "walg": 200_000, "gpbackup": 100_000}  # about ten minutes each
 _TIMEOUT_S, _MEMORY_MB = 5, 512  # of one execution, and of the process
 
 
 @pytest.mark.parametrize("seed", _SEEDS, ids=lambda seed: f"{seed.parent.name}-{seed.name}")
 def test_corpus(seed: Path) -> None:
-    """What the fuzzers began with and what they found: right, or a documented error."""
+    """Every seed and every input that a fuzzer has found gives a correct result or a documented error."""
     with TARGETS[seed.parent.name]() as target:
         target(seed.read_bytes())
 
 
 def test_every_target_has_a_corpus() -> None:
-    """No folder of the corpus is without a target, no target without a corpus, and all of it is small."""
+    """Each target has a folder of the corpus, each folder has a target, and no file has 10 kB or more."""
     assert {seed.parent.name for seed in _SEEDS} == set(TARGETS)
     assert max(seed.stat().st_size for seed in _SEEDS) < 10_000
 
@@ -41,9 +42,9 @@ def test_every_target_has_a_corpus() -> None:
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.timeout(7200)
 async def test_fuzzing(name: str, tmp_path: Path, *, long: bool, measure: Measure) -> None:
-    """Nothing but documented errors, each within seconds and bounded memory."""
+    """No input causes an undocumented error, takes more than 5 s or more than 512 MB of memory."""
     if find_spec("atheris") is None:
-        pytest.skip("atheris is not installed: make soak installs it, where it has a wheel")
+        pytest.skip("atheris is not installed: make soak installs it on platforms for which it has a wheel")
     runs = _RUNS[name] if long else 2_000
     found = tmp_path / "found"
     found.mkdir()

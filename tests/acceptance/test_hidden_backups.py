@@ -179,7 +179,7 @@ def _replica(deployment: Deployment) -> Address:
 
 
 class Difference(NamedTuple):
-    """How much longer calls for hidden resources take, in µs, between two bounds."""
+    """Bounds, in µs, of the additional time of calls for hidden resources."""
 
     low: float
     high: float

@@ -1,7 +1,7 @@
-"""The REST API held to docs/openapi.json by schemathesis, through Envoy.
+"""Conformance of the REST API to docs/openapi.json, tested by schemathesis through Envoy.
 
-Mitigations: limits that the service enforces, and Envoy's local replies in the form of the service's own errors (`local_reply_config` of
-deploy/envoy.yaml); without those, its answers to unknown parameters are not the schema's.
+Mitigations: the service enforces the limits, and Envoy's local replies have the form of the service's errors (`local_reply_config` of
+deploy/envoy.yaml). Without the latter, Envoy's answers to unknown parameters do not match the schema.
 """
 
 import asyncio
@@ -21,23 +21,23 @@ from tests.support.deployment import Deployment
 from tests.support.guarantees import Measure
 from tests.support.repository import ROOT
 
-# A page token is opaque, so that no other can be good; Envoy's transcoder answers 404 to methods that a path does not have.
+# Generated page tokens are never valid. Envoy's transcoder returns 404, not 405, for methods that a path does not have.
 _EXCLUDED = "positive_data_acceptance,unsupported_method"
 
 
 def closed(schema: Any) -> Any:
-    """The same schema, but that nothing which it does not name may be there."""
+    """Return the schema with `additionalProperties: false` in every object, so that undocumented fields fail."""
     if isinstance(schema, list):
         return [closed(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
     inner = {key: closed(value) for key, value in schema.items()}
-    is_open = schema.get("type") != "object" or "@type" in schema.get("properties", {})  # Any, which can be any message
+    is_open = schema.get("type") != "object" or "@type" in schema.get("properties", {})  # google.protobuf.Any can be any message
     return inner if is_open else inner | {"additionalProperties": False}
 
 
 def exemplify(schema: Any, examples: dict[str, str]) -> None:
-    """Gives parameters an example, so that there is something to answer."""
+    """Give parameters an example, so that requests find backups."""
     for path in schema["paths"].values():
         for parameter in path["get"]["parameters"]:
             if parameter["name"] in examples:
@@ -47,7 +47,7 @@ def exemplify(schema: Any, examples: dict[str, str]) -> None:
 @pytest.mark.guarantee(17, "REST API by schemathesis, through Envoy, from an OpenAPI file generated from proto/")
 @pytest.mark.timeout(3600)
 async def test_answers(deployment: Deployment, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure) -> None:
-    """Nothing but documented answers: their statuses, their content, and the very fields that the schema names."""
+    """Every answer has a documented status, a documented content type, and only the fields of the schema."""
     backups = await add_backups(30, folder_id="f1")
     schema, report, authority = tmp_path / "openapi.json", tmp_path / "report.json", tmp_path / "ca.pem"
     described = closed(json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8")))
@@ -71,13 +71,14 @@ async def test_answers(deployment: Deployment, add_backups: AddBackups, tmp_path
         text=True,
     )
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2000:]
-    told = json.loads(report.read_text(encoding="utf-8"))
-    answers = {name: _sum(phases.values()) for name, phases in told["valid_rates"].items()}
+    results = json.loads(report.read_text(encoding="utf-8"))
+    answers = {name: _sum(phases.values()) for name, phases in results["valid_rates"].items()}
     print(done.stdout, json.dumps(answers))
     ok = _sum(answers.values())["accepted"]
-    measure(f"{told['test_cases']['generated']:,} requests, {ok:,} of them to be answered OK; 0 undocumented answers (seed {told['seed']})")
-    assert told["operations"]["tested"] == len(described["paths"])
-    assert all(each["accepted"] for each in answers.values()), "what is never accepted has not been tried"
+    generated = results["test_cases"]["generated"]
+    measure(f"{generated:,} requests, {ok:,} of them answered OK; 0 undocumented answers (seed {results['seed']})")
+    assert results["operations"]["tested"] == len(described["paths"])
+    assert all(each["accepted"] for each in answers.values()), "an operation without an accepted request has not been tested"
 
 
 def _sum(counts: Iterable[dict[str, int]]) -> Counter[str]:

@@ -23,7 +23,7 @@ from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
 from service.server import Server
 from service.settings import Settings
-from tests.support.certificates import Authority, Files, name_shown
+from tests.support.certificates import Authority, Files, certificate_name
 from tests.support.eventually import eventually
 from tests.support.guarantees import Measure
 from tests.support.server import start
@@ -148,16 +148,16 @@ async def test_rotation_under_load(guarded_postgres: EmbeddedPostgres, tmp_path:
                 jwks.write_bytes(issuer.jwks("new"))
                 await caller.more()
 
-                shown = [await name_shown("127.0.0.1", server.address.port, authority)]
+                shown = [await certificate_name("127.0.0.1", server.address.port, authority)]
                 _link(tmp_path, "two")
                 await caller.more()
-                shown.append(await name_shown("127.0.0.1", server.address.port, authority))
+                shown.append(await certificate_name("127.0.0.1", server.address.port, authority))
                 third = authority.pair("three")
                 (tmp_path / "two" / "tls.crt").write_bytes(third.cert)  # incomplete: its key follows
                 await caller.more()
                 (tmp_path / "two" / "tls.key").write_bytes(third.key)
                 await caller.more()
-                shown.append(await name_shown("127.0.0.1", server.address.port, authority))
+                shown.append(await certificate_name("127.0.0.1", server.address.port, authority))
             assert shown == ["one", "two", "three"]
             assert caller.failures == []
             measure(f"{len(caller.codes)} calls, all OK, in {time.monotonic() - began:.0f} s")

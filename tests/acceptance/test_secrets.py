@@ -1,4 +1,4 @@
-"""Exceptions whose texts are secrets, raised wherever a server runs code: nothing of them reaches a client or a log.
+"""Secrets in the texts of exceptions, which must not reach a client or a log.
 
 The interceptor wraps all code that a call runs and returns fixed texts (service/api/error_status.py).
 Logs contain the types and places of errors that are not the project's own, never their texts (service/observability/logs.py).
@@ -20,6 +20,7 @@ import pytest
 from service import pb
 from tests.support.certificates import Authority, Files
 from tests.support.deployment import ReplicaProcess
+from tests.support.eventually import eventually
 from tests.support.guarantees import Measure
 from tests.support.ports import free_ports
 from tests.support.proxy import listening
@@ -27,8 +28,8 @@ from tests.support.releases import Change, altered
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _SECRET = "hunter2"
-_FAIL = '__import__("service.planted").planted.fail()'
-_PLANTED = f'''
+_FAIL = '__import__("service.injected").injected.fail()'
+_INJECTED = f'''
 def fail():
     error = RuntimeError("password={_SECRET}")
     error.add_note("{_SECRET}")
@@ -61,7 +62,7 @@ _FAULTS = {
         _BACKUP_SERVICE,
         '        """One backup."""\n',
         'request.backup_id == "serializer"',
-        'return __import__("service.planted").planted.Unserializable()',
+        'return __import__("service.injected").injected.Unserializable()',
     ),
     "deserializer": _before(_INTERCEPTOR, "            return deserialize(data)", 'b"deserializer" in data'),
     "request id": _before(_INTERCEPTOR, "    for key in _REQUEST_ID_KEYS:\n        value", 'given.get("x-request-id") == "request-id"'),
@@ -74,10 +75,10 @@ _BACKGROUND = {
         _BACKUP_SERVICE,
         '        """One page of a folder\'s backups, newest first."""\n',
         'request.folder_id == "task"',
-        '__import__("asyncio").ensure_future(__import__("service.planted").planted.fail_alone())',
+        '__import__("asyncio").ensure_future(__import__("service.injected").injected.fail_alone())',
     ),
     "TLS": _before(_TLS, "        versions = self._versions()\n        if", 'self._files.key.with_name("broken").exists()'),
-    "JWKS": _before(_JWKS, "    for entry in _entries(data):", 'b"planted" in data'),
+    "JWKS": _before(_JWKS, "    for entry in _entries(data):", 'b"injected" in data'),
 }
 
 
@@ -112,9 +113,7 @@ class Guarded(ReplicaProcess):
         return self.log_file.read_text(encoding="utf-8")
 
     async def until_logged(self, text: str) -> None:
-        async with asyncio.timeout(20):
-            while text not in self.logged():
-                await asyncio.sleep(0.02)
+        await eventually(self.logged, lambda logged: text in logged, timeout_s=20)
 
 
 @contextlib.asynccontextmanager
@@ -127,51 +126,53 @@ async def _started(replica: Guarded) -> AsyncIterator[grpc.aio.Channel]:
 
 
 def _raised(replica: Guarded, file: str) -> bool:
-    """Whether the log tells of a planted exception on the way through a file."""
-    return any(f"{file}:" in line and "planted.py:" in line for line in replica.logged().splitlines())
+    """Return whether the log has a traceback of an injected exception that passes through this file."""
+    return any(f"{file}:" in line and "injected.py:" in line for line in replica.logged().splitlines())
 
 
-async def _told(call: Any) -> tuple[str, str]:
-    """An error's code, and all that its client can see of it."""
+async def _seen(call: Any) -> tuple[str, str]:
+    """Return the code of the error that a call raises, and everything that its client can see of it."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async with asyncio.timeout(10):
             await call
     error = caught.value
-    seen = (error.details(), error.initial_metadata(), error.trailing_metadata(), error.debug_error_string())
-    return error.code().name, repr(seen)
+    visible = (error.details(), error.initial_metadata(), error.trailing_metadata(), error.debug_error_string())
+    return error.code().name, repr(visible)
 
 
-@pytest.mark.guarantee(9, "exceptions that bear a secret, raised in handler, interceptor, deserializer, serializer, TLS and JWKS")
+@pytest.mark.guarantee(9, "exceptions with a secret text, raised in handler, interceptor, deserializer, serializer, TLS and JWKS")
 async def test_no_secret_on_the_wire_or_in_a_log(database_url: str, tmp_path: Path, *, measure: Measure) -> None:
-    """Each call is answered INTERNAL, without a word of it; the log has the type and the place, and no text; the server goes on."""
-    release = altered(tmp_path / "planted", *_FAULTS.values(), *_BACKGROUND.values())
-    (release / "service" / "planted.py").write_text(_PLANTED, encoding="utf-8")
+    """Calls fail with INTERNAL and a fixed text; the log has types and places of exceptions, not their texts; the server keeps serving."""
+    release = altered(tmp_path / "release", *_FAULTS.values(), *_BACKGROUND.values())
+    (release / "service" / "injected.py").write_text(_INJECTED, encoding="utf-8")
     replica = Guarded(tmp_path, database_url)
     replica.release = release
     async with _started(replica) as channel:
-        told = {}
-        for fault in _FAULTS:
-            told[fault] = await _told(_call(channel, fault))
+        seen = {fault: await _seen(_call(channel, fault)) for fault in _FAULTS}
         await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="task"))
         await replica.until_logged('"unexpected error"')
         (tmp_path / "broken").touch()
-        replica.jwks.write_bytes(b"planted")
-        async with asyncio.timeout(20):
-            while not _raised(replica, "certificate.py"):  # with the next handshake
-                with contextlib.suppress(OSError):
-                    await asyncio.to_thread(ssl.get_server_certificate, ("localhost", replica.port))
+        replica.jwks.write_bytes(b"injected")
+
+        async def raised_by_handshake() -> bool:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(ssl.get_server_certificate, ("localhost", replica.port))
+            return _raised(replica, "certificate.py")
+
+        await eventually(raised_by_handshake, True, timeout_s=20)
         await replica.until_logged("signing keys cannot be read")
         (tmp_path / "broken").unlink()
         replica.jwks.write_bytes(replica.issuer.jwks())
         async with replica.channel() as another:
             await pb.BackupServiceStub(another).List(pb.ListBackupsRequest(folder_id="f1"), wait_for_ready=True, timeout=30)
     logged = replica.logged()
-    measure(f"faults: {len(told) + len(_BACKGROUND)}; answered {', '.join(sorted({code for code, _ in told.values()}))}; secrets told: 0")
-    assert {fault: code for fault, (code, _) in told.items()} == dict.fromkeys(_FAULTS, "INTERNAL")
-    assert _SECRET not in str(told)
-    assert "RuntimeError" not in str(told)
+    codes = {fault: code for fault, (code, _) in seen.items()}
+    measure(f"faults: {len(seen) + len(_BACKGROUND)}; answered {', '.join(sorted(set(codes.values())))}; secrets found: 0")
+    assert codes == dict.fromkeys(_FAULTS, "INTERNAL")
+    assert _SECRET not in str(seen)
+    assert "RuntimeError" not in str(seen)
     assert _SECRET not in logged
-    assert logged.count("builtins.RuntimeError") >= len(told)
+    assert logged.count("builtins.RuntimeError") >= len(seen)
     assert [line for line in logged.splitlines() if not _is_json(line)] == []
 
 
@@ -189,11 +190,11 @@ def _is_json(line: str) -> bool:
     return False
 
 
-@pytest.mark.guarantee(9, "the same where a server starts")
-async def test_no_secret_at_the_start(database_url: str, tmp_path: Path, *, measure: Measure) -> None:
-    """A server that cannot start says where and by which type of error, and no text of it."""
-    release = altered(tmp_path / "planted", _before(_TLS, "        chain = self._files.cert.read_bytes()", "True"))
-    (release / "service" / "planted.py").write_text(_PLANTED, encoding="utf-8")
+@pytest.mark.guarantee(9, "the same while a server starts")
+async def test_no_secret_at_start(database_url: str, tmp_path: Path, *, measure: Measure) -> None:
+    """A server that cannot start logs the type and place of the error, but not its text."""
+    release = altered(tmp_path / "release", _before(_TLS, "        chain = self._files.cert.read_bytes()", "True"))
+    (release / "service" / "injected.py").write_text(_INJECTED, encoding="utf-8")
     replica = Guarded(tmp_path, database_url)
     replica.release = release
     async with replica.running():
@@ -205,35 +206,33 @@ async def test_no_secret_at_the_start(database_url: str, tmp_path: Path, *, meas
     assert [line for line in logged.splitlines() if not _is_json(line)] == []
 
 
-@pytest.mark.guarantee(9, "the same for keys and certificates that are really broken, and an issuer that talks no HTTP")
-async def test_no_secret_of_what_is_read(database_url: str, tmp_path: Path, *, measure: Measure) -> None:
-    """What stands in a broken key, a broken JWKS or an issuer's nonsense is in no log, nor the password of its URL; keys are read again."""
+@pytest.mark.guarantee(9, "the same for broken keys, certificates and JWKS, and an issuer that does not answer in HTTP")
+async def test_no_secret_of_broken_files(database_url: str, tmp_path: Path, *, measure: Measure) -> None:
+    """The log contains no part of a broken key or JWKS, an invalid answer of the issuer, or the issuer's URL; reads of keys continue."""
     answers = [b"HTTP/1.1 200 OK\r\n\r\n", b"", b"%s\r\n\r\n" % _SECRET.encode(), b"HTTP/1.1 200 OK\r\n\r\n{%s" % _SECRET.encode(),
                b"HTTP/1.1 302 x\r\nLocation: ftp://%s\r\n\r\n" % _SECRET.encode(),
                b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%s" % _SECRET.encode()]  # fmt: skip
-    asked = 0
+    requests = 0
     good: bytes | None = None
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal asked
+        nonlocal requests
         await reader.readuntil(b"\r\n\r\n")
-        asked += 1
-        writer.write(answers[asked % len(answers)] if good is None else answers[0] + good)
+        requests += 1
+        writer.write(answers[requests % len(answers)] if good is None else answers[0] + good)
         writer.close()
 
     async with listening(answer) as port:
         replica = Guarded(tmp_path, database_url, BACKUPS_JWKS=f"http://127.0.0.1:{port}/{_SECRET}")
         good = replica.issuer.jwks()
         async with _started(replica) as channel:
-            good, before = None, asked
+            good, before = None, requests
             replica.certificate.key.write_bytes(_SECRET.encode())
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(ssl.get_server_certificate, ("localhost", replica.port))
-            async with asyncio.timeout(30):
-                while asked < before + 2 * len(answers):
-                    await asyncio.sleep(0.02)
+            await eventually(lambda: requests, lambda count: count >= before + 2 * len(answers), timeout_s=30)
             await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1"))
-    measure(f"answers of the issuer: {asked}")
+    measure(f"answers of the issuer: {requests}")
     logged = replica.logged()
     assert "the new certificate cannot be used" in logged
     assert "signing keys cannot be read" in logged

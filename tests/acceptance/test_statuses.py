@@ -1,4 +1,4 @@
-"""One mistake has one status, over gRPC and REST: the table "Errors without details" of docs/api.md, row by row."""
+"""Statuses of errors that Envoy or gRPC returns: each row of the table "Errors without details" of docs/api.md."""
 
 import asyncio
 import contextlib
@@ -24,20 +24,20 @@ _PUSHBACK = "grpc-retry-pushback-ms"
 
 
 class GrpcAnswer(NamedTuple):
-    """The end of a call."""
+    """Status and trailers of a call."""
 
     status: str
     trailers: dict[str, str]
 
 
 class Client(NamedTuple):
-    """A client of one Envoy, which sends the same mistakes over gRPC and over REST."""
+    """Client of one Envoy that sends the same bad requests over gRPC and REST."""
 
     port: int
     token: str
 
     async def grpc(self, method: str = f"{_SERVICE}/List", body: bytes = b"\n\x01f", headers: dict[str, str] | None = None) -> GrpcAnswer:
-        """Make one call over its own connection."""
+        """Make one call over a new connection."""
         metadata = {"authorization": f"Bearer {self.token}"} | (headers or {})
         options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", options=options) as channel:
@@ -48,13 +48,13 @@ class Client(NamedTuple):
     async def rest(
         self, path: str = f"{_BACKUPS}?folderId=f", method: str = "GET", body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> Reply:
-        """Make one request over its own connection."""
+        """Make one request over a new connection."""
         headers = {"authorization": f"Bearer {self.token}"} | (headers or {})
         return await asyncio.to_thread(fetch, f"http://127.0.0.1:{self.port}{path}", method, headers, body=body)
 
 
 Answers: TypeAlias = tuple[list[GrpcAnswer], list[Reply]]
-"""All answers to one mistake: none over gRPC if it can only be made over REST."""
+"""All answers to one mistake. The list of gRPC answers is empty if the mistake is only possible over REST."""
 
 
 def _many(count: int) -> dict[str, str]:
@@ -113,17 +113,17 @@ async def _call(client: Client) -> Answers:
 
 
 class Mistake(NamedTuple):
-    """How a row of the table is provoked: the edits of deploy/envoy.yaml make it quick to reach a limit."""
+    """Way to cause the error of a row. Edits of deploy/envoy.yaml lower a limit so that it is reached sooner."""
 
     make: Callable[[Client], Awaitable[Answers]]
     edits: tuple[Callable[[str], str], ...] = ()
     state: Callable[[Deployment, Edge], contextlib.AbstractAsyncContextManager[None]] | None = None
-    """A state of the replicas."""
+    """State of the replicas while the mistake is made."""
 
 
 @contextlib.asynccontextmanager
 async def _stopped(deployment: Deployment, envoy: Edge) -> AsyncIterator[None]:
-    """Stop the replicas' processes, so that they answer nothing."""
+    """Suspend the processes of the replicas, so that they do not answer."""
     _signal(deployment, signal.SIGSTOP)
     try:
         yield
@@ -139,7 +139,7 @@ def _signal(deployment: Deployment, number: int) -> None:
 
 @contextlib.asynccontextmanager
 async def _occupied(deployment: Deployment, envoy: Edge) -> AsyncIterator[None]:
-    """Keep one call waiting for a replica, which is all that Envoy's edited configuration sends on."""
+    """Keep one call waiting for a replica, which is the limit of the edited configuration."""
     async with _stopped(deployment, envoy):
         waiting = asyncio.ensure_future(Client(envoy.port, deployment.token()).grpc())
         try:
@@ -159,7 +159,7 @@ async def _killed(deployment: Deployment, envoy: Edge) -> AsyncIterator[None]:
 _LOW_RATE = replaced("max_tokens: 1000, tokens_per_fill: 1000, fill_interval: 1s", "max_tokens: 5, fill_interval: 3600s")
 _SHORT_DURATION = replaced("max_stream_duration: 15s, grpc_timeout_header_max: 15s", "max_stream_duration: 2s, grpc_timeout_header_max: 2s")
 
-# The last rows leave no replica.
+# The last row is last because it kills the replicas.
 _MISTAKES = {
     "headers over 16 KiB together, such as a token that is too large": Mistake(_headers),
     "request over 16 KiB": Mistake(_body),
@@ -222,7 +222,7 @@ def _check(row: Row, over_grpc: list[GrpcAnswer], over_rest: list[Reply]) -> Non
 
 
 async def test_answers_are_not_cached(deployment: Deployment) -> None:
-    """`cache-control: no-store` is on the service's answers over REST, whatever their status."""
+    """REST answers of the service have `cache-control: no-store`, with any status."""
     async with edge(deployment) as envoy:
         replies = await _replies(envoy, deployment)
     assert [reply.status for reply in replies] == [200, 400, 401, 404]

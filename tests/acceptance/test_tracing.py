@@ -1,4 +1,4 @@
-"""Traces: what a collector receives, and that neither its absence nor a client's headers do harm."""
+"""Traces that a collector receives, and tracing with a missing collector or hostile headers."""
 
 import asyncio
 import signal
@@ -21,6 +21,7 @@ from service import pb
 from tests.support.catalog import AddBackups, Sql
 from tests.support.commands import environment
 from tests.support.deployment import ReplicaProcess
+from tests.support.eventually import eventually
 from tests.support.ports import free_ports
 from tests.support.repository import ROOT
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
@@ -35,7 +36,7 @@ StartTraced = Callable[..., AbstractAsyncContextManager[tuple[ReplicaProcess, gr
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Receives spans by OTLP."""
+    """OTLP collector that keeps the spans that it receives."""
 
     def __init__(self) -> None:
         self.requests: list[trace_service_pb2.ExportTraceServiceRequest] = []
@@ -68,16 +69,14 @@ async def _collector() -> AsyncIterator[Collector]:
 
 
 async def _event(replica: ReplicaProcess, name: str) -> dict[str, Any]:
-    """Waits for a line of the log."""
-    async with asyncio.timeout(30):
-        while not (found := [line for line in replica.log() if line["event"] == name]):
-            await asyncio.sleep(0.05)
-    return found[0]
+    """Wait for an event in the log, and return its first line."""
+    lines = await eventually(lambda: [line for line in replica.log() if line["event"] == name], bool, timeout_s=30, period_s=0.05)
+    return lines[0]
 
 
 @pytest.fixture(name="start_traced")
 def _start_traced(database_url: str, tmp_path: Path) -> StartTraced:
-    """Starts a `serve` which sends what it has only when it ends, unless variables say otherwise."""
+    """Return a function that starts `serve`, which sends its spans at shutdown unless the variables change that."""
 
     @asynccontextmanager
     async def start(**variables: str) -> AsyncIterator[tuple[ReplicaProcess, grpc.aio.Channel]]:
@@ -98,7 +97,7 @@ def _issuer() -> Issuer:
 
 @pytest.fixture(name="jwt")
 def _jwt(issuer: Issuer, tmp_path: Path) -> dict[str, str]:
-    """Settings with which callers need a token of the issuer."""
+    """Settings that require a token of the issuer."""
     jwks = tmp_path / "jwks.json"
     jwks.write_bytes(issuer.jwks())
     return {"BACKUPS_AUTH": "jwt", "BACKUPS_JWKS": str(jwks), "BACKUPS_JWT_ISSUER": ISSUER, "BACKUPS_JWT_AUDIENCE": AUDIENCE}
@@ -108,21 +107,21 @@ def _bearer(issuer: Issuer) -> tuple[str, str]:
     return "authorization", f"Bearer {issuer.token('k1', folders='*')}"
 
 
-async def _ends(replica: ReplicaProcess, *, within: float = 10) -> None:
+async def _stop(replica: ReplicaProcess, *, within: float = 10) -> None:
     assert await asyncio.wait_for(replica.stop(signal.SIGTERM), within) == 0
 
 
 async def test_spans_of_a_call(
     start_traced: StartTraced, collector: Collector, add_backups: AddBackups, issuer: Issuer, jwt: dict[str, str]
 ) -> None:
-    """A call and its query are spans of the authenticated caller's trace, which the log names; they are sent at shutdown at the latest."""
+    """A call and its query are spans of the authenticated caller's trace; the log has the trace id, and shutdown sends the spans."""
     [backup] = await add_backups(1)
     async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}", **jwt) as (replica, channel):
         stub: Any = pb.BackupServiceStub(channel)
         metadata = [_TRACEPARENT, ("x-request-id", "mine"), _bearer(issuer)]
         await stub.Get(pb.GetBackupRequest(backup_id=backup.id), metadata=metadata)
         line = await _event(replica, "call")
-        await _ends(replica)
+        await _stop(replica)
 
     query, call = collector.spans
     assert (call.name, call.kind) == (f"{_SERVICE}/Get", Span.SPAN_KIND_SERVER)
@@ -152,14 +151,14 @@ async def test_spans_of_a_call(
     assert backup.id not in str(collector.requests)
 
 
-async def test_what_fails(start_traced: StartTraced, collector: Collector, sql: Sql) -> None:
-    """A client's mistake is no error of the server's span; a database's is one, of both spans, by type and without its text."""
+async def test_spans_of_failed_calls(start_traced: StartTraced, collector: Collector, sql: Sql) -> None:
+    """A client's error does not mark the span as failed; a database error marks both spans, with its type but not its text."""
     async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}") as (replica, channel):
         stub = pb.BackupServiceStub(channel)
         assert await stub.Get(pb.GetBackupRequest(backup_id="none")).code() is StatusCode.NOT_FOUND
         await sql.execute("ALTER TABLE backups RENAME TO hidden")
         assert await stub.Get(pb.GetBackupRequest(backup_id="none")).code() is StatusCode.UNAVAILABLE
-        await _ends(replica)
+        await _stop(replica)
 
     found, absent, failed, unavailable = collector.spans
     assert [span.status.code for span in (found, absent)] == [Status.STATUS_CODE_UNSET] * 2
@@ -171,8 +170,8 @@ async def test_what_fails(start_traced: StartTraced, collector: Collector, sql: 
     assert "does not exist" not in str(collector.requests)
 
 
-async def test_what_is_not_traced(start_traced: StartTraced, collector: Collector, issuer: Issuer, jwt: dict[str, str]) -> None:
-    """Health checks, the readiness check's queries, rejected tokens and calls of traces that are not sampled make no spans."""
+async def test_untraced_calls(start_traced: StartTraced, collector: Collector, issuer: Issuer, jwt: dict[str, str]) -> None:
+    """Health checks, queries of the readiness check, rejected tokens and unsampled traces create no spans."""
     async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}", **jwt) as (replica, channel):
         health: Any = health_pb2_grpc.HealthStub(channel)
         await health.Check(health_pb2.HealthCheckRequest())
@@ -180,12 +179,12 @@ async def test_what_is_not_traced(start_traced: StartTraced, collector: Collecto
         await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=[_UNSAMPLED, _bearer(issuer)])
         assert await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=[_TRACEPARENT]).code() is StatusCode.UNAUTHENTICATED
         await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=[_bearer(issuer)])
-        await _ends(replica)
+        await _stop(replica)
     assert [span.name for span in collector.spans] == ["SELECT backups", f"{_SERVICE}/List"]
 
 
 @pytest.mark.parametrize(("ratio", "traceparent"), [(0, _TRACEPARENT), (1, _UNSAMPLED)])
-async def test_anonymous_callers_do_not_decide_what_is_sampled(
+async def test_unauthenticated_callers_do_not_control_sampling(
     start_traced: StartTraced, collector: Collector, ratio: int, traceparent: tuple[str, str]
 ) -> None:
     """The sampler alone decides for an unauthenticated caller, not the caller's sampled flag; the caller's trace is linked."""
@@ -193,7 +192,7 @@ async def test_anonymous_callers_do_not_decide_what_is_sampled(
     async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}", **sampler) as (replica, channel):
         stub: Any = pb.BackupServiceStub(channel)
         await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=[traceparent])
-        await _ends(replica)
+        await _stop(replica)
     calls = [span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER]
     assert len(calls) == ratio
     for call in calls:
@@ -201,8 +200,8 @@ async def test_anonymous_callers_do_not_decide_what_is_sampled(
         assert [(link.trace_id.hex(), link.span_id.hex()) for link in call.links] == [(_TRACE, _PARENT)]
 
 
-async def test_headers_that_are_none(start_traced: StartTraced, collector: Collector, issuer: Issuer, jwt: dict[str, str]) -> None:
-    """A traceparent that is none begins a trace of its own; tracestate and baggage are not taken over."""
+async def test_invalid_trace_headers(start_traced: StartTraced, collector: Collector, issuer: Issuer, jwt: dict[str, str]) -> None:
+    """An invalid traceparent starts a new trace; tracestate and baggage are ignored."""
     bad = [
         "",
         "hunter2",
@@ -216,7 +215,7 @@ async def test_headers_that_are_none(start_traced: StartTraced, collector: Colle
         for traceparent in (*bad, _TRACEPARENT[1]):
             metadata = [("traceparent", traceparent), ("tracestate", "hunter2=hunter2"), ("baggage", "hunter2=hunter2"), _bearer(issuer)]
             await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=metadata)
-        await _ends(replica)
+        await _stop(replica)
     *calls, good = [span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER]
     assert len(calls) == len(bad)
     assert all(call.trace_id.hex() != _TRACE and not call.parent_span_id for call in calls)
@@ -224,24 +223,24 @@ async def test_headers_that_are_none(start_traced: StartTraced, collector: Colle
     assert "hunter2" not in str(collector.requests)
 
 
-async def test_names_of_the_operators_choice(start_traced: StartTraced, collector: Collector, issuer: Issuer, jwt: dict[str, str]) -> None:
-    """OpenTelemetry's own variables say what the service is called, and what is sampled."""
+async def test_otel_variables(start_traced: StartTraced, collector: Collector, issuer: Issuer, jwt: dict[str, str]) -> None:
+    """The variables of OpenTelemetry set the name of the service and the sampler."""
     variables = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_SERVICE_NAME": "ours", "OTEL_TRACES_SAMPLER": "parentbased_always_off"}
     async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}", **variables, **jwt) as (replica, channel):
         stub: Any = pb.BackupServiceStub(channel)
         await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=[_bearer(issuer)])
         await stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=[_TRACEPARENT, _bearer(issuer)])
-        await _ends(replica)
+        await _stop(replica)
     assert [span.trace_id.hex() for span in collector.spans] == [_TRACE, _TRACE]
     assert _attributes(collector.requests[0].resource_spans[0].resource)["service.name"] == "ours"
 
 
-@pytest.mark.parametrize("collector_is", ["not there", "silent"])
-async def test_a_dead_collector(start_traced: StartTraced, collector_is: str) -> None:
-    """Where no collector answers, calls do, and the end comes in time."""
+@pytest.mark.parametrize("collector_is", ["absent", "unresponsive"])
+async def test_unavailable_collector(start_traced: StartTraced, collector_is: str) -> None:
+    """If the collector is absent or unresponsive, calls succeed and shutdown is not delayed."""
     with socket.socket() as dead:
         dead.bind(("127.0.0.1", 0))
-        if collector_is == "silent":
+        if collector_is == "unresponsive":
             dead.listen()
         address = f"http://127.0.0.1:{dead.getsockname()[1]}"
         batches = {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_BSP_MAX_QUEUE_SIZE": "20", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "10"}
@@ -249,7 +248,7 @@ async def test_a_dead_collector(start_traced: StartTraced, collector_is: str) ->
             stub = pb.BackupServiceStub(channel)
             for _ in range(100):  # more spans than the queue holds
                 assert await stub.List(pb.ListBackupsRequest(folder_id="f"), timeout=20).code() is StatusCode.OK
-            await _ends(replica, within=8)
+            await _stop(replica, within=8)
         assert "stopped" in {line["event"] for line in replica.log()}
 
 
@@ -263,9 +262,9 @@ async def test_a_dead_collector(start_traced: StartTraced, collector_is: str) ->
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-async def test_what_cannot_be_had(start_traced: StartTraced, tmp_path: Path, variables: dict[str, str], problem: str) -> None:
-    """Traces that are asked for and cannot be had are one clear line at the start, and the service serves."""
-    if "PYTHONPATH" in variables:  # what Python finds, and says, where there is no such package
+async def test_unavailable_tracing(start_traced: StartTraced, tmp_path: Path, variables: dict[str, str], problem: str) -> None:
+    """If tracing is configured but unavailable, the service logs one warning at start and serves."""
+    if "PYTHONPATH" in variables:  # a module that fails to import as if the package were not installed
         (tmp_path / "opentelemetry.py").write_text("raise ModuleNotFoundError(\"No module named 'opentelemetry'\")", encoding="utf-8")
         variables = {"PYTHONPATH": str(tmp_path)}
     async with start_traced(**{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317"} | variables) as (replica, channel):

@@ -223,7 +223,7 @@ async def test_ignored_header_fields(guarded: StartGuarded, issuer: Issuer, jwks
         assert (await failure(stub.List(_LIST, metadata=_bearer(forged)))).code is StatusCode.UNAUTHENTICATED
         headers["jwk"] = {}
         await stub.List(_LIST, metadata=_bearer(issuer.token("k1", headers=headers)))
-    assert source.asked == 0
+    assert source.requests == 0
 
 
 async def test_tokens_without_key_id(guarded: StartGuarded, issuer: Issuer, jwks: Path) -> None:

@@ -12,7 +12,7 @@ from service import pb
 from service.address import Address
 from service.errors import InvalidSettings
 from tests.support.answers import failure
-from tests.support.certificates import Authority, Files, Pair, name_shown
+from tests.support.certificates import Authority, Files, Pair, certificate_name
 from tests.support.commands import RunCommand
 from tests.support.eventually import eventually
 from tests.support.server import StartServer
@@ -57,9 +57,9 @@ async def test_a_new_pair(start_server: StartServer, authority: Authority, files
     """A new pair is picked up without a restart; connections that are open stay."""
     async with start_server(**files.settings) as server, _channel(server.address, authority) as channel:
         await _list(channel)
-        assert await name_shown(*server.address, authority) == "first"
+        assert await certificate_name(*server.address, authority) == "first"
         files.write(authority.pair("second"))
-        assert await name_shown(*server.address, authority) == "second"
+        assert await certificate_name(*server.address, authority) == "second"
         await _list(channel)
 
 
@@ -72,11 +72,11 @@ async def test_one_file_before_the_other(start_server: StartServer, authority: A
                 files.cert.unlink()
             else:
                 files.cert.write_bytes(cert)
-            assert await name_shown(*server.address, authority) == "first"
+            assert await certificate_name(*server.address, authority) == "first"
         files.cert.write_bytes(second.cert)
-        assert await name_shown(*server.address, authority) == "first"
+        assert await certificate_name(*server.address, authority) == "first"
         files.key.write_bytes(second.key)
-        assert await name_shown(*server.address, authority) == "second"
+        assert await certificate_name(*server.address, authority) == "second"
 
 
 async def test_links_pointed_elsewhere(start_server: StartServer, authority: Authority, tmp_path: Path) -> None:
@@ -87,10 +87,10 @@ async def test_links_pointed_elsewhere(start_server: StartServer, authority: Aut
     current = tmp_path / "current"
     current.symlink_to("first")
     async with start_server(**Files(current).settings) as server:
-        assert await name_shown(*server.address, authority) == "first"
+        assert await certificate_name(*server.address, authority) == "first"
         (tmp_path / "new").symlink_to("second")
         (tmp_path / "new").replace(current)
-        assert await name_shown(*server.address, authority) == "second"
+        assert await certificate_name(*server.address, authority) == "second"
 
 
 async def test_client_certificates(start_server: StartServer, authority: Authority, files: Files, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ async def test_redirects(source: Source, status: int) -> None:
     source.answer, source.headers = (status, b"moved"), {"location": source.url}
     with pytest.raises(InvalidJwks, match=f"HTTP status {status}"):
         await jwks_source(source.url)()
-    assert source.asked == 1
+    assert source.requests == 1
 
 
 @pytest.mark.parametrize("status", [201, 204, 400, 401, 403, 429, 500, 503])

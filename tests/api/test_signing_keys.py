@@ -36,8 +36,8 @@ async def _code(stub: pb.BackupServiceStub, token: str) -> StatusCode:
 
 
 async def _asked_more(source: Source, times: int = 2) -> None:
-    before = source.asked
-    await eventually(lambda: source.asked, lambda asked: asked >= before + times, timeout_s=20)
+    before = source.requests
+    await eventually(lambda: source.requests, lambda requests: requests >= before + times, timeout_s=20)
 
 
 @pytest.mark.usefixtures("short_retry")
@@ -146,11 +146,11 @@ async def test_unknown_keys_do_not_flood_the_issuer(guarded: StartGuarded, issue
     """A thousand tokens with unknown keys cause at most one more read, and no call waits for it."""
     source.answer = (200, issuer.jwks("k1"))
     async with guarded(source.url, jwks_refresh="600", jwks_max_age="3600") as stub:
-        asked = source.asked
+        before = source.requests
         for number in range(1000):
             token = issuer.token("k2", named=f"unknown-{number}") if number < 20 else issuer.token("k2")
             assert await _code(stub, token) is StatusCode.UNAUTHENTICATED
-        assert source.asked <= asked + 1
+        assert source.requests <= before + 1
         assert await _code(stub, issuer.token("k1")) is StatusCode.OK
 
 

@@ -99,7 +99,7 @@ def _alternative_name(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-async def name_shown(host: str, port: int, authority: Authority) -> str:
+async def certificate_name(host: str, port: int, authority: Authority) -> str:
     """Return the common name in the certificate that the server presents to a new connection."""
     context = ssl.create_default_context(cadata=authority.cert.decode())
     context.set_alpn_protocols(["h2"])

@@ -1,4 +1,4 @@
-"""An issuer of tokens, good and bad, and where its keys are read."""
+"""Issuer of valid and bad tokens, and an HTTP server for its keys."""
 
 import base64
 import contextlib
@@ -22,7 +22,7 @@ ISSUER, AUDIENCE = "https://issuer.test", "backups"
 
 
 class Issuer:
-    """Signs tokens, and publishes its keys."""
+    """Token issuer with RSA keys and an elliptic key."""
 
     def __init__(self, *kids: str) -> None:
         self.keys = {kid: rsa.generate_private_key(public_exponent=65537, key_size=2048) for kid in kids}
@@ -49,7 +49,7 @@ class Issuer:
         return self.signed(kid, _json(_present(header)), _json(_present(everything)), algorithm=algorithm)
 
     def signed(self, kid: str, header: str, claims: str, *, algorithm: str = "RS256") -> str:
-        """Return a token of any two texts, signed with the key `kid`."""
+        """Return a token with this header and these claims, signed with the key `kid`."""
         signing_input = f"{_segment(header.encode())}.{_segment(claims.encode())}"
         signature = jwt.get_algorithm_by_name(algorithm).sign(signing_input.encode(), self.keys[kid])
         return f"{signing_input}.{_segment(signature)}"
@@ -74,8 +74,7 @@ def _none_algorithm(issuer: Issuer) -> str:
 
 
 def _signed_with_the_public_key(issuer: Issuer) -> str:
-    """HS256, the secret being what everybody knows: by hand, since libraries refuse to."""
-
+    """Return a token signed by HS256 with the public key as the secret. PyJWT refuses to sign with such a secret."""
     public = issuer.keys["k1"].public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     _, claims, _ = issuer.token("k1").split(".")
     header = base64.urlsafe_b64encode(json.dumps({"alg": "HS256", "kid": "k1"}).encode()).rstrip(b"=").decode()
@@ -96,10 +95,10 @@ def _changed(reason: Rejection, **changes: Any) -> BadToken:
 
 BAD_TOKENS: dict[str, BadToken] = {
     "empty": BadToken(lambda _: "", "malformed"),
-    "opaque, as IAM's": BadToken(lambda _: "t1.9euelZq", "malformed"),
+    "opaque, as those of IAM": BadToken(lambda _: "t1.9euelZq", "malformed"),
     "nonsense": BadToken(lambda _: "a.b.c", "malformed"),
     "header that is not an object": BadToken(lambda issuer: issuer.signed("k1", "[]", "{}"), "malformed"),
-    "header without end": BadToken(lambda issuer: issuer.signed("k1", "[" * 700, "{}"), "malformed"),
+    "unterminated header": BadToken(lambda issuer: issuer.signed("k1", "[" * 700, "{}"), "malformed"),
     "claims that are not an object": BadToken(lambda issuer: issuer.signed("k1", '{"alg": "RS256", "kid": "k1"}', "[]"), "malformed"),
     "no algorithm": BadToken(_none_algorithm, "algorithm"),
     "HS with the public key": BadToken(_signed_with_the_public_key, "algorithm"),
@@ -117,15 +116,15 @@ BAD_TOKENS: dict[str, BadToken] = {
     "another audience": _changed("audience", aud="others"),
     "no audience": _changed("audience", aud=None),
     "expired": BadToken(lambda issuer: issuer.token("k1", exp=int(time.time()) - 60), "expired"),
-    "without end": _changed("claims", exp=None),
-    "end that is a text": BadToken(lambda issuer: issuer.token("k1", exp=str(int(time.time()) + 60)), "claims"),
-    "end that is infinite": _changed("malformed", exp=float("inf")),
-    "end that is no number": _changed("malformed", exp=float("nan")),
-    "end that is far": _changed("lifetime", exp=10**400),
+    "no expiry": _changed("claims", exp=None),
+    "expiry that is a string": BadToken(lambda issuer: issuer.token("k1", exp=str(int(time.time()) + 60)), "claims"),
+    "infinite expiry": _changed("malformed", exp=float("inf")),
+    "expiry that is not a number": _changed("malformed", exp=float("nan")),
+    "distant expiry": _changed("lifetime", exp=10**400),
     "not valid yet": BadToken(lambda issuer: issuer.token("k1", nbf=int(time.time()) + 60), "early"),
     "subject of a wrong type": _changed("claims", sub=1),
     "folders of a wrong type": _changed("claims", folders={"f1": 1}),
-    "folders that are no texts": _changed("claims", folders=[1]),
+    "folders that are not strings": _changed("claims", folders=[1]),
     "tampered with": BadToken(lambda issuer: issuer.token("k1")[:-2] + "AA", "signature"),
 }
 
@@ -138,17 +137,17 @@ class Source:
         self.headers: dict[str, str] = {}
         self.received: dict[str, str] = {}
         """Headers of the last request, with names in lower case."""
-        self.asked = 0
+        self.requests = 0
         self.pause = 0.0
-        """Seconds after each byte."""
+        """Seconds to wait after each byte."""
         self.released = threading.Event()
         source = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            """Answers."""
+            """Handler that returns the answer of `source`."""
 
             def do_GET(self) -> None:
-                source.asked += 1
+                source.requests += 1
                 if source.answer is None:
                     source.released.wait(20)  # hangs
                     return
@@ -159,7 +158,7 @@ class Source:
                     self.send_header(name, value)
                 self.end_headers()
                 if pause := source.pause:
-                    with contextlib.suppress(OSError):  # it was given up
+                    with contextlib.suppress(OSError):  # the client closed the connection
                         for byte in body:
                             self.wfile.write(bytes([byte]))
                             time.sleep(pause)
