@@ -1,11 +1,11 @@
-"""What tests share: a PostgreSQL for each process of pytest, in it a database for each test, and a server on a port of its own."""
+"""Fixtures of all tests: a PostgreSQL server for each pytest process, a database for each test, and servers on free ports."""
 
 import os
 
-# Before anything of ours is imported: no setting of the machine reaches a test.
+# Before imports of the project, which read the environment: settings of the machine must not affect tests.
 for _name in [name for name in os.environ if name.startswith(("BACKUPS_", "PG", "GRPC_", "OTEL_"))]:
     del os.environ[_name]
-# Tests start processes while gRPC runs in this one, whose handlers of a fork may crash the child.
+# Tests start processes while gRPC runs in this one, and gRPC's fork handlers may crash the child.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 import asyncio
@@ -36,11 +36,11 @@ from tests.support.debian import debian_program
 from tests.support.repository import ROOT
 from tests.support.server import StartServer
 
-# No durability for what lives as long as a test; the planner's choices stay as in production.
+# Durability is off because databases are temporary. Settings of the planner are those of production.
 _FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "128MB", "max_connections": "300"}
 
 
-# Another PostgreSQL than the wheel's: TEST_POSTGRES=/usr/lib/postgresql/15/bin
+# Directory of the programs to use instead of those in the wheel, such as /usr/lib/postgresql/15/bin.
 _PROGRAMS = Path(os.environ["TEST_POSTGRES"]) if "TEST_POSTGRES" in os.environ else None
 
 _TEMPLATE = "template_backups"
@@ -48,7 +48,7 @@ _numbers = itertools.count(1)
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The loop that the server runs on."""
+    """Run tests on the event loop that the server uses."""
     return {"uvloop": uvloop.new_event_loop}
 
 
@@ -58,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """`debian(package, program=...)`: no package of Python brings it, so that not every machine has it; CI has."""
+    """Skip a test marked `debian(package, program=...)` if the program is not installed, or fail it if REQUIRE_DEBIAN is set, as in CI."""
     for mark in item.iter_markers("debian"):
         [package], program = mark.args, mark.kwargs["program"]
         if debian_program(program):
@@ -81,7 +81,7 @@ def _postgres() -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture(name="template", scope="session")
 async def _template(postgres: EmbeddedPostgres) -> str:
-    """The name of a migrated database, which is cloned for each test."""
+    """Name of a migrated database, which is cloned for each test."""
     await _execute(postgres, f"CREATE DATABASE {_TEMPLATE} OWNER {OWNER}")
     await asyncio.to_thread(migrate, postgres.url(_TEMPLATE, user=OWNER))
     return _TEMPLATE
@@ -89,7 +89,7 @@ async def _template(postgres: EmbeddedPostgres) -> str:
 
 @pytest.fixture(name="database_name")
 async def _database_name(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
-    """The name of a migrated database without rows."""
+    """Name of a migrated database without rows."""
     name = f"test_{next(_numbers)}"
     await _execute(postgres, f"CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {template}")
     yield name
@@ -98,25 +98,25 @@ async def _database_name(postgres: EmbeddedPostgres, template: str) -> AsyncIter
 
 @pytest.fixture(name="database_url")
 def _database_url(postgres: EmbeddedPostgres, database_name: str) -> str:
-    """The test's database, as the service's role sees it: it can read."""
+    """URL of the test's database for the service's role, which can read."""
     return postgres.url(database_name, user=Roles().service)
 
 
 @pytest.fixture(name="import_url")
 def _import_url(postgres: EmbeddedPostgres, database_name: str) -> str:
-    """The same database, for the role of imports: it can write rows."""
+    """URL of the same database for the role of imports, which can write rows."""
     return postgres.url(database_name, user=Roles().imports)
 
 
 @pytest.fixture(name="owner_url")
 def _owner_url(postgres: EmbeddedPostgres, database_name: str) -> str:
-    """The same database, for the role that owns the schema."""
+    """URL of the same database for the role that owns the schema."""
     return postgres.url(database_name, user=OWNER)
 
 
 @pytest.fixture(name="empty_database_url")
 async def _empty_database_url(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
-    """A database without a schema, for its owner."""
+    """URL of a database without a schema, for its owner."""
     name = f"empty_{next(_numbers)}"
     await _execute(postgres, f"CREATE DATABASE {name} OWNER {OWNER}")
     yield postgres.url(name, user=OWNER)
@@ -133,7 +133,7 @@ async def _execute(postgres: EmbeddedPostgres, statement: str) -> None:
 
 @pytest.fixture(name="sql")
 async def _sql(postgres: EmbeddedPostgres, database_name: str) -> AsyncIterator[Sql]:
-    """A connection to the test's database, as a superuser."""
+    """Connection to the test's database as a superuser."""
     connection = await asyncpg.connect(postgres.url(database_name))
     yield connection
     await connection.close()
@@ -141,7 +141,7 @@ async def _sql(postgres: EmbeddedPostgres, database_name: str) -> AsyncIterator[
 
 @pytest.fixture(name="add_backups")
 def _add_backups(sql: Sql) -> AddBackups:
-    """Inserts backups, each completed a minute before the one above it; returns them as `List` orders them."""
+    """Return a function that inserts backups, one minute apart, and returns them in the order of `List`."""
 
     async def add(count: int = 1, **columns: Any) -> list[Backup]:
         first = next(_numbers)
@@ -180,7 +180,7 @@ def _command() -> RunCommand:
 
 @pytest.fixture(name="start_server")
 def _start_server(database_url: str) -> StartServer:
-    """Starts a server over the test's database, on a port of its own, with any settings."""
+    """Return a function that starts a server over the test's database, on a free port, with settings as keyword arguments."""
 
     @asynccontextmanager
     async def start(**settings: Any) -> AsyncIterator[Server]:

@@ -262,7 +262,7 @@ async def test_a_token_from_a_pipe(command: RunCommand, service: _Service, port:
 
 
 async def test_no_token_as_an_argument(command: RunCommand) -> None:
-    """There is no option for the token itself: every user of a machine can see the arguments of its processes."""
+    """The token itself is not an option, because every user of a machine can see the arguments of its processes."""
     done = await command(*_LIST, "--token", "hunter2")
     assert done.status == 2
     assert "--token-file" in done.stderr

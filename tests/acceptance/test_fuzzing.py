@@ -2,7 +2,7 @@
 
 Mitigations: the interceptor maps every error to a status in one table.
 Importers validate their input and translate the errors of libraries.
-If `except` in service/importers/gpbackup.py caught sqlite3.Error only, the corpus alone would fail.
+If `except` in `gpbackup_history` caught sqlite3.Error only, the corpus alone would fail.
 """
 
 import asyncio

@@ -204,7 +204,7 @@ async def test_long_subjects(guarded: StartGuarded, issuer: Issuer, jwks: Path, 
     assert f'"caller": "{"s" * 200}"' in capsys.readouterr().err
 
 
-# What is accepted
+# Accepted tokens
 
 
 @pytest.mark.parametrize("typ", [None, "JWT", "jwt", "at+jwt", "application/at+jwt"])

@@ -1,4 +1,4 @@
-"""Fuzzes one target with atheris: python -m tests.fuzz TARGET [FLAGS AND FOLDERS OF LIBFUZZER]."""
+"""Program that fuzzes one target with atheris: `python -m tests.fuzz TARGET [LIBFUZZER FLAGS AND FOLDERS]`."""
 
 import sys
 
@@ -11,6 +11,7 @@ from service.observability import logs
 
 
 def main(name: str, *flags: str) -> None:
+    """Fuzz the target with this name until libFuzzer exits the process."""
     logs.configure_logging(log_format="json", log_level="error")
     with TARGETS[name]() as target:
         atheris.Setup([sys.argv[0], *flags], target)

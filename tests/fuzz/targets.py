@@ -1,6 +1,6 @@
-"""What is fuzzed: each target is a function of bytes, which raises where a promise is broken.
+"""Fuzz targets: functions of bytes that raise an exception if the code under test behaves incorrectly.
 
-The same promise everywhere: whatever the bytes, the outcome is a right one or an error that is documented (service/errors.py).
+Any bytes must give a correct result or one of the documented errors of service/errors.py.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59,
 
 @contextlib.contextmanager
 def page_token() -> Iterator[Target]:
-    """An id of a folder, a line feed, and a token of the folder. The token's bytes are also sealed with the published key.
+    """Fuzz page tokens. The input is an id of a folder, a line feed, and a token, whose bytes are also sealed with the default key.
 
     A token that opens is the canonical encoding of a position that the catalog can hold, and does not open for the cluster with that id.
     """
@@ -75,7 +75,7 @@ def page_token() -> Iterator[Target]:
 
 
 class _Aborted(grpc.aio.AbortError):
-    """How a call ends that is answered with an error."""
+    """Exception by which gRPC ends a call with an error."""
 
 
 class _Context:
@@ -100,9 +100,9 @@ class _Context:
 
     async def abort(self, code: StatusCode, text: str, trailers: Iterable[tuple[str, Any]]) -> NoReturn:
         encoded: bytes = dict(trailers)[DETAILS_KEY]
-        assert len(encoded) < 4096, "a status this long is lost on its way"
+        assert len(encoded) < 4096, "gRPC drops a status of this size"
         self.answer = code, status_pb2.Status.FromString(encoded)
-        raise _Aborted  # as gRPC does; the interceptor takes it
+        raise _Aborted  # as gRPC does; the interceptor catches it
 
 
 class _EmptyDatabase:
@@ -128,7 +128,7 @@ class _EmptyDatabase:
 
 @contextlib.contextmanager
 def request() -> Iterator[Target]:
-    """A byte that selects the method, and the bytes of a request, through the interceptor and the handler, over an empty catalog.
+    """Fuzz requests, with the interceptor, the handlers and an empty catalog. The input is a byte that selects the method, and the request.
 
     The response is an empty page, INVALID_ARGUMENT or NOT_FOUND.
     """
@@ -183,8 +183,8 @@ def request() -> Iterator[Target]:
         loop.close()
 
 
-class _Dripping:
-    """A stream that gives a few bytes at a time, as a pipe may."""
+class _Slow:
+    """Stream that returns a few bytes at a time, as a pipe may."""
 
     def __init__(self, data: bytes, most: int) -> None:
         self._stream, self._most = io.BytesIO(data), most
@@ -195,14 +195,14 @@ class _Dripping:
 
 @contextlib.contextmanager
 def import_walg() -> Iterator[Target]:
-    """What `wal-g backup-list --detail --json` printed: read to its end, or refused, in one line.
+    """Fuzz the output of `wal-g backup-list --detail --json`, which is read or rejected with an error of one line.
 
-    Where it is read, it is JSON, each element of it is an entry, and it does not matter in which pieces it came.
+    An input that is read is JSON and has an entry for each element. The size of the pieces in which it is read does not matter.
     """
 
     def target(data: bytes) -> None:
         whole = _listing(lambda: walg.read(io.BytesIO(data), id_prefix="cluster"), InvalidListing)
-        assert _listing(lambda: walg.read(_Dripping(data, 3), id_prefix="cluster"), InvalidListing) == whole
+        assert _listing(lambda: walg.read(_Slow(data, 3), id_prefix="cluster"), InvalidListing) == whole
         if whole is not None:
             assert len(json.loads(data.decode("utf-8-sig"))) == len(whole)
 
@@ -211,7 +211,7 @@ def import_walg() -> Iterator[Target]:
 
 @contextlib.contextmanager
 def import_gpbackup() -> Iterator[Target]:
-    """The bytes of a gpbackup_history.db: read, or refused, in one line."""
+    """Fuzz the file gpbackup_history.db, which is read or rejected with an error of one line."""
     with tempfile.TemporaryDirectory(prefix="backups-fuzz-") as folder:
         history = Path(folder, "gpbackup_history.db")
 
@@ -225,11 +225,11 @@ def import_gpbackup() -> Iterator[Target]:
         yield target
 
 
-def _listing(read: Callable[[], Iterable[Listed]], refusal: type[CommandError]) -> list[Listed] | None:
-    """The entries, each such that the catalog can hold it; None where they are refused."""
+def _listing(read: Callable[[], Iterable[Listed]], rejection: type[CommandError]) -> list[Listed] | None:
+    """Return the entries, after checking that the catalog can hold each; None if the listing is rejected."""
     try:
         entries = list(read())
-    except refusal as exc:
+    except rejection as exc:
         _is_one_line(str(exc))
         return None
     for entry in entries:
@@ -259,7 +259,7 @@ def _check_entry(entry: Listed) -> None:
 
 
 def _is_one_line(text: str) -> None:
-    assert text.isprintable(), f"a terminal may not be able to show it: {text!a}"
+    assert text.isprintable(), f"not printable: {text!a}"
     assert len(text) < 1000
 
 

@@ -99,7 +99,7 @@ async def test_names_of_roles(postgres: EmbeddedPostgres, empty_database_url: st
 
 
 async def test_renamed_roles(postgres: EmbeddedPostgres, empty_database_url: str, sql: Sql) -> None:
-    """`migrate` revokes the rights of a role that is no longer in the settings, or that is there for another purpose."""
+    """`migrate` revokes the rights of a role that was removed from the settings or now has another purpose."""
     database = empty_database_url.split("/")[3].partition("?")[0]
     old, new = f"old_{database}", f"new_{database}"
     await sql.execute(f"CREATE ROLE {old} LOGIN; CREATE ROLE {new} LOGIN")

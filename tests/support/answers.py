@@ -22,7 +22,7 @@ class Answer(NamedTuple):
 
 
 async def failure(call: Awaitable[Any]) -> Answer:
-    """The error that a call is answered with; checks what every error of ours must have."""
+    """Return the error of a failed call, after checking the details that all errors of the service have."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     error = caught.value
@@ -36,10 +36,10 @@ async def failure(call: Awaitable[Any]) -> Answer:
     [request] = _of(status, error_details_pb2.RequestInfo)
     assert info.domain == "greenplum-backup-service"
     assert trailers["x-request-id"] == request.request_id
-    broken = [(v.field, v.description) for bad in _of(status, error_details_pb2.BadRequest) for v in bad.field_violations]
+    violations = [(v.field, v.description) for bad in _of(status, error_details_pb2.BadRequest) for v in bad.field_violations]
     resources = [(found.resource_type, found.resource_name) for found in _of(status, error_details_pb2.ResourceInfo)]
     return Answer(
-        error.code(), status.message, info.reason, request.request_id, broken, resources[0] if resources else None, trailers
+        error.code(), status.message, info.reason, request.request_id, violations, resources[0] if resources else None, trailers
     )  # fmt: skip
 
 

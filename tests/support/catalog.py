@@ -1,4 +1,4 @@
-"""Rows of the catalog, as tests write and compare them."""
+"""Rows of the catalog that tests insert and compare."""
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime

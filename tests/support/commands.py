@@ -1,4 +1,4 @@
-"""The command `backup-service` in a process of its own."""
+"""The command `backup-service` in its own process."""
 
 import os
 from collections.abc import Awaitable, Callable
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Done(NamedTuple):
-    """A command that has ended."""
+    """Result of a command."""
 
     status: int
     stdout: str
@@ -17,6 +17,6 @@ RunCommand = Callable[..., Awaitable[Done]]
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """Return the variables of a process under test: these settings, and none of the machine's except coverage's."""
+    """Return the environment of a process under test: these settings, and no variable of the machine except those of coverage."""
     coverage = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
     return {"PATH": os.defpath, "LC_ALL": "C.UTF-8"} | coverage | settings

@@ -5,5 +5,5 @@ import shutil
 
 
 def debian_program(name: str) -> str | None:
-    """Where a program of a Debian package is: by its path, or by its name on the PATH or among the system's own."""
+    """Return the path of a program, given its name or path; None if it is not installed. `PATH` need not contain the sbin directories."""
     return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin")

@@ -21,7 +21,7 @@ DEV = (sys.executable, "-m", "service", "dev")
 
 
 class Running:
-    """A `dev` that serves, and the lines that it printed."""
+    """Running `dev`, and the lines that it printed."""
 
     def __init__(self, process: processes.Process, lines: list[str]) -> None:
         self.process, self.lines = process, lines

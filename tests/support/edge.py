@@ -1,4 +1,4 @@
-"""Further Envoys in front of a deployment's replicas, each with an edited copy of deploy/envoy.yaml."""
+"""Additional Envoys in front of the replicas of a deployment, with edited copies of deploy/envoy.yaml."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ class Edge(NamedTuple):
     tls_port: int
     admin_port: int
     log: Path
-    """Access log and Envoy's own messages."""
+    """File with the access log and the log of Envoy itself."""
 
     def stat(self, name: str) -> int:
         """Return one of Envoy's counters or gauges."""

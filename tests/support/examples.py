@@ -1,4 +1,4 @@
-"""Examples of the documentation: what a page shows, and what happens."""
+"""Examples in the documentation, and their comparison with the output of the commands."""
 
 import re
 import subprocess
@@ -11,19 +11,19 @@ from tests.support.repository import ROOT
 
 
 class Example(NamedTuple):
-    """A command of a page, and what the page says that it prints."""
+    """Command in a page, and its output there."""
 
     command: str
     shown: str
 
 
 def examples(page: Path) -> list[Example]:
-    """The blocks of a page that show one command and its output."""
+    """Return the blocks of a page that show one command and its output."""
     return [Example(*found) for found in re.findall(r"```console\n\$ (.+)\n((?:.*\n)*?)```", page.read_text(encoding="utf-8"))]
 
 
 def comparable(text: str) -> str:
-    """Without what differs from run to run: ages, times of imports, the ids of requests, and how wide these make a column."""
+    """Return the text without values that differ between runs: ages, times of imports, request ids, and the width of their columns."""
     text = re.sub(r"\d+  +\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  +[\dsmhd ]+$", "IMPORTED", text, flags=re.MULTILINE)
     text = re.sub(r"(\d\dZ) +\d\S*( \d+\S)? ", r"\1  AGE ", text)
     text = re.sub(r"(was completed|last import was) .+? ago", r"\1 AGE ago", text)

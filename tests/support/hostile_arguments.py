@@ -1,4 +1,6 @@
-"""Runs every command with hostile values of every option and argument, in one process because starting hundreds would take minutes.
+"""Program that runs every command with hostile values of each option and argument.
+
+It uses one process, because starting hundreds of processes would take minutes.
 
 `python -m tests.support.hostile_arguments` prints the number of runs, and a line for each one that raised an exception.
 """
@@ -43,7 +45,7 @@ def _given(parameter: Any, value: str) -> list[str]:
 
 def _command_lines() -> Iterator[list[str]]:
     for names, command in _commands(typer.main.get_command(cli.app)):
-        if names[0] in ("serve", "dev"):  # they have no options, and do not end
+        if names[0] in ("serve", "dev"):  # they have no options and do not return
             continue
         for hostile in (parameter for parameter in command.params if not getattr(parameter, "is_flag", False)):
             others = [each for each in command.params if each is not hostile and each.name in _VALUES]

@@ -1,4 +1,4 @@
-"""HTTP/2 by hand, for what no client does, or shows."""
+"""HTTP/2 connection on the level of frames, which clients of gRPC do not give access to."""
 
 import asyncio
 import contextlib
@@ -17,12 +17,12 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 def message(data: bytes) -> bytes:
-    """A gRPC message: a flag, its length, its bytes."""
+    """Return a length-prefixed gRPC message: a compression flag, the length, the bytes."""
     return b"\0" + len(data).to_bytes(4) + data
 
 
 def request_headers(encoder: Encoder, path: str, token: str | None = None, timeout: str | None = None) -> bytes:
-    """The headers of a call, as HPACK."""
+    """Return the headers of a call, encoded with HPACK."""
     headers = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "test"),
                ("te", "trailers"), ("content-type", "application/grpc")]  # fmt: skip
     headers += [("authorization", f"Bearer {token}")] if token else []
@@ -40,7 +40,7 @@ class Connection:
         self.peer_settings: dict[int, int] = {}
         """Settings that the server has sent."""
         self.send_window = 65_535
-        """Bytes of DATA that the connection may still send. Only the windows that the server opens are counted here."""
+        """Initial window of the connection plus its increments, in bytes of DATA. Sent bytes are not subtracted."""
 
     @classmethod
     @asynccontextmanager
@@ -69,7 +69,7 @@ class Connection:
         await self._writer.drain()
 
     async def call(self, path: str, body: bytes | None, *, end: bool = True, token: str | None = None, timeout: str | None = None) -> int:
-        """Begins a call; without a body, or without an end, it stays half done."""
+        """Start a call and return its stream. Without a body or with `end=False` the call stays incomplete."""
         return await self.send_call(request_headers(self._encoder, path, token, timeout), body, end=end)
 
     async def get(self, path: str, token: str) -> int:
@@ -94,7 +94,7 @@ class Connection:
             pass
 
     async def frame(self) -> Frame:
-        """The next frame; answers settings and pings by itself."""
+        """Return the next frame, after answering SETTINGS and PING frames that precede it."""
         while True:
             head = await self._reader.readexactly(9)
             frame, length = Frame.parse_frame_header(memoryview(head))
@@ -115,7 +115,7 @@ class Connection:
         self._writer.close()
 
     def open_windows(self, size: int, *streams: int) -> None:
-        """Let the other side send so many bytes on the connection and on each stream."""
+        """Let the peer send `size` more bytes on the connection and on each stream."""
         self.send(*(WindowUpdateFrame(stream, window_increment=size) for stream in (0, *streams)))
 
     async def closed(self, *, within: float) -> bool:
@@ -130,7 +130,7 @@ class Connection:
         return True
 
     async def frames_of(self, stream: int) -> list[Frame]:
-        """The frames of one stream, until it ends."""
+        """Return the frames of one stream, up to its last."""
         frames: list[Frame] = []
         while not frames or not (isinstance(frames[-1], RstStreamFrame) or "END_STREAM" in frames[-1].flags):
             frame = await self.frame()

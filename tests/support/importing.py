@@ -1,4 +1,4 @@
-"""`import walg` in its own process, and listings for it."""
+"""`import walg` in its own process, and listings of WAL-G."""
 
 import asyncio
 import contextlib
@@ -48,7 +48,7 @@ class Importing:
         assert self._input
 
     async def write(self, data: bytes, *, close: bool = True) -> None:
-        """Write a part of the listing; with `close` it is the last part."""
+        """Write a part of the listing, and with `close`, end the input."""
         await asyncio.to_thread(self._write, data, close=close)
 
     def _write(self, data: bytes, *, close: bool) -> None:
@@ -71,5 +71,5 @@ class Importing:
         return status
 
     def printed(self) -> str:
-        """Return the output and the errors of the import."""
+        """Return the standard output and standard error of the import."""
         return self.log.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A second opinion on tokens: joserfc, which shares no code with PyJWT."""
+"""Independent verification of tokens by joserfc, which shares no code with PyJWT."""
 
 import json
 import time

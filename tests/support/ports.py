@@ -17,7 +17,7 @@ def free_ports(count: int) -> list[int]:
     found: list[int] = []
     with contextlib.ExitStack() as stack:
         while len(found) < count:
-            port = random.SystemRandom().choice(outside)  # whatever a test has seeded
+            port = random.SystemRandom().choice(outside)  # independent of seeds that tests set
             with contextlib.suppress(OSError):
                 stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
                 found.append(port)

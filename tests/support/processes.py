@@ -41,17 +41,17 @@ class Process:
     """A running process; see `asyncio.subprocess.Process`."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
-        self._process = process
+        self.popen = process
         self.stdout = Stream(process.stdout) if process.stdout else None
         self.stderr = Stream(process.stderr) if process.stderr else None
         self.send_signal, self.kill = process.send_signal, process.kill
 
     @property
     def returncode(self) -> int | None:
-        return self._process.poll()
+        return self.popen.poll()
 
     async def wait(self) -> int:
-        return await _in_thread(self._process.wait)
+        return await _in_thread(self.popen.wait)
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""Any backup that the catalog can hold."""
+"""Hypothesis strategies for backups that the catalog can hold."""
 
 from datetime import UTC, datetime
 
@@ -24,12 +24,13 @@ times = st.one_of(
 )
 backup_ids = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=50)
 cluster_ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=50)
-folder_ids = cluster_ids.filter(lambda text: text != "*")  # in a token, all folders
+folder_ids = cluster_ids.filter(lambda text: text != "*")  # `*` in a token means all folders
 SIZE_MAX = 2**53 - 1
 sizes = st.integers(0, SIZE_MAX) | st.integers(0, 52).flatmap(lambda bit: st.sampled_from([2**bit - 1, 2**bit, min(2**bit + 1, SIZE_MAX)]))
 
 
 @st.composite
 def backups(draw: st.DrawFn) -> Backup:
+    """Draw a backup."""
     started_at, created_at = sorted([draw(times), draw(times)])
     return Backup(draw(backup_ids), draw(folder_ids), created_at, draw(cluster_ids), started_at, draw(sizes))

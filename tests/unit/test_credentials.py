@@ -53,7 +53,7 @@ def test_a_variable_without_a_token(monkeypatch: pytest.MonkeyPatch, content: by
 
 
 def test_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a file, and with the variable absent or empty, there is no token."""
+    """If there is no file and the variable is absent or empty, no token is sent."""
     assert token_reader(None)() is None
     monkeypatch.setenv(TOKEN_VARIABLE, "")
     assert token_reader(None)() is None

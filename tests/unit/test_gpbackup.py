@@ -149,7 +149,7 @@ def _ambiguous(entry: Entry) -> bool:
     [
         ("20261025010000", "20261025013000", "23:00", 30, False),  # before the change
         ("20261025013000", "20261025030000", "23:30", 150, False),  # over all of it
-        ("20261025013000", "20261025023000", "23:30", 60, True),  # an end that the clock showed twice: 60 or 120 minutes
+        ("20261025013000", "20261025023000", "23:30", 60, True),  # an end time that the clock showed twice: 60 or 120 minutes
         ("20261025023000", "20261025031500", "00:30", 105, True),  # a start that it showed twice: 105 or 45 minutes
         ("20261025021000", "20261025025000", "00:10", 40, True),  # both
         ("20261025025000", "20261025021000", "00:50", 20, False),  # only one reading does not end before it starts
@@ -303,7 +303,7 @@ def test_every_real_backup_is_readable(zone: str, start: int, seconds: int) -> N
 
 @pytest.mark.parametrize("version", ["1.29.0", "1.29.1", "1.29.1+dev.3.gabc1234"])
 def test_preliminary_end(history: Path, version: str) -> None:
-    """A backup of gpbackup 1.29.0 or 1.29.1, which recorded an end near the start, is imported with a warning."""
+    """A backup of gpbackup 1.29.0 or 1.29.1, which recorded an end time near the start, is imported with a warning."""
     entry = _only(history, backup_version=version, timestamp="20230701010002", end_time="20230701010009")
     assert entry.created_at - entry.started_at == timedelta(seconds=7)
     assert entry.warnings[0].startswith("completion preliminary: gpbackup 1.29.0 and 1.29.1")

@@ -1,4 +1,4 @@
-"""An array of objects, read an object at a time."""
+"""Incremental parsing of a JSON array of objects."""
 
 import errno
 import io
@@ -26,7 +26,7 @@ _objects = st.dictionaries(st.text(max_size=8), _values, max_size=4)
 
 
 class Slow:
-    """Gives few bytes at a time, whatever is asked for: every place of the input is the end of a piece."""
+    """Stream that returns pieces of a fixed size, regardless of the requested size."""
 
     def __init__(self, data: bytes, piece: int) -> None:
         self._data, self._piece = data, piece
@@ -37,15 +37,15 @@ class Slow:
 
 
 @given(st.lists(_objects, max_size=5), st.sampled_from([None, 0, 4]), st.booleans(), st.integers(1, 20))
-def test_the_same_as_at_once(objects: list[dict[str, Any]], indent: int | None, ascii_only: bool, piece: int) -> None:
-    """Whatever the spacing and wherever the pieces end, the objects are those that json.loads finds."""
+def test_same_objects_as_json_loads(objects: list[dict[str, Any]], indent: int | None, ascii_only: bool, piece: int) -> None:
+    """The objects are those that json.loads returns, for any white space and any size of the pieces."""
     data = json.dumps(objects, indent=indent, ensure_ascii=ascii_only).encode() + b"\n"
     assert list(JsonArray(Slow(data, piece))) == objects
 
 
 @given(st.lists(_objects, min_size=1, max_size=3), st.data())
-def test_every_truncation_is_noticed(objects: list[dict[str, Any]], data: st.DataObject) -> None:
-    """An input cut anywhere before its last bracket gives only whole leading objects, and then an error."""
+def test_truncated_input(objects: list[dict[str, Any]], data: st.DataObject) -> None:
+    """An input that is truncated before its last bracket gives only complete leading objects, and then an error."""
     whole = json.dumps(objects).encode()
     cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
     found: list[Any] = []
@@ -81,15 +81,15 @@ def test_every_truncation_is_noticed(objects: list[dict[str, Any]], data: st.Dat
         (b'[{"a":"\xc3', "not UTF-8"),
     ],
 )
-def test_what_is_none(data: bytes, reason: str) -> None:
-    """Input that is not an array of objects is reported."""
+def test_not_an_array_of_objects(data: bytes, reason: str) -> None:
+    """Input that is not an array of objects raises an error with the reason."""
     with pytest.raises(NotAnArray) as caught:
         list(JsonArray(io.BytesIO(data)))
     assert caught.value.reason == reason
 
 
 def test_byte_order_mark() -> None:
-    """A byte order mark before the array does no harm."""
+    """A byte order mark before the array is skipped."""
     assert list(JsonArray(io.BytesIO(b"\xef\xbb\xbf[{}]"))) == [{}]
 
 
@@ -97,8 +97,8 @@ def test_bounded_memory() -> None:
     """A long array on one line takes no more memory than a short one."""
     element = json.dumps({"Name": "x" * 400, "more": list(range(20))}).encode()
 
-    class Endless:
-        """An array of so many elements, made as it is read."""
+    class Generated:
+        """Stream of an array with `count` elements, generated while it is read."""
 
         def __init__(self, count: int) -> None:
             self._left, self._start = count, b"["
@@ -111,37 +111,37 @@ def test_bounded_memory() -> None:
 
     tracemalloc.start()
     try:
-        assert sum(1 for _ in JsonArray(Endless(20_000))) == 20_000
-        assert tracemalloc.get_traced_memory()[1] < 2_000_000  # of some 10 million bytes of input
+        assert sum(1 for _ in JsonArray(Generated(20_000))) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000  # bytes, for about 10 million bytes of input
     finally:
         tracemalloc.stop()
 
 
-def test_an_element_without_end() -> None:
-    """An element that does not end is given up as soon as it is longer than allowed."""
+def test_unterminated_element() -> None:
+    """Reading of an unterminated element stops when it exceeds the limit."""
 
     class Endless:
-        """A string that goes on and on."""
+        """Stream of an object with a string that never ends."""
 
         def __init__(self) -> None:
             self._start = b'[{"a":"'
-            self.given = 0
+            self.returned = 0
 
         def read(self, size: int = -1) -> bytes:
             start, self._start = self._start, b""
-            self.given += size
+            self.returned += size
             return start + b"x" * size
 
     endless = Endless()
     with pytest.raises(NotAnArray) as caught:
         list(JsonArray(endless))
     assert caught.value.reason == "an object of more than 1048576 characters, or not JSON"
-    assert endless.given < 1_200_000
+    assert endless.returned < 1_200_000
 
 
 @pytest.mark.parametrize("piece", [1_000, 1 << 22])
-def test_the_longest_element(piece: int) -> None:
-    """An element of exactly the limit is read, and one of a character more is not, in whatever pieces they come."""
+def test_longest_element(piece: int) -> None:
+    """An element of exactly the limit is read, and one with another character is rejected, for any size of the pieces."""
     frame = len('{"a":""}')
     longest = '{"a":"' + "\u00e9" * ((1 << 20) - frame) + '"}'
     assert len(list(JsonArray(Slow(f"[{longest},{longest}]".encode(), piece)))) == 2
@@ -149,11 +149,11 @@ def test_the_longest_element(piece: int) -> None:
         list(JsonArray(Slow(f'[{longest[:-2]}x"}}]'.encode(), piece)))
 
 
-def test_a_disk_that_fails() -> None:
-    """What cannot be read on is said to be the input's trouble, and not taken for the catalog's."""
+def test_failing_disk() -> None:
+    """An error of the operating system while reading is reported as an error of the input, not of the catalog."""
 
     class Failing:
-        """Gives a piece, and no more."""
+        """Stream that returns one piece and then fails."""
 
         def __init__(self) -> None:
             self._pieces = [b'[{"a": 1},']

@@ -249,7 +249,7 @@ def test_excluded() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"compressed_size": -1}, {"start_time": "soon"}, {"user_data": {"backup_id": "a b"}}])
 def test_too_early(changes: dict[str, Any]) -> None:
-    """An entry that was completed before --since is skipped, whatever its other values are."""
+    """An entry that was completed before --since is skipped, also if its other values are bad."""
     since = datetime(2026, 11, 20, 2, 41, 58, 826200, tzinfo=UTC)
     assert _read([_with(**changes)], since=since) == [Skipped("backup_20261120T031501Z", TOO_EARLY)]
     assert isinstance(_read([_ENTRY], since=since.replace(microsecond=826199))[0], Entry)

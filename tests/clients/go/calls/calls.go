@@ -35,7 +35,7 @@ type input struct {
 	PageSize  int64  `json:"page_size"`
 }
 
-// Run makes calls until the end of standard input. The address of the service is the first argument.
+// Run makes calls until standard input is closed. The address of the service is the first argument.
 func Run(connect Connect) {
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Buffer(nil, 1<<20)
