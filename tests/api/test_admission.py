@@ -17,6 +17,7 @@ from service.errors import Overloaded, ShuttingDown
 from service.server import Server
 from tests.support.answers import failure
 from tests.support.catalog import Sql
+from tests.support.eventually import eventually
 from tests.support.server import StartServer
 
 
@@ -170,7 +171,5 @@ async def test_every_end_makes_room(start_server: StartServer, sql: Sql) -> None
             await _until_in_flight(server, 0)
 
 
-async def _until_in_flight(server: Server, weight: int) -> None:
-    async with asyncio.timeout(10):
-        while server.admission.in_flight != weight:
-            await asyncio.sleep(0.005)
+async def _until_in_flight(server: Server, cost: int) -> None:
+    await eventually(lambda: server.admission.in_flight, cost)

@@ -20,6 +20,7 @@ from service.page_token import DEFAULT_KEY, PageTokens
 from service.server import Server
 from tests.support.answers import failure
 from tests.support.catalog import AddBackups, Sql
+from tests.support.eventually import eventually
 from tests.support.http2 import Connection, message
 from tests.support.page_tokens import folder_scope
 from tests.support.server import StartServer
@@ -303,7 +304,5 @@ async def _of(call: Any) -> Any:
 
 
 async def _until_a_query_waits(sql: Sql) -> None:
-    async with asyncio.timeout(10):
-        # Not pg_stat_activity: within a transaction it stays what it was at first.
-        while not await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-            await asyncio.sleep(0.01)
+    # Not pg_stat_activity, which does not change within a transaction.
+    await eventually(lambda: sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"), bool)

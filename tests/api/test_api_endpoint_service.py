@@ -10,8 +10,8 @@ from grpc import StatusCode
 
 from service import pb
 from service.server import Server
-from tests.api.test_health import _reflect
 from tests.support.answers import failure
+from tests.support.reflection import reflect
 from tests.support.server import StartServer
 from tests.support.tokens import AUDIENCE, ISSUER
 
@@ -50,9 +50,9 @@ async def test_get(endpoints: pb.ApiEndpointServiceStub) -> None:
 
 async def test_without_token_keys_or_database(start_server: StartServer, tmp_path: Path) -> None:
     """Endpoints are served without a token, keys or a database, while the other services still require a token."""
-    nowhere = {"database_url": "postgresql://nobody@127.0.0.1:1/none", "connect_timeout": "0.1", "acquire_timeout": "0.1"}
+    unavailable = {"database_url": "postgresql://user@127.0.0.1:1/none", "connect_timeout": "0.1", "acquire_timeout": "0.1"}
     guarded = {"auth": "jwt", "jwks": str(tmp_path / "none"), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
-    async with start_server(public_address=_ADDRESS, **nowhere, **guarded) as server:
+    async with start_server(public_address=_ADDRESS, **unavailable, **guarded) as server:
         async with grpc.aio.insecure_channel(str(server.address)) as channel:
             assert not server.health.serving
             assert len((await pb.ApiEndpointServiceStub(channel).List(pb.ListApiEndpointsRequest())).endpoints) == 2
@@ -87,5 +87,5 @@ async def test_reflection(start_server: StartServer) -> None:
 
 
 async def _services(channel: grpc.aio.Channel) -> set[str]:
-    answer: Any = await _reflect(channel, list_services="")
+    answer: Any = await reflect(channel, list_services="")
     return {service.name for service in answer.list_services_response.service}

@@ -1,6 +1,5 @@
 """Metrics of the catalog."""
 
-import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,8 +11,9 @@ from service.observability import logs
 from service.postgres import remove_cluster
 from service.postgres.import_backups import Options, Target, load
 from service.server import Server
-from tests.api.test_metrics import _of, _scrape
 from tests.support.catalog import Sql
+from tests.support.eventually import eventually
+from tests.support.metrics import Metrics, scrape, value_of
 from tests.support.server import StartServer
 
 _TIME = datetime(2026, 11, 20, 2, 41, 58, tzinfo=UTC)
@@ -29,14 +29,11 @@ async def _load(url: str, cluster: str, *days: int) -> None:
     await load(url, entries, Target("f1", cluster, "walg"), Options())
 
 
-async def _until(server: Server, holds: Callable[[dict[Any, float]], bool]) -> dict[Any, float]:
-    async with asyncio.timeout(20):
-        while not holds(scraped := await _scrape(server)):
-            await asyncio.sleep(0.05)
-    return scraped
+async def _until(server: Server, condition: Callable[[Metrics], bool]) -> Metrics:
+    return await eventually(lambda: scrape(server), condition, timeout_s=20, period_s=0.05)
 
 
-def _clusters(scraped: dict[Any, float], name: str = _COMPLETION) -> set[str]:
+def _clusters(scraped: Metrics, name: str = _COMPLETION) -> set[str]:
     return {dict(labels)["cluster_id"] for found, labels in scraped if found == name}
 
 
@@ -55,10 +52,10 @@ async def test_each_cluster_and_tool(start_server: StartServer, import_url: str,
             "backup_catalog_backups": 2,
             "backup_catalog_last_import_timestamp_seconds": imported_at.timestamp(),
         }
-        assert {name: _of(scraped, name, **labels) for name in values} == pytest.approx(values, abs=1e-5)
-        assert _clusters(scraped) == {"c1"}  # no backup, no time
+        assert {name: value_of(scraped, name, **labels) for name in values} == pytest.approx(values, abs=1e-5)
+        assert _clusters(scraped) == {"c1"}  # c2 has no backup
         assert _clusters(scraped, "backup_catalog_backups") == {"c1", "c2"}
-        assert _of(scraped, "backup_catalog_left_out") == 0
+        assert value_of(scraped, "backup_catalog_left_out") == 0
 
         await _load(import_url, "c2", 1)
         await _until(server, lambda scraped: _clusters(scraped) == {"c1", "c2"})
@@ -71,7 +68,7 @@ async def test_off_by_default(start_server: StartServer, import_url: str) -> Non
     """Metrics of the catalog are off by default."""
     await _load(import_url, "c1", 1)
     async with start_server(metrics_listen="127.0.0.1:0") as server:
-        scraped = await _until(server, lambda scraped: _of(scraped, "backups_ready") == 1)
+        scraped = await _until(server, lambda scraped: value_of(scraped, "backups_ready") == 1)
         assert not [name for name, _ in scraped if name.startswith("backup_catalog")]
 
 
@@ -89,14 +86,14 @@ def _events(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return events
 
 
-async def test_not_more_than_so_many(start_server: StartServer, import_url: str, events: list[dict[str, Any]]) -> None:
+async def test_limit(start_server: StartServer, import_url: str, events: list[dict[str, Any]]) -> None:
     """Above the limit, the clusters with the oldest last backup are exposed, and a metric and one log line count the others."""
     for cluster, day in (("c1", 3), ("c2", 1), ("c3", 2)):
         await _load(import_url, cluster, day)
     async with start_server(**_ON, catalog_metrics_limit=2) as server:
-        scraped = await _until(server, lambda scraped: _of(scraped, "backup_catalog_left_out") == 1)
-        first = _of(scraped, "backup_catalog_refresh_timestamp_seconds")
-        await _until(server, lambda scraped: _of(scraped, "backup_catalog_refresh_timestamp_seconds") > first)
+        scraped = await _until(server, lambda scraped: value_of(scraped, "backup_catalog_left_out") == 1)
+        first = value_of(scraped, "backup_catalog_refresh_timestamp_seconds")
+        await _until(server, lambda scraped: value_of(scraped, "backup_catalog_refresh_timestamp_seconds") > first)
     assert _clusters(scraped) == {"c2", "c3"}
     assert [log for log in events if log["event"] == "catalog metrics left out clusters"] == [
         {"event": "catalog metrics left out clusters", "level": "warning", "limit": 2, "left_out": 1}
@@ -106,11 +103,11 @@ async def test_not_more_than_so_many(start_server: StartServer, import_url: str,
 @pytest.mark.parametrize(
     ("break_sql", "fix_sql"),
     [
-        ("ALTER TABLE imports RENAME TO gone", "ALTER TABLE gone RENAME TO imports"),
+        ("ALTER TABLE imports RENAME TO hidden", "ALTER TABLE hidden RENAME TO imports"),
         ("REVOKE SELECT ON imports FROM backups_service", "GRANT SELECT ON imports TO backups_service"),
     ],
 )
-async def test_a_catalog_that_cannot_be_read(
+async def test_unreadable_catalog(
     start_server: StartServer, import_url: str, sql: Sql, events: list[dict[str, Any]], break_sql: str, fix_sql: str
 ) -> None:
     """While the catalog cannot be read, scrapes return the last values and their time, and the log has one line."""
@@ -118,19 +115,17 @@ async def test_a_catalog_that_cannot_be_read(
     async with start_server(**_ON) as server:
         await _until(server, lambda scraped: _clusters(scraped) == {"c1"})
         await sql.execute(break_sql)
-        async with asyncio.timeout(20):
-            while not [log for log in events if log["event"] == "catalog metrics not refreshed"]:
-                await asyncio.sleep(0.05)
-        stale = await _scrape(server)
+        await eventually(lambda: [log for log in events if log["event"] == "catalog metrics not refreshed"], bool, timeout_s=20)
+        stale = await scrape(server)
         assert _clusters(stale) == {"c1"}
-        read_at = _of(stale, "backup_catalog_refresh_timestamp_seconds")
+        read_at = value_of(stale, "backup_catalog_refresh_timestamp_seconds")
         await sql.execute(fix_sql)
-        await _until(server, lambda scraped: _of(scraped, "backup_catalog_refresh_timestamp_seconds") > read_at)
+        await _until(server, lambda scraped: value_of(scraped, "backup_catalog_refresh_timestamp_seconds") > read_at)
     assert len([log for log in events if log["event"] == "catalog metrics not refreshed"]) == 1
 
 
 async def test_without_database(start_server: StartServer) -> None:
-    """A server whose database was never there answers scrapes, without anything of the catalog."""
+    """A server whose database has never been available answers scrapes, without metrics of the catalog."""
     async with start_server(**_ON, database_url="postgresql://127.0.0.1:1/none") as server:
-        scraped = await _scrape(server)
+        scraped = await scrape(server)
     assert not [name for name, _ in scraped if name.startswith("backup_catalog")]

@@ -1,14 +1,13 @@
 """grpc.health.v1 and reflection."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from service import pb
 from service.api.health import LIVENESS, Health
@@ -18,6 +17,7 @@ from tests.support.answers import failure
 from tests.support.catalog import AddBackups, Sql
 from tests.support.eventually import eventually
 from tests.support.http2 import Connection, message
+from tests.support.reflection import reflect
 from tests.support.server import StartServer
 
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -39,7 +39,7 @@ def _health(channel: grpc.aio.Channel) -> Any:
 
 @pytest.mark.parametrize("service", ["", pb.BACKUP_SERVICE, pb.CLUSTER_SERVICE])
 async def test_serving(health: Any, service: str) -> None:
-    """With a migrated database the server is SERVING, as a whole and by the service's name."""
+    """With a migrated database the server is SERVING, as a whole and for each service by name."""
     await _until(health, _SERVING, service)
     assert (await health.Check(health_pb2.HealthCheckRequest(service=service))).status == _SERVING
 
@@ -69,7 +69,7 @@ async def test_follows_the_schema(start_server: StartServer, sql: Sql, capsys: p
 
 
 async def test_liveness_does_not_follow_the_database(start_server: StartServer, empty_database_url: str) -> None:
-    """A process that answers is alive, whether its database is there or not; on the listener for probes as well."""
+    """Liveness is SERVING with or without a database, on both listeners."""
     async with start_server(database_url=empty_database_url, health_listen="127.0.0.1:0") as server:
         for address in (server.address, server.health_address):
             async with grpc.aio.insecure_channel(str(address)) as channel:
@@ -78,7 +78,7 @@ async def test_liveness_does_not_follow_the_database(start_server: StartServer, 
                 assert (await health.Check(health_pb2.HealthCheckRequest(service=LIVENESS))).status == _SERVING
 
 
-async def test_watchers_are_told_when_the_server_stops(start_server: StartServer) -> None:
+async def test_watch_at_shutdown(start_server: StartServer) -> None:
     """At shutdown a watcher receives NOT_SERVING and its call closes immediately, without the grace period."""
     async with start_server(shutdown_grace="30") as server:
         async with grpc.aio.insecure_channel(str(server.address)) as channel:
@@ -92,7 +92,7 @@ async def test_watchers_are_told_when_the_server_stops(start_server: StartServer
                 assert await watch.read() is grpc.aio.EOF
 
 
-async def test_a_stalled_watcher_holds_nobody(start_server: StartServer) -> None:
+async def test_stalled_watcher(start_server: StartServer) -> None:
     """A watcher that does not read blocks neither other watchers, nor the readiness loop, nor shutdown."""
     async with start_server(shutdown_grace="0.5") as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
@@ -111,7 +111,7 @@ async def test_a_stalled_watcher_holds_nobody(start_server: StartServer) -> None
 
 
 async def test_too_many_watchers(server: Server, channel: grpc.aio.Channel, health: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Watchers are bounded: each holds memory for as long as it likes; one that leaves makes room."""
+    """The number of watchers is limited, because each uses memory for an unlimited time; a call that ends makes room for another."""
     monkeypatch.setattr("service.api.health._MAX_WATCHERS", 2)
     watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
     for watch in watches:
@@ -123,15 +123,13 @@ async def test_too_many_watchers(server: Server, channel: grpc.aio.Channel, heal
 
     assert (await failure(third())).code is StatusCode.RESOURCE_EXHAUSTED
     watches[0].cancel()
-    async with asyncio.timeout(10):
-        while server.health.watchers > 1:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: server.health.watchers, lambda count: count <= 1)
     await third()
     watches[1].cancel()
 
 
 async def test_not_serving_after_close() -> None:
-    """A readiness check that ends after the server began to stop does not make it serve again."""
+    """A readiness check that finishes during shutdown does not set the status to SERVING again."""
     health = Health()
     health.set(serving=True)
     health.close()
@@ -140,22 +138,13 @@ async def test_not_serving_after_close() -> None:
     assert answer.status == _NOT_SERVING
 
 
-async def _reflect(channel: Any, **request: Any) -> Any:
-    async def requests() -> AsyncIterator[Any]:
-        yield reflection_pb2.ServerReflectionRequest(**request)
-
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
-    [answer] = [answer async for answer in stub.ServerReflectionInfo(requests())]
-    return answer
-
-
 async def test_reflection(channel: grpc.aio.Channel) -> None:
-    """Reflection names the services, and gives the files that describe them."""
-    answer = await _reflect(channel, list_services="")
+    """Reflection lists the services and returns their descriptors."""
+    answer = await reflect(channel, list_services="")
     assert {service.name for service in answer.list_services_response.service} == {
         pb.BACKUP_SERVICE, pb.CLUSTER_SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection",
     }  # fmt: skip
-    answer = await _reflect(channel, file_containing_symbol=pb.BACKUP_SERVICE)
+    answer = await reflect(channel, file_containing_symbol=pb.BACKUP_SERVICE)
     assert pb.DESCRIPTOR.serialized_pb in answer.file_descriptor_response.file_descriptor_proto
 
 
@@ -166,20 +155,19 @@ async def test_idle_reflection_stream(start_server: StartServer) -> None:
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         async with channel, asyncio.timeout(10):
             assert (await failure(stub.ServerReflectionInfo().read())).code is StatusCode.DEADLINE_EXCEEDED
-            while server.admission.in_flight:
-                await asyncio.sleep(0.01)
+            await eventually(lambda: server.admission.in_flight, 0)
 
 
 async def test_reflection_is_off_by_default(start_server: StartServer) -> None:
     """Without the setting, reflection is UNIMPLEMENTED."""
     async with start_server(reflection=None) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await _reflect(channel, list_services="")
+            await reflect(channel, list_services="")
         assert caught.value.code() is StatusCode.UNIMPLEMENTED
 
 
-async def test_whatever_goes_wrong_may_be_mended(start_server: StartServer, sql: Sql) -> None:
-    """An unexpected error, here a role that may not read the revision, makes the server not ready and does not stop the loop."""
+async def test_recovers_from_an_unexpected_error(start_server: StartServer, sql: Sql) -> None:
+    """An unexpected error, such as a missing privilege, makes the server NOT_SERVING until a later check succeeds."""
     async with start_server() as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         await _until(health, _SERVING)

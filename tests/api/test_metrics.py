@@ -6,7 +6,6 @@ import math
 import socket
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,37 +13,22 @@ from typing import Any
 import grpc
 import pytest
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from service import VERSION, pb
 from service.errors import PortTaken
-from service.server import Server
 from tests.support.catalog import AddBackups, Sql
 from tests.support.certificates import Authority, Files
 from tests.support.eventually import eventually
+from tests.support.metrics import scrape, value_of
 from tests.support.server import StartServer
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _SERVICE = "yandex.cloud.mdb.greenplum.v1.BackupService"
 
 
-async def _scrape(server: Server) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    def fetch() -> str:
-        with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=10) as response:
-            return str(response.read().decode())
-
-    families = text_string_to_metric_families(await asyncio.to_thread(fetch))
-    return {(sample.name, frozenset(sample.labels.items())): sample.value for family in families for sample in family.samples}
-
-
-def _of(scraped: dict[Any, float], name: str, **labels: str) -> float:
-    """The sum of a metric's samples with these labels."""
-    return sum(value for (found, has), value in scraped.items() if found == name and set(labels.items()) <= has)
-
-
 async def test_calls_are_counted(start_server: StartServer, add_backups: AddBackups) -> None:
-    """Calls are counted when they begin and by their status when they end, with their durations; by no label that a client chooses."""
+    """Calls are counted when they start, and when they end by status, with their duration; no label has a value chosen by a client."""
     [backup] = await add_backups(1)
     async with start_server(metrics_listen="127.0.0.1:0") as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         stub = pb.BackupServiceStub(channel)
@@ -53,52 +37,50 @@ async def test_calls_are_counted(start_server: StartServer, add_backups: AddBack
         await stub.List(pb.ListBackupsRequest(folder_id="f1"))
         unknown: Any = channel.unary_unary("/a.B/Chosen")
         await unknown(b"").code()
-        scraped = await _scrape(server)
+        scraped = await scrape(server)
 
     get = {"grpc_service": _SERVICE, "grpc_method": "Get", "grpc_type": "unary"}
-    assert _of(scraped, "grpc_server_started_total", **get) == 4
-    by_code = {code: _of(scraped, "grpc_server_handled_total", **get, grpc_code=code) for code in ("OK", "NOT_FOUND", "INVALID_ARGUMENT")}
+    assert value_of(scraped, "grpc_server_started_total", **get) == 4
+    by_code = {
+        code: value_of(scraped, "grpc_server_handled_total", **get, grpc_code=code) for code in ("OK", "NOT_FOUND", "INVALID_ARGUMENT")
+    }
     assert by_code == {"OK": 1, "NOT_FOUND": 2, "INVALID_ARGUMENT": 1}
-    assert _of(scraped, "grpc_server_handling_seconds_count", **get) == 4
-    assert _of(scraped, "grpc_server_handled_total", grpc_method="List", grpc_code="OK") == 1
+    assert value_of(scraped, "grpc_server_handling_seconds_count", **get) == 4
+    assert value_of(scraped, "grpc_server_handled_total", grpc_method="List", grpc_code="OK") == 1
     labels = {label for _, has in scraped for label in has}
     assert not [value for _, value in labels if "hosen" in value or value in (backup.id, "f1")]
 
 
-async def test_the_state_of_the_server(start_server: StartServer) -> None:
-    """Metrics have the readiness, the admission limit, the pool and the versions of the server."""
+async def test_state_of_the_server(start_server: StartServer) -> None:
+    """Metrics contain the readiness, the admission limit, the connection pool and the version of the server."""
     async with start_server(metrics_listen="127.0.0.1:0", pool_size=3, admission_limit=7) as server:
-        async with asyncio.timeout(10):
-            while not _of(scraped := await _scrape(server), "backups_ready"):
-                await asyncio.sleep(0.05)
-    assert _of(scraped, "backups_build_info", version=VERSION) == 1
-    assert _of(scraped, "backups_admission_limit") == 7
-    assert _of(scraped, "backups_admission_in_flight") == 0
-    assert _of(scraped, "backups_pool_size") == 3
-    assert 1 <= _of(scraped, "backups_pool_connections") <= 3
+        scraped = await eventually(lambda: scrape(server), lambda metrics: value_of(metrics, "backups_ready"))
+    assert value_of(scraped, "backups_build_info", version=VERSION) == 1
+    assert value_of(scraped, "backups_admission_limit") == 7
+    assert value_of(scraped, "backups_admission_in_flight") == 0
+    assert value_of(scraped, "backups_pool_size") == 3
+    assert 1 <= value_of(scraped, "backups_pool_connections") <= 3
 
 
-async def test_what_grows_old(start_server: StartServer, sql: Sql, tmp_path: Path) -> None:
-    """The age of the signing keys, when the certificate expires, and since when PostgreSQL has not been seen, can be read."""
+async def test_ages(start_server: StartServer, sql: Sql, tmp_path: Path) -> None:
+    """Metrics contain the ages of the signing keys and of the last check of the database, and the expiry of the certificate."""
     await sql.execute("ALTER TABLE alembic_version RENAME TO hidden")
     authority, files, jwks = Authority(), Files(tmp_path), tmp_path / "jwks.json"
-    files.write(authority.pair("first"))  # for a day
+    files.write(authority.pair("first"))  # valid for a day
     jwt = {"auth": "jwt", "jwks": str(jwks), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, "jwks_refresh": "0.05", "jwks_max_age": "77"}
     async with start_server(metrics_listen="127.0.0.1:0", **jwt, **files.settings) as server:
-        before = await _scrape(server)
+        before = await scrape(server)
         jwks.write_bytes(Issuer("one").jwks())
         await sql.execute("ALTER TABLE hidden RENAME TO alembic_version")
-        async with asyncio.timeout(20):
-            while not _of(after := await _scrape(server), "backups_ready"):
-                await asyncio.sleep(0.05)
-    assert _of(before, "backups_jwks_age_seconds") == _of(before, "backups_database_last_check_age_seconds") == math.inf
-    assert 0 <= _of(after, "backups_jwks_age_seconds") < 20
-    assert 0 <= _of(after, "backups_database_last_check_age_seconds") < 20
-    assert _of(after, "backups_jwks_max_age_seconds") == 77
-    assert abs(_of(after, "backups_tls_certificate_expiry_timestamp_seconds") - time.time() - 24 * 3600) < 60
+        after = await eventually(lambda: scrape(server), lambda metrics: value_of(metrics, "backups_ready"), timeout_s=20)
+    assert value_of(before, "backups_jwks_age_seconds") == value_of(before, "backups_database_last_check_age_seconds") == math.inf
+    assert 0 <= value_of(after, "backups_jwks_age_seconds") < 20
+    assert 0 <= value_of(after, "backups_database_last_check_age_seconds") < 20
+    assert value_of(after, "backups_jwks_max_age_seconds") == 77
+    assert abs(value_of(after, "backups_tls_certificate_expiry_timestamp_seconds") - time.time() - 24 * 3600) < 60
 
 
-async def test_a_port_that_is_taken(start_server: StartServer) -> None:
+async def test_port_in_use(start_server: StartServer) -> None:
     """If the metrics port is in use, the start fails with a clear error and closes everything."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -109,10 +91,10 @@ async def test_a_port_that_is_taken(start_server: StartServer) -> None:
 
 
 class _Big(Collector):
-    """An answer that no socket holds."""
+    """Metric that is larger than the buffers of a socket."""
 
     def collect(self) -> Iterator[Metric]:
-        metric = GaugeMetricFamily("big", "Big.", labels=["what"])
+        metric = GaugeMetricFamily("big", "Big.", labels=["number"])
         for number in range(100_000):
             metric.add_metric([f"{number:0100}"], 1)
         yield metric
@@ -122,7 +104,7 @@ class _Big(Collector):
 async def test_stalled_connections(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], sent: bytes
 ) -> None:  # fmt: skip
-    """A connection without a complete request, or that does not read its response, is closed with its thread, and nothing is logged."""
+    """A connection that does not send a complete request or read the response is closed with its thread, without a traceback in the log."""
     monkeypatch.setattr("service.observability.metrics._Scrape.timeout", 1)
     async with start_server(metrics_listen="127.0.0.1:0") as server:
         server.metrics.collect(_Big())
@@ -131,22 +113,19 @@ async def test_stalled_connections(
         with contextlib.ExitStack() as stack:
             for _ in range(3):
                 stack.enter_context(socket.create_connection(server.metrics_address)).sendall(sent)
-            async with asyncio.timeout(20):
-                while threading.active_count() == threads:
-                    await asyncio.sleep(0.001)
-                while threading.active_count() > threads:
-                    await asyncio.sleep(0.01)
+            await eventually(threading.active_count, lambda count: count > threads, timeout_s=20, period_s=0.001)
+            await eventually(threading.active_count, lambda count: count <= threads, timeout_s=20)
     assert "Traceback" not in capfd.readouterr().err
 
 
 async def test_idle_connections_are_bounded(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """With 300 idle connections to its port, the server has a few threads for them and answers scrapes."""
-    monkeypatch.setattr("service.observability.metrics._Scrape.timeout", 60)  # so that the limit closes them, not the timeout
+    monkeypatch.setattr("service.observability.metrics._Scrape.timeout", 60)  # the limit closes the connections, not the timeout
     async with start_server(metrics_listen="127.0.0.1:0") as server:
         assert server.metrics_address
         threads = threading.active_count()
         with contextlib.ExitStack() as stack:
             idle = [stack.enter_context(socket.create_connection(server.metrics_address, timeout=10)) for _ in range(300)]
-            assert _of(await _scrape(server), "backups_build_info") == 1
+            assert value_of(await scrape(server), "backups_build_info") == 1
             await eventually(threading.active_count, lambda count: count <= threads + 20 + 5)  # 5 of the executor that scrapes
             assert await asyncio.to_thread(idle[0].recv, 1) == b""

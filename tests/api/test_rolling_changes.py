@@ -3,7 +3,6 @@
 Calls go to both in turn, as a balancer sends them.
 """
 
-import asyncio
 import base64
 import contextlib
 import itertools
@@ -24,6 +23,7 @@ from service.server import Server
 from tests.support.answers import failure
 from tests.support.catalog import AddBackups, Sql
 from tests.support.certificates import Authority, Files
+from tests.support.eventually import eventually
 from tests.support.server import StartServer
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
@@ -34,9 +34,7 @@ Settings = dict[str, Any]
 
 
 async def _serving(server: Server, *, serving: bool = True) -> None:
-    async with asyncio.timeout(10):
-        while server.health.serving != serving:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: server.health.serving, serving)
 
 
 @contextlib.asynccontextmanager

@@ -1,6 +1,5 @@
 """Content of log lines, and values that must not be in them."""
 
-import asyncio
 import json
 import logging
 import re
@@ -13,6 +12,7 @@ from service.errors import CatalogUnavailable
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.observability.tracing import CallSpan
+from tests.support.eventually import eventually
 from tests.support.repository import ROOT
 
 
@@ -34,11 +34,8 @@ def _call(request_id: str) -> logs.Call:
 
 
 async def _written(capsys: pytest.CaptureFixture[str]) -> str:
-    """The lines of calls, which wait for others."""
-    async with asyncio.timeout(10):
-        while not (text := capsys.readouterr().err):
-            await asyncio.sleep(0.001)
-    return text
+    """Return the logged lines of calls, which are written in batches."""
+    return await eventually(lambda: capsys.readouterr().err, bool)
 
 
 async def test_a_call_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
