@@ -208,7 +208,7 @@ _ANY_SIZE = Change(
 
 
 _RELEASED_EARLY = Change(
-    "service/api/interceptor.py",
+    "service/api/running_call.py",
     "        self._answered_at = self.rpc.task.get_loop().time()\n",
     "        self._answered_at = self.rpc.task.get_loop().time()\n"
     "        self._admission.release(self.client, self._cost) if self._cost else None\n"

@@ -55,12 +55,12 @@ def _before(file: str, line: str, condition: str, then: str = _FAIL) -> Change:
     return Change(file, line, f"{indent}if {condition}:\n{indent}    {then}\n{line}")
 
 
-_GET_LINE = "        return _message(await self._catalog.get("
+_GET_LINE = "        return encoded_backup(await self._catalog.get("
 _FAULTS = {
     "handler": _before(_BACKUP_SERVICE, _GET_LINE, 'request.backup_id == "handler"'),
     "serializer": _before(
         _BACKUP_SERVICE,
-        '        """One backup."""\n',
+        '        """Return one backup as an encoded `Backup`."""\n',
         'request.backup_id == "serializer"',
         'return __import__("service.injected").injected.Unserializable()',
     ),
@@ -73,7 +73,7 @@ _FAULTS = {
 _BACKGROUND = {
     "task": _before(
         _BACKUP_SERVICE,
-        '        """One page of a folder\'s backups, newest first."""\n',
+        '        """Return one page of a folder\'s backups, newest first, as an encoded `ListBackupsResponse`."""\n',
         'request.folder_id == "task"',
         '__import__("asyncio").ensure_future(__import__("service.injected").injected.fail_alone())',
     ),
@@ -234,7 +234,7 @@ async def test_no_secret_of_broken_files(database_url: str, tmp_path: Path, *, m
             await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1"))
     measure(f"answers of the issuer: {requests}")
     logged = replica.logged()
-    assert "the new certificate cannot be used" in logged
+    assert "certificate not reloaded" in logged
     assert "signing keys cannot be read" in logged
     assert _SECRET not in logged
     assert [line for line in logged.splitlines() if not _is_json(line)] == []
