@@ -4,24 +4,25 @@ ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS build
 WORKDIR /app
-COPY requirements/production.txt requirements/
-# The virtual environment is created at its final path, which its scripts contain. It has no pip of its own.
+COPY requirements/build.txt requirements/production.txt requirements/
+# The virtual environment is created at its final path, which its scripts contain. It has no pip of its own, and no build tools.
 RUN python -m venv --without-pip .venv \
- && python -m pip --python .venv/bin/python install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/production.txt
+ && python -m pip --python .venv/bin/python install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/production.txt \
+ && python -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore --require-hashes -r requirements/build.txt
+COPY . .
+RUN python -m hatchling build --target wheel \
+ && python -m pip --python .venv/bin/python install --no-index --no-deps --disable-pip-version-check dist/*.whl
 
 FROM ${BASE}
 # The user that runs the service owns no file and writes none. Package installers are removed, so that an attacker in the container has none.
 RUN groupadd --system --gid 10001 backups \
  && useradd --system --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin backups \
  && python -c 'import importlib.util as u, shutil; [shutil.rmtree(f) for n in ("pip", "ensurepip", "setuptools", "wheel") if (s := u.find_spec(n)) for f in s.submodule_search_locations]' \
- && rm -f /usr/bin/pip* /usr/local/bin/pip*
+ && rm -f /usr/bin/pip* /usr/local/bin/pip* \
+ && ln -s /app/.venv/bin/backup-service /usr/local/bin/backup-service
+COPY --from=build /app/.venv /app/.venv
 WORKDIR /app
-COPY --from=build /app/.venv .venv
-COPY backup-service ./
-COPY migrations migrations
-COPY service service
-RUN ln -s /app/backup-service /usr/local/bin/backup-service
-ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 BACKUPS_LISTEN=0.0.0.0:50051
+ENV BACKUPS_LISTEN=0.0.0.0:50051
 LABEL org.opencontainers.image.title="greenplum-backup-service" \
       org.opencontainers.image.description="The Managed Greenplum BackupService gRPC API over the backups that WAL-G and gpbackup make" \
       org.opencontainers.image.version="0.1.0" \

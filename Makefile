@@ -1,6 +1,6 @@
 # `make` alone prints the commands from the ## comments.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test coverage soak check clients format bench bench-scale proto requirements compose-test debian-test clean
+.PHONY: help setup run test coverage soak check clients format bench bench-scale wheel proto requirements compose-test debian-test clean
 
 # The first CPython of the PATH that is 3.11 or newer; PYTHON=... selects another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -54,11 +54,14 @@ bench: $(VENV)/measurements ## compare the cost of a call with other implementat
 bench-scale: $(VENV)/measurements ## measure the same calls with ten thousand to ten million backups; half an hour, 20 GB
 	$(BIN)/python -m bench --scale $(ARGS)
 
+wheel: $(VENV)/development ## build the wheel, in dist/
+	$(BIN)/hatchling build --target wheel
+
 proto: $(VENV)/development ## generate service/pb, docs/api.md and docs/openapi.json from proto/
 	proto/generate
 
-requirements: ## pin the requirements again (needs uv; ARGS=--upgrade for newer versions)
-	requirements/lock $(ARGS)
+requirements: $(VENV)/development ## pin the requirements again (ARGS=--upgrade for newer versions)
+	PATH="$(CURDIR)/$(BIN):$$PATH" requirements/lock $(ARGS)
 
 compose-test: $(VENV)/development ## run the deployment's tests against docker-compose.yml, on the Docker engine of DOCKER_HOST
 	$(BIN)/pytest -s tests/composed $(ARGS)
@@ -67,15 +70,15 @@ debian-test: ## run `make run` and `make test` in a bare Debian container (DEBIA
 	.ci/debian-test
 
 clean: ## remove the virtual environments, the official clients, the development database and the benchmark's catalogs
-	rm -rf .venv .venv-3.11 .clients .data
+	rm -rf .venv .venv-3.11 .clients .data dist
 
 # One stamp file for each set of requirements; development includes local.
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/local: requirements/production.txt requirements/local.txt | $(VENV)/python
-	$(INSTALL) -r requirements/production.txt -r requirements/local.txt
+$(VENV)/local: requirements/local.txt | $(VENV)/python
+	$(INSTALL) -r requirements/local.txt
 	@touch $@
 
 $(VENV)/development: requirements/development.txt | $(VENV)/python

@@ -1,8 +1,9 @@
-"""Checks of the packages in the image: wheels for every supported CPython, a bill of materials, and known vulnerabilities.
+"""Checks of the packages in the image: wheels for every supported CPython and platform, a bill of materials, and known vulnerabilities.
 
 Usage: python -m requirements.check [--release]. An incomplete audit is an error with --release, and is only reported without it.
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -14,20 +15,23 @@ from service import VERSION
 
 ROOT = Path(__file__).parents[1]
 PRODUCTION = ROOT / "requirements" / "production.txt"
+DEV = ROOT / "requirements" / "local.txt"
 SBOM = ROOT / "build" / "sbom.cdx.json"
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+PLATFORMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28")
+"""Architectures, with the oldest glibc."""
 
 
 def check_wheels() -> None:
-    """Resolve the pinned requirements to wheels for each CPython on this platform, without installing them."""
-    for version in PYTHONS:
+    """Resolve the pinned requirements to wheels for each CPython and platform, without installing them."""
+    for version, platform, file in itertools.product(PYTHONS, PLATFORMS, (PRODUCTION, DEV)):
         with tempfile.TemporaryDirectory() as folder:
             _run(
-                *("pip", "install", "--quiet", "--disable-pip-version-check", "--dry-run", "--ignore-installed", "--target", folder),
-                *("--python-version", version, "--only-binary=:all:", "--require-hashes", "--requirement", str(PRODUCTION)),
+                *("uv", "pip", "install", "--quiet", "--dry-run", "--target", folder, "--python-version", version),
+                *("--python-platform", platform, "--only-binary", ":all:", "--require-hashes", "--requirement", str(file)),
             )
-        print(f"CPython {version}: every requirement resolves to a wheel")
+    print(f"Every requirement resolves to a wheel for CPython {', '.join(PYTHONS)} on {', '.join(PLATFORMS)}")
 
 
 def write_sbom(file: Path) -> None:

@@ -20,6 +20,7 @@ from service.address import Address, Network, is_loopback
 from service.database_url import parse_database_url
 from service.errors import InvalidSettings
 from service.page_token import DEFAULT_KEY, KEY_LENGTHS
+from service.project_files import default_data_folder
 from service.setting_names import ENV_PREFIX, check_names, known_names
 
 _LONGEST_S = 7 * 24 * 3600
@@ -266,7 +267,7 @@ class Settings(BaseSettings):
         Field(ge=1, le=100_000, description="Maximum number of clusters (once for each tool) with metrics, the most overdue ones first."),
     ] = 1000
     reflection: Annotated[bool | None, Field(description="Serve gRPC reflection; on in `dev` and off in `serve` unless set.")] = None
-    data_folder: Annotated[Path, Field(description="Folder of the embedded PostgreSQL of `dev`.")] = Path(__file__).parents[1] / ".data"
+    data_folder: Annotated[Path, Field(default_factory=default_data_folder, description="Folder of the embedded PostgreSQL of `dev`.")]
     log_format: Annotated[Literal["json", "console"], Field(description="json, or console for a human-readable format.")] = "json"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="The least severe level that is logged.")] = "info"
 

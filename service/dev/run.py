@@ -14,10 +14,9 @@ from service.dev.embedded_postgres import EmbeddedPostgres
 from service.importers import walg
 from service.postgres.import_backups import Options, Target, load
 from service.postgres.migration import Roles, migrate
+from service.project_files import IS_CLONE, SAMPLE, shown_path
 
-_ROOT = Path(__file__).parents[2]
 _DATABASE = "postgres"
-_SAMPLE = _ROOT / "samples" / "walg-backup-list.json"
 _FOLDER, _CLUSTER = "demo-folder", "demo-cluster"
 
 
@@ -50,11 +49,11 @@ def dev_catalog(url: str | None, data_folder: Path, roles: Roles) -> Iterator[De
 
 def _load_sample(url: str) -> str:
     target = Target(folder_id=_FOLDER, source_cluster_id=_CLUSTER, tool=walg.TOOL)
-    with _SAMPLE.open("rb") as stream:
+    with SAMPLE.open("rb") as stream:
         summary = asyncio.run(load(url, walg.read(stream, id_prefix=_CLUSTER), target, Options()))
     return (
         f"{summary.added + summary.changed + summary.unchanged} backups in folder {_FOLDER}, {summary.added} of them new, "
-        f"from {_SAMPLE.relative_to(_ROOT)}"
+        f"from {shown_path(SAMPLE)}"
     )
 
 
@@ -64,11 +63,12 @@ def announce(catalog: DevCatalog, *, address: str, security: str, client_options
     Args:
         client_options: options with which the commands reach the server.
     """
-    command = ["./backup-service", "list", "--folder-id", _FOLDER, *client_options]
+    program = "./backup-service" if IS_CLONE else "backup-service"
+    command = [program, "list", "--folder-id", _FOLDER, *client_options]
     print(f"Serving   {address} (gRPC, {security})")
     print(f"Loaded    {catalog.loaded}")
     print(f"Try       {shlex.join(command)}")
     if catalog.is_embedded:
-        arguments = ["import", "walg", str(_SAMPLE.relative_to(_ROOT)), "--folder-id", _FOLDER, "--cluster-id", _CLUSTER]
-        print(f"Import    BACKUPS_DATABASE_URL={shlex.quote(catalog.url)} ./backup-service {shlex.join(arguments)}")
+        arguments = ["import", "walg", str(shown_path(SAMPLE)), "--folder-id", _FOLDER, "--cluster-id", _CLUSTER]
+        print(f"Import    BACKUPS_DATABASE_URL={shlex.quote(catalog.url)} {program} {shlex.join(arguments)}")
     print("Stop      Ctrl-C", flush=True)

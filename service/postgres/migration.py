@@ -3,7 +3,6 @@
 import io
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import NamedTuple
 
 import asyncpg
@@ -15,8 +14,8 @@ from sqlalchemy.exc import DBAPIError
 
 from service.errors import ConnectFailed, SchemaError
 from service.postgres.errors import UNAVAILABLE, cause
+from service.project_files import MIGRATIONS
 
-_MIGRATIONS = Path(__file__).parents[2] / "migrations"
 _LOCK_NOT_AVAILABLE = "55P03"
 _RETRY_DELAY_S = 0.5  # in which the queries run that have queued behind a step
 
@@ -31,12 +30,12 @@ class Roles(NamedTuple):
 
 
 def migrate(url: str, *, to: str = "head", roles: Roles = Roles(), timeout: timedelta = timedelta(minutes=10)) -> None:  # noqa: B008
-    """Upgrade the schema to a revision, each step in its own transaction. Several processes may do so at the same time (migrations/env.py).
+    """Bring the schema to a revision, each step in its own transaction; several migrations may run at once (see migrations/env.py).
 
     The role of the URL owns the schema. The other roles are granted their rights each time, because they may be new.
 
-    A step waits only briefly for a lock, because queries queue behind it. It is retried until `timeout` has passed. Uses a new event
-    loop.
+    A step gives up after a short wait for a lock, so that queries which queue behind it do not wait long. It is tried again until
+    `timeout` has passed. Runs its own event loop.
 
     Raises:
         SchemaError: the database cannot be used, there is no such revision, or a step failed; the steps before it stay.
@@ -105,7 +104,7 @@ def heads() -> list[str]:
 
 def _config(url: str | None, *, roles: Roles | None = None, timeout: timedelta = timedelta(0), output: io.StringIO | None = None) -> Config:
     config = Config(output_buffer=output or io.StringIO())
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes.update(url=url, timeout=timeout, roles=roles)
     return config
 

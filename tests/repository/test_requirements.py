@@ -9,8 +9,9 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from requirements.check import PRODUCTION, judge, write_sbom
+from requirements.check import PLATFORMS, PRODUCTION, PYTHONS, judge, write_sbom
 from service import VERSION
+from tests.support.repository import ROOT
 
 _SAFE: dict[str, Any] = {"name": "a", "version": "1", "vulns": []}
 _SKIPPED: dict[str, Any] = {"name": "b", "skip_reason": "timed out"}
@@ -30,6 +31,16 @@ def test_bill_of_materials(tmp_path: Path) -> None:
     assert len(pinned) > 20
     assert {(component["name"], component["version"]) for component in bill["components"]} == pinned
     assert all(component["externalReferences"][0]["hashes"] for component in bill["components"])
+
+
+def test_supported_platforms() -> None:
+    """docs/installing.md names the CPythons, the glibc and the architectures for which the requirements are checked."""
+    page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([\w ]+) \| (.+) \|$", page, re.MULTILINE))
+    assert rows["CPython"] == ", ".join(PYTHONS)
+    architectures, glibc = zip(*(platform.split("-manylinux_") for platform in PLATFORMS), strict=True)
+    assert re.findall(r"`(\w+)`", rows["architecture"]) == list(architectures)
+    assert re.findall(r"glibc ([\d.]+)", rows["operating system"]) == [version.replace("_", ".") for version in {*glibc}]
 
 
 def test_safe(capsys: pytest.CaptureFixture[str]) -> None:

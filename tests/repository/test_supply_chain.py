@@ -1,6 +1,5 @@
 """Version, image labels and the configuration of dependency updates."""
 
-import importlib
 import json
 import re
 import tomllib
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import service
 from service import VERSION
 from tests.support.repository import ROOT, tracked_files
 
@@ -21,11 +21,10 @@ def _managed(file: str, manager: str) -> bool:
 
 
 def test_version_is_defined_once() -> None:
-    """pyproject.toml has no version of its own: it reads the version of the package `service`."""
+    """pyproject.toml has no version of its own: the build reads the version of the package `service`."""
     assert "version" not in _PYPROJECT["project"]
     assert _PYPROJECT["project"]["dynamic"] == ["version"]
-    module, _, name = _PYPROJECT["tool"]["setuptools"]["dynamic"]["version"]["attr"].rpartition(".")
-    assert getattr(importlib.import_module(module), name) == VERSION
+    assert _PYPROJECT["tool"]["hatch"]["version"] == {"path": str(Path(service.__file__).relative_to(ROOT))}
 
 
 def test_image_labels() -> None:

@@ -34,9 +34,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def data_folder() -> Iterator[Path]:
+def data_folder(name: str = "data") -> Iterator[Path]:
     """Yield the path of a data folder that does not exist yet, and remove it afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="backups-dev-", dir="/tmp")) / "data"
+    folder = Path(tempfile.mkdtemp(prefix="backups-dev-", dir="/tmp")) / name
     yield folder
     EmbeddedPostgres(folder).remove()
     shutil.rmtree(folder.parent, ignore_errors=True)

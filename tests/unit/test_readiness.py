@@ -1,4 +1,4 @@
-"""Readiness without a database: slow checks, errors, shutdown, and logged events."""
+"""Readiness without a database: slow checks, errors, shutdown, and what is logged."""
 
 import asyncio
 import json
