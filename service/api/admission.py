@@ -87,7 +87,7 @@ class Admission:
         return now - self._other_at <= FAIRNESS_WINDOW.total_seconds()
 
     def release(self, client: str, cost: int) -> None:
-        """Release the cost of a call whose answer was sent, or cannot be sent any more."""
+        """Release the cost of a call whose answer has been sent or can no longer be sent."""
         self.in_flight -= cost
         left = self._in_flight_of[client] - cost
         if left:

@@ -32,11 +32,11 @@ class RpcTask:
         task = asyncio.current_task()
         assert task
         self.task: _Task = task
-        """Runs the handler, then sends its answer; done when the answer was sent or cannot be sent any more."""
+        """Runs the handler, then sends its answer. Done when the answer has been sent or can no longer be sent."""
         self._parent = _creator.get()
 
     def cancel_rpc(self) -> None:
-        """Reset the RPC's stream and drop what gRPC holds of its answer."""
+        """Reset the stream of the RPC, and free the part of its answer that gRPC still holds."""
         self.task.cancel()
         if self._parent is not None and self._parent.get_name() == _PARENT_NAME:  # never the task that accepts calls
             self._parent.cancel()

@@ -156,7 +156,7 @@ async def _channel(endpoint: Endpoint, *, use_proxy: bool = True) -> AsyncIterat
         try:
             yield channel
         except grpc.aio.AioRpcError as exc:
-            raise CallFailed(await _explained(exc, endpoint)) from exc
+            raise CallFailed(await _error_text(exc, endpoint)) from exc
 
 
 def _decoded(answer: _Answer | None) -> _Answer:
@@ -181,19 +181,19 @@ def _check_backup(backup: pb.Backup) -> None:
             raise CallFailed(f"the service sent a backup with a time outside of years 1 to 9999: {time.seconds} s") from None
 
 
-async def _explained(error: grpc.aio.AioRpcError, endpoint: Endpoint) -> str:
+async def _error_text(error: grpc.aio.AioRpcError, endpoint: Endpoint) -> str:
     """Return the status, the message and the details of an error; for a failed connection one line with the cause."""
     metadata = dict(error.trailing_metadata() or ())
     packed = metadata.get(_DETAILS_KEY)
     if error.code() is grpc.StatusCode.UNAVAILABLE and packed is None:
-        return await _unreachable(error, endpoint)
+        return await _connection_error_text(error, endpoint)
     lines = [f"{error.code().name}: {error.details()}"]
     if isinstance(packed, bytes):
         lines += _details(packed)
     return "\n".join(lines)
 
 
-async def _unreachable(error: grpc.aio.AioRpcError, endpoint: Endpoint) -> str:
+async def _connection_error_text(error: grpc.aio.AioRpcError, endpoint: Endpoint) -> str:
     address = endpoint.address
     if endpoint.tls and await tls_probe.speaks_plaintext(address):
         return f"the service at {address.text} does not use TLS: call it without --tls and --ca-file, or use its TLS port"

@@ -19,7 +19,7 @@ ReadToken = Callable[[], str | None]
 
 
 def token_reader(token_file: Path | None) -> ReadToken:
-    """Return a function that returns the token for the next call: from the file, else from BACKUPS_TOKEN, else None."""
+    """Return a function that reads the token for the next call from the file, or without one from BACKUPS_TOKEN; None without a token."""
     return TokenFile(token_file).read if token_file else _token_of_environment
 
 

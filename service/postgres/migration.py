@@ -30,12 +30,12 @@ class Roles(NamedTuple):
 
 
 def migrate(url: str, *, to: str = "head", roles: Roles = Roles(), timeout: timedelta = timedelta(minutes=10)) -> None:  # noqa: B008
-    """Bring the schema to a revision, each step in its own transaction; several migrations may run at once (see migrations/env.py).
+    """Upgrade the schema to a revision, each step in its own transaction. Several processes may do so at the same time (migrations/env.py).
 
     The role of the URL owns the schema. The other roles are granted their rights each time, because they may be new.
 
-    A step gives up after a short wait for a lock, so that queries which queue behind it do not wait long. It is tried again until
-    `timeout` has passed. Runs its own event loop.
+    A step waits only briefly for a lock, because queries queue behind it. It is retried until `timeout` has passed. Uses a new event
+    loop.
 
     Raises:
         SchemaError: the database cannot be used, there is no such revision, or a step failed; the steps before it stay.

@@ -72,10 +72,10 @@ class _Guard(asyncio.Protocol):
             if len(self._unread) < size:
                 return
             message, self._unread = self._unread[:size], self._unread[size:]
-            if self._accepts(message):
+            if self._is_last_to_check(message):
                 return
 
-    def _accepts(self, message: bytes) -> bool:
+    def _is_last_to_check(self, message: bytes) -> bool:
         """Pass one message on, or abort the connection. Return True if no further message is to be checked."""
         request = int.from_bytes(message[_HEADER : _HEADER + 4]) if message[:1] == b"R" else None
         if request in _REFUSED:

@@ -116,7 +116,7 @@ async def test_no_such_backup(stub: pb.BackupServiceStub, add_backups: AddBackup
 @pytest.mark.parametrize("character", ["x", "\x01", "Ж"])
 async def test_an_id_of_any_length(stub: pb.BackupServiceStub, size: int, character: str) -> None:
     """An id that is too long for the trailers is NOT_FOUND as well, with a truncated name."""
-    for _ in range(5):  # a client refuses what is too large only sometimes
+    for _ in range(5):  # a client rejects answers that are too large only sometimes
         answer = await failure(stub.Get(pb.GetBackupRequest(backup_id=character * size)))
         assert answer.code is StatusCode.NOT_FOUND
         assert answer.resource == ("yandex.cloud.mdb.greenplum.v1.Backup", character * 128)

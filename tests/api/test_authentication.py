@@ -36,7 +36,7 @@ async def test_a_good_token(guarded: StartGuarded, issuer: Issuer, jwks: Path, a
     [backup] = await add_backups(1)
     [other] = await add_backups(1, folder_id="f2")
     async with guarded(jwks) as stub:
-        # JSON can name what PostgreSQL cannot hold: such folders there are none of.
+        # JSON can contain text that PostgreSQL cannot store. No folder has such an id.
         for token in (issuer.token("k1"), issuer.token("k1", folders=["f0", "f1"]), issuer.token("k1", folders=["f1", "a\0b", "\ud800"])):
             assert len((await stub.List(_LIST, metadata=_bearer(token))).backups) == 1
             assert (await stub.Get(pb.GetBackupRequest(backup_id=backup.id), metadata=_bearer(token))).id == backup.id

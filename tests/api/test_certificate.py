@@ -164,10 +164,10 @@ async def test_names_and_tokens(
 
 
 async def test_health_in_plaintext(start_server: StartServer, authority: Authority, files: Files) -> None:
-    """Health checks have a listener of their own, for probes that speak no TLS; nothing else is there."""
+    """The plaintext listener for probes without TLS serves health checks only."""
     async with start_server(**files.settings, health_listen="127.0.0.1:0") as server:
         async with _channel(server.address, authority) as channel:
-            await _list(channel)  # what one listener has learnt is not the other's
+            await _list(channel)  # must not enable List on the other listener
         async with grpc.aio.insecure_channel(str(server.health_address)) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)).status

@@ -105,7 +105,7 @@ async def test_stalled_watcher(start_server: StartServer) -> None:
 
             server.health.set(serving=False)
             assert (await health.Check(health_pb2.HealthCheckRequest())).status == _NOT_SERVING
-            await _until(health, _SERVING)  # the readiness loop goes on
+            await _until(health, _SERVING)  # the readiness loop still runs
             async with asyncio.timeout(5):
                 await server.shutdown()
 

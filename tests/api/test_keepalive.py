@@ -27,6 +27,6 @@ async def test_pings_without_calls(server: Server) -> None:
     async with asyncio.timeout(30), Connection.to(server.address) as connection:
         for _ in range(5):
             assert await _ping(connection)
-            await asyncio.sleep(1.2)  # the interval is what this is about
+            await asyncio.sleep(1.2)  # the interval under test
         while await _ping(connection):
             pass

@@ -98,7 +98,7 @@ async def test_page_token_key_in_one_step(start_server: StartServer, add_backups
 @pytest.mark.parametrize(
     ("before", "signs", "after"),
     [
-        (["old"], "old", ["old", "new"]),  # 1. publish the new key beside the old one
+        (["old"], "old", ["old", "new"]),  # 1. publish the new key next to the old one
         (["old", "new"], "new", ["old", "new"]),  # 2. sign with it, once jwks_refresh has passed
         (["old", "new"], "new", ["new"]),  # 3. withdraw the old one, once its last token has expired
     ],
@@ -147,7 +147,7 @@ async def test_schema(start_server: StartServer, add_backups: AddBackups, sql: S
 
 
 async def test_turning_on_authentication(start_server: StartServer, add_backups: AddBackups, tmp_path: Path) -> None:
-    """Clients send tokens first (1), then replicas want them (2): both kinds of replica serve such clients."""
+    """Clients send tokens first (1), then replicas require them (2); replicas of both configurations serve such clients."""
     backups = await add_backups(5)
     issuer = Issuer("k")
     jwks = tmp_path / "jwks.json"

@@ -35,7 +35,7 @@ async def _code(stub: pb.BackupServiceStub, token: str) -> StatusCode:
     return code
 
 
-async def _asked_more(source: Source, times: int = 2) -> None:
+async def _more_requests(source: Source, times: int = 2) -> None:
     before = source.requests
     await eventually(lambda: source.requests, lambda requests: requests >= before + times, timeout_s=20)
 
@@ -49,10 +49,10 @@ async def test_keys_survive_failed_reads(guarded: StartGuarded, issuer: Issuer, 
         for answer in [(500, b""), (302, b""), (403, b""), (200, b"<html>"), (200, b"[]"), (200, b"{}"), (200, b"[" * 100_000),
                        (200, b"x" * (1 << 20))]:  # fmt: skip
             source.answer = answer
-            await _asked_more(source)
+            await _more_requests(source)
             assert await _code(stub, token) is StatusCode.OK
         source.answer = None
-        await _asked_more(source, 1)
+        await _more_requests(source, 1)
         assert await _code(stub, token) is StatusCode.OK
 
 
@@ -207,7 +207,7 @@ async def test_ignored_entries_are_logged(guarded: StartGuarded, issuer: Issuer,
 
 
 async def test_reads_continue_after_any_error(issuer: Issuer) -> None:
-    """An error of any type leaves the keys as they are, and the next read is made."""
+    """An error of any type does not change the keys, and the next read follows."""
     outcomes: list[bytes | Exception] = [issuer.jwks("k1"), OSError(), ValueError(), RuntimeError(), TimeoutError(), issuer.jwks("k2")]
 
     async def read() -> bytes:

@@ -67,7 +67,7 @@ def test_served_descriptors_are_public(public: dict[str, _Descriptor]) -> None:
     assert served.keys() == public.keys()
     assert {name: file["package"] for name, file in served.items()} == {name: file["package"] for name, file in public.items()}
     ours, theirs = _members(served), _members(public)
-    theirs["Backup.id"].pop("options")  # "required", which means nothing in a response
+    theirs["Backup.id"].pop("options")  # "required", which has no meaning in a response
     assert ours == {name: theirs[name] for name in ours}
 
 

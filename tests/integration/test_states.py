@@ -263,7 +263,7 @@ _INCREMENT = {"incremental": 1}
 async def test_chains_of_gpbackup(
     import_url: str, sql: Sql, tmp_path: Path, rows: list[dict[str, Any]], plans: dict[int, list[int]], states: list[str]
 ) -> None:
-    """A chain is broken if a needed backup is deleted, unknown if it has no row, was left out or there is no plan, else complete."""
+    """A chain is broken if a needed backup was deleted. It is unknown without a plan, or if a needed backup has no row or was left out."""
     await _load_gpbackup(import_url, write_history(tmp_path / "h.db", *rows, plans=_plans(plans)))
     assert await _days(sql) == states
 
@@ -475,7 +475,7 @@ def _sample(path: Path) -> Path:
 
 
 async def test_sample_of_gpbackup(import_url: str, sql: Sql, tmp_path: Path, database: Database) -> None:
-    """The sample with a deleted base, a backup that is gone and a failed run gives the states that a person derives from it."""
+    """The sample, with a deleted base, a backup missing from the listing and a failed run, gives the expected chains and freshness."""
     for history in (ROOT / "samples" / "gpbackup_history.db", _sample(tmp_path / "h.db")):
         listing = gpbackup.read(history, id_prefix="c1", timezone="Europe/Berlin")
         await load(import_url, listing, Target("f1", "c1", "gpbackup"), Options())

@@ -472,7 +472,7 @@ def _make_fat(path: Path) -> None:
         (_make_half, "damaged or incomplete: copy it again"),
         (_make_garbled, "damaged or incomplete"),
         (_make_fat, "too big"),
-        (_found_by_fuzzing("complaint-without-utf8"), "damaged or incomplete"),
+        (_found_by_fuzzing("error-without-utf8"), "damaged or incomplete"),
         (_found_by_fuzzing("no-memory"), "SQLite needs more than 32 MiB for the file, so it may be damaged"),
     ],
 )

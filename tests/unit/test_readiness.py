@@ -1,4 +1,4 @@
-"""Readiness without a database: slow checks, errors, shutdown, and what is logged."""
+"""Readiness without a database: slow checks, errors, shutdown, and logged events."""
 
 import asyncio
 import json
