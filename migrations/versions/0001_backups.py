@@ -196,7 +196,7 @@ CREATE TABLE freshness ({OWNER_COLUMNS.format(table="freshness")}{DATABASE_COLUM
 )"""
 
 # One of these rows is locked for a cluster, by the hash of its id, while the cluster's rows are written.
-CLUSTER_LOCKS = "CREATE TABLE cluster_locks (number smallint PRIMARY KEY)"
+CLUSTER_LOCKS = "CREATE TABLE cluster_locks (number bigint PRIMARY KEY)"
 CLUSTER_LOCKS_ROWS = "INSERT INTO cluster_locks SELECT generate_series(0, 255)"
 
 COMMENTS = """

@@ -1,6 +1,6 @@
 """Reader of gpbackup's history file: bounded in time and memory, and without effect on a gpbackup that runs.
 
-The file is opened read-only, for one transaction of a few SELECTs. A reader that lingers makes gpbackup's COMMIT fail, and its backup with
+The file is opened read-only, for one transaction of a few queries. A reader that lingers makes gpbackup's COMMIT fail, and its backup with
 it. Limits: 64 KiB for a value, 128 MiB for all rows, 32 MiB for SQLite, 3 s for reading, whatever the file contains.
 """
 
@@ -66,7 +66,7 @@ def read_history(path: Path) -> History:
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_LOCK_TIMEOUT_S)) as connection:
             _restrict(connection)
-            connection.execute("BEGIN")  # all SELECTs see the same state
+            connection.execute("BEGIN")  # all queries see the same state
             columns = _columns(path, connection)
             memory = _Memory(path)
             rows = _rows(connection, columns, memory)
