@@ -33,6 +33,49 @@ CREATE_LOCK = "CREATE TABLE IF NOT EXISTS migration_lock ()"
 # Not ACCESS EXCLUSIVE: pg_dump must be able to read the table. Without waiting in SQL: see `migration_lock`.
 TAKE_LOCK = "BEGIN; LOCK TABLE migration_lock IN EXCLUSIVE MODE NOWAIT"
 
+# Revokes the rights of all other roles on these tables, so that a role that is no longer in the settings loses them. Rights on the database
+# itself only change if the session's role owns it. MAINTAIN, for VACUUM, is new in PostgreSQL 17.
+GRANTS = """
+DO $$ DECLARE
+  database text := quote_ident(current_database());  -- not format(): Alembic prints its percent sign twice
+  role record;
+  owns_database boolean;
+BEGIN
+  IF to_regclass('backups') IS NULL THEN
+    RETURN;
+  END IF;
+  SELECT pg_has_role(current_user, datdba, 'USAGE') INTO owns_database FROM pg_database WHERE datname = current_database();
+  FOR role IN
+    SELECT DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END AS name, grantee = 0 AS is_public
+    FROM pg_class, aclexplode(relacl)
+    WHERE pg_class.oid IN (
+        'backups'::regclass, 'imports'::regclass, 'attempts'::regclass, 'freshness'::regclass, 'cluster_locks'::regclass,
+        'alembic_version'::regclass)
+      AND grantee <> relowner
+  LOOP
+    EXECUTE 'REVOKE ALL ON backups, imports, attempts, freshness, cluster_locks, alembic_version FROM ' || role.name;
+    IF owns_database AND NOT role.is_public THEN
+      EXECUTE 'REVOKE CONNECT, TEMPORARY ON DATABASE ' || database || ' FROM ' || role.name;
+    END IF;
+  END LOOP;
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{service}') THEN
+    GRANT SELECT ON backups, imports, attempts, freshness, alembic_version TO "{service}";
+    IF owns_database THEN
+      EXECUTE 'GRANT CONNECT ON DATABASE ' || database || ' TO "{service}"';
+    END IF;
+  END IF;
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{imports}') THEN
+    GRANT SELECT, INSERT, UPDATE, DELETE ON backups, imports, attempts, freshness TO "{imports}";
+    GRANT SELECT, UPDATE ON cluster_locks TO "{imports}";
+    IF current_setting('server_version_num')::integer >= 170000 THEN
+      GRANT MAINTAIN ON backups TO "{imports}";
+    END IF;
+    IF owns_database THEN
+      EXECUTE 'GRANT CONNECT, TEMPORARY ON DATABASE ' || database || ' TO "{imports}"';
+    END IF;
+  END IF;
+END $$"""
+
 
 def print_sql() -> None:
     context.configure(dialect_name="postgresql", literal_binds=True, transaction_per_migration=True)
@@ -101,52 +144,9 @@ def migrate_connected(connection: Connection) -> None:
 
 
 def grants(roles: Any) -> str:
-    """Return the SQL that grants the roles of `service.postgres.migration.Roles` their rights, if they exist.
-
-    Rights of all other roles on these tables are revoked, so that a role that is no longer in the settings loses them. Rights on the
-    database itself are only changed if the session's role owns it. MAINTAIN, for VACUUM, is new in PostgreSQL 17.
-    """
+    """Return the SQL that grants the roles of `service.postgres.migration.Roles` their rights, if they exist."""
     service, imports = roles
-    return f"""
-DO $$ DECLARE
-  database text := quote_ident(current_database());  -- not format(): Alembic prints its percent sign twice
-  role record;
-  owns_database boolean;
-BEGIN
-  IF to_regclass('backups') IS NULL THEN
-    RETURN;
-  END IF;
-  SELECT pg_has_role(current_user, datdba, 'USAGE') INTO owns_database FROM pg_database WHERE datname = current_database();
-  FOR role IN
-    SELECT DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END AS name, grantee = 0 AS is_public
-    FROM pg_class, aclexplode(relacl)
-    WHERE pg_class.oid IN (
-        'backups'::regclass, 'imports'::regclass, 'attempts'::regclass, 'freshness'::regclass, 'cluster_locks'::regclass,
-        'alembic_version'::regclass)
-      AND grantee <> relowner
-  LOOP
-    EXECUTE 'REVOKE ALL ON backups, imports, attempts, freshness, cluster_locks, alembic_version FROM ' || role.name;
-    IF owns_database AND NOT role.is_public THEN
-      EXECUTE 'REVOKE CONNECT, TEMPORARY ON DATABASE ' || database || ' FROM ' || role.name;
-    END IF;
-  END LOOP;
-  IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{service}') THEN
-    GRANT SELECT ON backups, imports, attempts, freshness, alembic_version TO "{service}";
-    IF owns_database THEN
-      EXECUTE 'GRANT CONNECT ON DATABASE ' || database || ' TO "{service}"';
-    END IF;
-  END IF;
-  IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{imports}') THEN
-    GRANT SELECT, INSERT, UPDATE, DELETE ON backups, imports, attempts, freshness TO "{imports}";
-    GRANT SELECT, UPDATE ON cluster_locks TO "{imports}";
-    IF current_setting('server_version_num')::integer >= 170000 THEN
-      GRANT MAINTAIN ON backups TO "{imports}";
-    END IF;
-    IF owns_database THEN
-      EXECUTE 'GRANT CONNECT, TEMPORARY ON DATABASE ' || database || ' TO "{imports}"';
-    END IF;
-  END IF;
-END $$"""  # noqa: S608  # the settings admit no quotes in a name
+    return GRANTS.format(service=service, imports=imports)  # the settings admit no quotes in a name
 
 
 if context.is_offline_mode():

@@ -1,5 +1,6 @@
-"""Tree and layers of docs/architecture.md, and the reasons of readiness in docs/operating.md."""
+"""Tree and layers of docs/architecture.md, the reasons of readiness in docs/operating.md, and the length of functions."""
 
+import ast
 import re
 import tomllib
 
@@ -37,3 +38,16 @@ def test_reasons_of_readiness() -> None:
     section = _OPERATING.partition("\n## Health checks\n")[2].partition("\n## ")[0]
     rows = section.partition("| reason |")[2]
     assert re.findall(r"^\| `(.+?)` \|", rows, re.MULTILINE) == list(NotReady)
+
+
+def test_functions_fit_on_a_screen() -> None:
+    """Functions of the service, its migrations and its benchmark have at most 30 lines, as CONTRIBUTING.md requires."""
+    files = [path for folder in ("service", "migrations", "bench") for path in (ROOT / folder).rglob("*.py")]
+    long = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.name}"
+        for path in files
+        if "yandex" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno and node.end_lineno - node.lineno >= 30
+    ]
+    assert long == []
