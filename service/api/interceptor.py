@@ -41,7 +41,6 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,100}")
 _LOG_LEVELS = {StatusCode.INTERNAL: "error", StatusCode.UNAVAILABLE: "warning"}
 
 _REQUEST_ID_KEYS = ("x-client-request-id", REQUEST_ID_KEY)
-_KINDS = {(False, False): "unary", (False, True): "server_stream", (True, True): "bidi_stream"}
 _HEALTH = "/grpc.health.v1.Health/"
 _DISCOVERY = f"/{pb.API_ENDPOINT_SERVICE}/"
 
@@ -49,6 +48,8 @@ _Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 _Context = ServicerContext[Any, Any]
 _Wrapped: TypeAlias = Callable[[Any, _Context], Coroutine[Any, Any, Any]]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Decode: TypeAlias = Callable[[Any], Any]
+_Handle: TypeAlias = Callable[[Any, Any], Coroutine[Any, Any, Any]]
 _Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
 
 # Of the current call. Cached: `context.invocation_metadata()` rebuilds the tuple on every call.
@@ -60,9 +61,10 @@ class _Method(NamedTuple):
 
     name: str
     metrics: MethodMetrics
-    decode: Callable[[Any], Any]
-    handle: Callable[[Any, Any], Coroutine[Any, Any, Any]]
+    decode: _Decode
+    handle: _Handle
     cost: Callable[[Any], int]
+    """Returns the cost of a request against the admission limit."""
     longest: float | None
     """Seconds that the call may take; None for `Watch` of the health service, which has no limit."""
     is_admitted: bool
@@ -120,20 +122,30 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     def _handler(self, name: str, handler: _Handler) -> _Handler:
         """Wrap a handler as one for a stream of requests, because gRPC lets such handlers read the requests."""
-        decode, encode = _decoder(handler.request_deserializer), handler.response_serializer
-        guards = (not name.startswith(_HEALTH), not name.startswith((_HEALTH, _DISCOVERY)))
-        metrics = self._metrics.of_method(name, kind=_KINDS[handler.request_streaming, handler.response_streaming])
-        timeout = self._request_timeout
+        decode, encode, timeout = _decoder(handler.request_deserializer), handler.response_serializer, self._request_timeout
         if handler.unary_unary:
-            method = _Method(name, metrics, decode, _encoded(handler.unary_unary), cost_of, timeout, *guards, reads=True)
+            method = self._method(name, kind="unary", decode=decode, handle=_encoded(handler.unary_unary), longest=timeout)
             return grpc.stream_unary_rpc_method_handler(self._wrap(method))
         if handler.unary_stream:
-            method = _Method(name, metrics, decode, _written(handler.unary_stream), cost_of, None, *guards, reads=True)
+            method = self._method(name, kind="server_stream", decode=decode, handle=_written(handler.unary_stream), longest=None)
             return grpc.stream_stream_rpc_method_handler(self._wrap(method), response_serializer=encode)
         assert handler.stream_stream, f"{name}: methods with a stream of requests and one response are not supported"
-        handle = _written(handler.stream_stream)
-        method = _Method(name, metrics, _unchanged, handle, lambda requests: STREAM_COST, timeout, *guards, reads=False)
+        method = self._method(name, kind="bidi_stream", decode=_unchanged, handle=_written(handler.stream_stream), longest=timeout)
         return grpc.stream_stream_rpc_method_handler(self._wrap(method), request_deserializer=decode, response_serializer=encode)
+
+    def _method(self, name: str, *, kind: str, decode: _Decode, handle: _Handle, longest: float | None) -> _Method:
+        reads_stream = kind == "bidi_stream"
+        return _Method(
+            name=name,
+            metrics=self._metrics.of_method(name, kind=kind),
+            decode=decode,
+            handle=handle,
+            cost=_cost_of_stream if reads_stream else cost_of,
+            longest=longest,
+            is_admitted=not name.startswith(_HEALTH),
+            is_authenticated=not name.startswith((_HEALTH, _DISCOVERY)),
+            reads=not reads_stream,
+        )
 
     def _wrap(self, method: _Method) -> _Wrapped:
         async def wrapped(requests: Any, context: _Context) -> Any:
@@ -217,7 +229,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     async def _hold(self, call: Call) -> None:
         try:
             await self._admission.hold()
-        except asyncio.CancelledError:  # the client has gone
+        except asyncio.CancelledError:  # the client has disconnected
             call.ended(StatusCode.CANCELLED.name)
             raise
 
@@ -245,7 +257,7 @@ def _raising(exc: Exception) -> _Wrapped:
     return raising
 
 
-def _encoded(handle: Callable[..., Any]) -> Callable[[Any, Any], Coroutine[Any, Any, Any]]:
+def _encoded(handle: Callable[..., Any]) -> _Handle:
     """Return a handler whose response is encoded."""
 
     async def handled(request: Any, context: _Context) -> bytes:
@@ -255,7 +267,7 @@ def _encoded(handle: Callable[..., Any]) -> Callable[[Any, Any], Coroutine[Any, 
     return handled
 
 
-def _written(handle: Callable[..., Any]) -> Callable[[Any, Any], Coroutine[Any, Any, Any]]:
+def _written(handle: Callable[..., Any]) -> _Handle:
     """Return a handler that writes its responses to the stream, also if `handle` is a generator of them."""
 
     async def handled(request: Any, context: _Context) -> None:
@@ -292,7 +304,7 @@ async def _answer(call: Call, error: Exception, cause: BaseException, context: _
     except grpc.aio.AbortError as aborted:
         # gRPC keeps the error in a reference cycle until the next garbage collection. Drop our frames, which hold the request.
         aborted.__traceback__ = aborted.__context__ = None
-    except grpc.aio.InternalError:  # the call is already over: its client has gone, or its deadline has passed
+    except grpc.aio.InternalError:  # the call is already over: its client has disconnected, or its deadline has passed
         raise asyncio.CancelledError from None
 
 
@@ -300,7 +312,12 @@ def _unchanged(request: Any) -> Any:
     return request
 
 
-def _decoder(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+def _cost_of_stream(requests: Any) -> int:
+    return STREAM_COST
+
+
+def _decoder(deserialize: Callable[[bytes], Any] | None) -> _Decode:
+    """Return a function that decodes a request, or raises `UndecodableRequest`."""
     assert deserialize
 
     def decode(data: bytes) -> Any:

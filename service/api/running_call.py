@@ -39,7 +39,7 @@ class RunningCall:
 
     @property
     def is_cancelled(self) -> bool:
-        """True if gRPC cancels the call, and not this object: the client is gone, or the grace period is over."""
+        """True if gRPC cancels the call, and not this object: the client has disconnected, or the grace period is over."""
         return bool(self.rpc.task.cancelling())
 
     def limit_to(self, seconds: float | None) -> None:
