@@ -98,12 +98,15 @@ class Server:
         return self
 
     async def shutdown(self) -> None:
-        """Stop gracefully: NOT_SERVING, reject new calls, wait until none arrives, finish calls in flight, close."""
+        """Stop gracefully. docs/decisions/0007-shutdown.md has the reasons for the order."""
+        # Report NOT_SERVING, and keep serving while load balancers react.
         self.readiness.enter_graceful_shutdown()
         await self._unless_forced(asyncio.sleep(self.shutdown_times.drain_delay.total_seconds()))
+        # Hold new calls until none arrives.
         self.admission.reject_new_calls()
         await self._unless_forced(self.admission.idle(_IDLE_WINDOW, timeout=_IDLE_TIMEOUT))
         self.health.close()
+        # Close everything in reverse order of the start: periodic tasks, listeners (`_stop_listening`), metrics, database.
         await self.opened.aclose()
         logs.event("stopped")
 
@@ -153,19 +156,24 @@ def _log_unexpected(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) ->
     logs.event("unexpected error", level="error", error=logs.describe(error) if error else None)
 
 
-async def _serve(build: Callable[[], Awaitable[Server]], started: Callable[[Server], None]) -> None:
+def _handle_signals(server: Server) -> asyncio.Event:
+    """Return an event that SIGINT and SIGTERM set. A second signal forces shutdown."""
     signalled = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_log_unexpected)
-    server = await build()
 
     def on_signal() -> None:
         if signalled.is_set():
-            server.force_shutdown()  # by the second signal
+            server.force_shutdown()
         signalled.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return signalled
+
+
+async def _serve(build: Callable[[], Awaitable[Server]], started: Callable[[Server], None]) -> None:
+    asyncio.get_running_loop().set_exception_handler(_log_unexpected)
+    server = await build()
+    signalled = _handle_signals(server)
     await server.start()
     gc.freeze()  # a full collection over everything that start-up has created would stop the loop for tens of milliseconds
     try:
