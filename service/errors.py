@@ -208,7 +208,7 @@ class InvalidTimeZone(CommandError):
     """The time zone does not exist."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name!a} is no time zone: --timezone names the coordinator's, such as Europe/Berlin or Etc/UTC")
+        super().__init__(f"{name!a} is not a time zone: pass the coordinator's to --timezone, such as Europe/Berlin or Etc/UTC")
         self.name = name
 
 
@@ -221,7 +221,7 @@ class ImportRefused(CommandError):
 
 
 class RemovalRejected(CommandError):
-    """The catalog has nothing of this cluster, or its rows changed after the preview."""
+    """The catalog has no rows of this cluster, or they changed after the preview."""
 
 
 class CatalogNotWritable(CommandError):

@@ -45,7 +45,7 @@ async def removal_preview(url: str, cluster: Cluster) -> list[Removal]:
     """Return the rows that `remove_cluster` would remove.
 
     Raises:
-        RemovalRejected: the catalog has nothing of this cluster.
+        RemovalRejected: the catalog has no rows of this cluster.
         CatalogUnavailable: PostgreSQL cannot be used.
     """
     async with open_session(url) as connection:

@@ -71,7 +71,7 @@ async def test_import_gpbackup(cli: _Cli, sql: Sql) -> None:
     ("arguments", "status", "message"),
     [
         ([str(_HISTORY), *_C1], 2, "Missing option '--timezone'"),
-        ([str(_HISTORY), *_C1, "--timezone", "Berlin"], 1, "'Berlin' is no time zone: --timezone names the coordinator's, such as"),
+        ([str(_HISTORY), *_C1, "--timezone", "Berlin"], 1, "'Berlin' is not a time zone: pass the coordinator's to --timezone, such as"),
         (
             [str(_HISTORY), *_C1, "--timezone", "Europe/London"],
             1,
