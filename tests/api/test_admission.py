@@ -131,8 +131,8 @@ async def test_idle_window() -> None:
         await waiting
 
 
-async def test_more_than_is_admitted(start_server: StartServer, sql: Sql) -> None:
-    """Beyond the limit RESOURCE_EXHAUSTED with pushback, at once; health checks are spared; later there is room again."""
+async def test_calls_over_the_limit(start_server: StartServer, sql: Sql) -> None:
+    """Calls over the limit are RESOURCE_EXHAUSTED with a retry delay, health checks are not, and a finished call makes room."""
     async with start_server(admission_limit=3) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         stub = pb.BackupServiceStub(channel)
         health: Any = health_pb2_grpc.HealthStub(channel)
@@ -141,7 +141,9 @@ async def test_more_than_is_admitted(start_server: StartServer, sql: Sql) -> Non
             held = [asyncio.ensure_future(failure(stub.Get(pb.GetBackupRequest(backup_id="a")))) for _ in range(2)]
             await _until_in_flight(server, 2)
 
-            answer = await failure(stub.List(pb.ListBackupsRequest(folder_id="f", page_size=1000)))  # one would fit, eleven do not
+            answer = await failure(
+                stub.List(pb.ListBackupsRequest(folder_id="f", page_size=1000))
+            )  # the limit has room for a cost of 1, not 11
             assert (answer.code, answer.reason) == (StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
             assert 500 <= int(answer.trailers["grpc-retry-pushback-ms"]) <= 1500
             held.append(asyncio.ensure_future(failure(stub.Get(pb.GetBackupRequest(backup_id="a")))))
@@ -154,8 +156,8 @@ async def test_more_than_is_admitted(start_server: StartServer, sql: Sql) -> Non
         assert (await failure(stub.Get(pb.GetBackupRequest(backup_id="a")))).code is StatusCode.NOT_FOUND
 
 
-async def test_every_end_makes_room(start_server: StartServer, sql: Sql) -> None:
-    """Calls that are cancelled, expired or rejected release their cost."""
+async def test_calls_that_end_early_release_their_cost(start_server: StartServer, sql: Sql) -> None:
+    """Calls that are cancelled, time out or are rejected release their cost."""
     async with start_server(admission_limit=10, request_timeout="0.3") as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         stub = pb.BackupServiceStub(channel)
         async with sql.transaction():

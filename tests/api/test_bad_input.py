@@ -1,4 +1,4 @@
-"""Whatever a client sends, the answer is one of the contract's, and never INTERNAL or UNKNOWN."""
+"""Generated requests: every response has a status of the contract, and never INTERNAL or UNKNOWN."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -16,10 +16,10 @@ from service.server import Server
 from tests.support.page_tokens import folder_scope
 
 _METHODS = [f"/{pb.BACKUP_SERVICE}/Get", f"/{pb.BACKUP_SERVICE}/List", f"/{pb.CLUSTER_SERVICE}/ListBackups"]
-_FORESEEN = {StatusCode.OK, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND}
+_EXPECTED = {StatusCode.OK, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND}
 _settings = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
-# Every code point that protobuf can send, with those that do harm elsewhere more often.
+# Every code point that protobuf can encode, with more of those that cause errors in other programs.
 _texts = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\0\x01\x7f\n\r%\\'\"🐘\ufeff\uffff\u202e"), max_size=120)
 
 
@@ -30,19 +30,19 @@ async def _code(call: grpc.aio.UnaryUnaryCall) -> StatusCode:  # type: ignore[ty
 @given(st.sampled_from(_METHODS), st.binary(max_size=200))
 @_settings
 async def test_random_bytes(channel: Any, method: str, data: bytes) -> None:
-    """Random bytes as a request."""
-    assert await _code(channel.unary_unary(method)(data)) in _FORESEEN
+    """A request of random bytes has an expected status."""
+    assert await _code(channel.unary_unary(method)(data)) in _EXPECTED
 
 
 @given(st.sampled_from(_METHODS), st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40), st.data())
 @_settings
-async def test_mutilated_messages(channel: Any, method: str, text: str, data: st.DataObject) -> None:
-    """A request cut short, or with a byte changed."""
+async def test_damaged_messages(channel: Any, method: str, text: str, data: st.DataObject) -> None:
+    """A request that is truncated, or has one changed byte, has an expected status."""
     whole = bytearray(pb.ListBackupsRequest(folder_id=text, page_size=len(text), page_token=text).SerializeToString())
     whole = whole[: data.draw(st.integers(0, len(whole)))]
     if whole:
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    assert await _code(channel.unary_unary(method)(bytes(whole))) in _FORESEEN
+    assert await _code(channel.unary_unary(method)(bytes(whole))) in _EXPECTED
 
 
 @given(folder_id=_texts, page_size=st.integers(-(2**63), 2**63 - 1), page_token=_texts)
@@ -51,24 +51,24 @@ async def test_mutilated_messages(channel: Any, method: str, text: str, data: st
 @example(folder_id="f", page_size=-(2**63), page_token="\0")
 @_settings
 async def test_any_fields_of_list(stub: pb.BackupServiceStub, folder_id: str, page_size: int, page_token: str) -> None:
-    """Any texts and any number in List."""
+    """List returns an expected status for any texts and any page size."""
     request = pb.ListBackupsRequest(folder_id=folder_id, page_size=page_size, page_token=page_token)
-    assert await _code(stub.List(request)) in _FORESEEN
+    assert await _code(stub.List(request)) in _EXPECTED
 
 
 @given(cluster_id=_texts, page_size=st.integers(-(2**63), 2**63 - 1), page_token=_texts)
 @example(cluster_id="c1\0", page_size=1, page_token="")
 @_settings
 async def test_any_fields_of_list_backups(channel: Any, cluster_id: str, page_size: int, page_token: str) -> None:
-    """Any texts and any number in ListBackups."""
+    """ListBackups returns an expected status for any texts and any page size."""
     request = pb.ListClusterBackupsRequest(cluster_id=cluster_id, page_size=page_size, page_token=page_token)
-    assert await _code(pb.ClusterServiceStub(channel).ListBackups(request)) in _FORESEEN
+    assert await _code(pb.ClusterServiceStub(channel).ListBackups(request)) in _EXPECTED
 
 
 @given(_texts)
 @_settings
 async def test_any_id(stub: pb.BackupServiceStub, backup_id: str) -> None:
-    """Any text as the id of a backup."""
+    """Get of any unknown id is NOT_FOUND, and of an empty one INVALID_ARGUMENT."""
     expected = StatusCode.NOT_FOUND if backup_id else StatusCode.INVALID_ARGUMENT
     assert await _code(stub.Get(pb.GetBackupRequest(backup_id=backup_id))) is expected
 

@@ -74,7 +74,7 @@ async def test_off_by_default(start_server: StartServer, import_url: str) -> Non
 
 @pytest.fixture(name="events")
 def _events(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Events that are logged, in order."""
+    """Record the logged events, in order."""
     events: list[dict[str, Any]] = []
     log = logs.event
 

@@ -32,7 +32,7 @@ _PAGE = message(pb.ListBackupsRequest(folder_id="f1", page_size=1000).SerializeT
 
 @asynccontextmanager
 async def _unread_pages(server: Server, count: int) -> AsyncIterator[tuple[Connection, list[int]]]:
-    """Pages that are ready, on a connection whose client does not let the server send them."""
+    """Request pages on a connection that lets the server send none of them."""
     async with Connection.to(server.address, _UNREAD) as connection:
         yield connection, [await connection.call(_LIST, _PAGE) for _ in range(count)]
 
@@ -51,7 +51,7 @@ async def test_an_unread_answer_holds_its_cost(start_server: StartServer, add_ba
 
 
 @pytest.mark.parametrize("ends", ["the stream", "the connection"])
-async def test_an_unread_answer_is_given_up(start_server: StartServer, add_backups: AddBackups, ends: str) -> None:
+async def test_reset_of_an_unread_answer(start_server: StartServer, add_backups: AddBackups, ends: str) -> None:
     """A client that resets the stream, or closes the connection, releases the cost of its unread answers."""
     await add_backups(1000)
     async with start_server(request_timeout="60") as server, _unread_pages(server, 2) as (connection, streams):
@@ -119,7 +119,7 @@ async def test_shutdown_with_unread_answers(start_server: StartServer, add_backu
 
 
 @pytest.mark.parametrize("method", [_GET, _LIST, _WATCH, "/grpc.health.v1.Health/Check"])
-async def test_a_request_that_is_sent_half(start_server: StartServer, method: str) -> None:
+async def test_incomplete_request(start_server: StartServer, method: str) -> None:
     """A request that does not arrive in full within the request timeout is DEADLINE_EXCEEDED."""
     async with start_server(request_timeout="0.3") as server, Connection.to(server.address) as connection:
         async with asyncio.timeout(10):
@@ -135,8 +135,8 @@ async def test_a_request_that_ends_early(server: Server, body: bytes | None) -> 
         assert connection.headers(frame)["grpc-status"] == "3"
 
 
-async def test_many_requests_that_are_sent_half(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half-sent requests beyond their limit reject the oldest of them, not the requests of others."""
+async def test_limit_of_incomplete_requests(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit of incomplete requests, the oldest of them is rejected, and no complete one."""
     monkeypatch.setattr("service.composition.MAX_INCOMPLETE_REQUESTS", 50)
     async with start_server(request_timeout="60") as server, Connection.to(server.address) as connection:
         streams = [await connection.call(_GET, b"", end=False) for _ in range(60)]

@@ -23,7 +23,7 @@ async def _ping(connection: Connection) -> bool:
 
 
 async def test_pings_without_calls(server: Server) -> None:
-    """Pings that are a little more than a second apart are answered, for as long as a client likes; a flood ends the connection."""
+    """Pings at intervals of more than a second are answered, and a flood of pings closes the connection."""
     async with asyncio.timeout(30), Connection.to(server.address) as connection:
         for _ in range(5):
             assert await _ping(connection)

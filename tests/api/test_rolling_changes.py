@@ -1,6 +1,6 @@
 """The steps of docs/deploying.md, each with a replica before the step and one after it, at the same time.
 
-Calls go to both in turn, as a balancer sends them.
+Calls go to both in turn, as from a load balancer.
 """
 
 import base64
@@ -46,7 +46,7 @@ async def _side_by_side(start_server: StartServer, before: Settings, after: Sett
 
 
 async def _walk(servers: list[Server], token: str = "", credentials: bytes | None = None) -> list[str]:
-    """The ids of folder f1, two a page, each page from the next server in turn."""
+    """Return the ids of folder f1, in pages of two, each from the next server in turn."""
     async with contextlib.AsyncExitStack() as stack:
         stubs = []
         for server in servers:
@@ -80,7 +80,7 @@ _PAGE_TOKEN_KEY: list[Settings] = [
 
 @pytest.mark.parametrize("step", [1, 2, 3])
 async def test_page_token_key(start_server: StartServer, add_backups: AddBackups, step: int) -> None:
-    """Walks go on across the replicas at each step."""
+    """At each step, clients can page across both replicas."""
     backups = await add_backups(9)
     async with _side_by_side(start_server, _PAGE_TOKEN_KEY[step - 1], _PAGE_TOKEN_KEY[step]) as servers:
         for order in (servers, servers[::-1]):
@@ -106,7 +106,7 @@ async def test_page_token_key_in_one_step(start_server: StartServer, add_backups
 async def test_signing_key(
     start_server: StartServer, add_backups: AddBackups, tmp_path: Path, before: list[str], signs: str, after: list[str]
 ) -> None:
-    """At each step tokens pass at a replica that has read the new set of keys and at one that has not yet."""
+    """At each step, tokens are accepted by a replica that has read the new keys and by one that has not."""
     backups = await add_backups(5)
     issuer = Issuer("old", "new")
     files = [tmp_path / "before.json", tmp_path / "after.json"]
@@ -118,7 +118,7 @@ async def test_signing_key(
 
 @pytest.mark.parametrize("step", [1, 2])
 async def test_certificate_authority(start_server: StartServer, add_backups: AddBackups, tmp_path: Path, step: int) -> None:
-    """A new authority: clients trust both (1) before the servers' certificates change (2)."""
+    """At each step of a change of the authority, clients reach both replicas: they trust both authorities before certificates change."""
     backups = await add_backups(5)
     authorities = [Authority("old authority"), Authority("new authority")]
     files = []
@@ -157,7 +157,7 @@ async def test_turning_on_authentication(start_server: StartServer, add_backups:
 
 
 async def test_other_settings(start_server: StartServer, add_backups: AddBackups) -> None:
-    """Replicas may differ in pools, timeouts, admission limits and ages of connections."""
+    """Replicas may differ in pool sizes, timeouts, admission limits and connection ages."""
     backups = await add_backups(5)
     other = {"pool_size": 1, "request_timeout": "3", "admission_limit": 20, "connection_max_age": "1", "shutdown_grace": "1"}
     async with _side_by_side(start_server, {}, other) as servers:
@@ -167,7 +167,7 @@ async def test_other_settings(start_server: StartServer, add_backups: AddBackups
 async def test_database_password(
     start_server: StartServer, add_backups: AddBackups, sql: Sql, postgres: EmbeddedPostgres, database_name: str
 ) -> None:
-    """A second role of the same rights (1), which replicas use one by one (2), before the first may no longer log in (3)."""
+    """Replicas can use two roles with the same rights at once, so that a role is replaced one replica at a time."""
     backups = await add_backups(5)
     role = f"service_2_{database_name}"
     await sql.execute(f"CREATE ROLE {role} LOGIN IN ROLE {Roles().service}")

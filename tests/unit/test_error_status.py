@@ -1,4 +1,4 @@
-"""The table of answers: whole, and never too large for a client to receive."""
+"""The table of error statuses: complete, and small enough for every client."""
 
 import inspect
 from typing import Any
@@ -13,13 +13,13 @@ from service.api.error_status import DETAILS_KEY, DOMAIN, INTERNAL, status_of, t
 _ERRORS: list[Any] = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if errors.RequestError in kind.__mro__[1:]]
 
 
-def test_every_error_of_a_request_has_a_row() -> None:
-    """Every error of a call has a row of its own, not the row of unexpected errors."""
+def test_every_request_error_has_a_row() -> None:
+    """Every subclass of RequestError has a status other than that of unexpected errors."""
     assert [kind.__name__ for kind in _ERRORS if status_of(kind.__new__(kind)) is INTERNAL] == []
 
 
-def test_what_is_not_foreseen_is_internal_and_says_nothing() -> None:
-    """An error that the table does not know gets a fixed text."""
+def test_unexpected_error() -> None:
+    """An error without a row is INTERNAL, and its text is not sent."""
     error = RuntimeError("password=hunter2")
     status = status_of(error)
     assert status.code is StatusCode.INTERNAL
@@ -27,8 +27,8 @@ def test_what_is_not_foreseen_is_internal_and_says_nothing() -> None:
 
 
 @pytest.mark.parametrize("character", ["x", "\x01", "Ж", "\U0001f418"])
-def test_never_larger_than_a_client_receives(character: str) -> None:
-    """A status with its details stays under 4 KiB, however long the id that it echoes; it is cut."""
+def test_size_of_the_trailers(character: str) -> None:
+    """The trailers have less than 2 KiB for any id, because the details quote at most 128 characters of it."""
     error = errors.BackupNotFound(character * 100_000)
     metadata = dict(trailers(status_of(error), error, "r" * 100))
     size = sum(len(key) + len(value) + 32 for key, value in metadata.items())
@@ -41,7 +41,7 @@ def test_never_larger_than_a_client_receives(character: str) -> None:
 
 
 def test_details_of_every_error() -> None:
-    """Each answer has one ErrorInfo, whose reason is in capitals, and a RequestInfo."""
+    """The details of every error are one ErrorInfo, with a reason in capitals, and one RequestInfo."""
     for error in [
         errors.InvalidPageToken(),
         errors.BackupNotFound("a"),

@@ -18,7 +18,7 @@ def _drawn() -> dict[str, str]:
 
 
 def test_drawing_equals_the_classes() -> None:
-    """The drawing at the top of the module has every error class below its base class, in the order of their definition."""
+    """The drawing at the top of the module has each error class below its base class, in the order of definition."""
     classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.Error)]
     assert classes[0] is errors.Error
     assert _drawn() == {kind.__name__: kind.__bases__[0].__name__ for kind in classes[1:]}

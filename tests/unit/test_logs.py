@@ -18,7 +18,7 @@ from tests.support.repository import ROOT
 
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
-    """Logging is the process's: other tests get it as it was."""
+    """Restore the logging configuration of the process after each test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     render, log_level = logs.LOG.render, logs.LOG.level
@@ -97,14 +97,14 @@ def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-async def test_no_texts_of_strangers(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
-    """An error that is not ours is logged by type and place, its text left out: it could hold a password. So is a library's own log."""
+async def test_texts_of_other_errors_are_not_logged(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+    """An error of a library is logged by type and place without its text, which may contain a password, also by the library itself."""
     logs.configure_logging(log_format=log_format, log_level="debug")
     try:
         try:
             raise ValueError("hunter2")
         except ValueError as exc:
-            raise CatalogUnavailable("PostgreSQL is gone") from exc
+            raise CatalogUnavailable("PostgreSQL was lost") from exc
     except CatalogUnavailable as exc:
         _call("r").ended("UNAVAILABLE", level="warning", error=exc)
         logs.flush()
@@ -113,5 +113,5 @@ async def test_no_texts_of_strangers(capsys: pytest.CaptureFixture[str], log_for
     logged = capsys.readouterr().err
     assert "hunter2" not in logged
     assert logged.count("ValueError") >= 2
-    assert logged.count("PostgreSQL is gone") >= 2
+    assert logged.count("PostgreSQL was lost") >= 2
     assert "test_logs.py" in logged

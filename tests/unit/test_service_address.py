@@ -53,8 +53,8 @@ def test_addresses(text: str, target: str, is_local: bool) -> None:
         *("unix:/a\n", "x" * 100_000),
     ],
 )
-def test_what_is_no_address(text: str) -> None:
-    """Anything else is rejected: gRPC would add port 443, or read another scheme."""
+def test_invalid_addresses(text: str) -> None:
+    """Any other text is rejected, because gRPC would add port 443 or use another scheme."""
     with pytest.raises(CommandError, match="is not the address of a service: use host:port") as caught:
         ServiceAddress.parse(text)
     assert len(str(caught.value)) < 300

@@ -1,4 +1,4 @@
-"""Settings: their forms, their messages, and that no secret is in one."""
+"""Settings: defaults, accepted and rejected values, and messages without secrets."""
 
 from datetime import timedelta
 
@@ -12,8 +12,8 @@ from service.settings import Settings
 _KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 
-def test_all_absent() -> None:
-    """Without any setting there are defaults; only the database must be named, by those who need it."""
+def test_defaults() -> None:
+    """Every setting has a default except the database URL, which is only required where it is used."""
     settings = Settings.read()
     assert settings.listen == Address("127.0.0.1", 50051)
     assert settings.page_token_key.get_secret_value() == DEFAULT_KEY
@@ -98,7 +98,7 @@ def test_all_set(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_bad_values(monkeypatch: pytest.MonkeyPatch, name: str, values: list[str]) -> None:
-    """A value that cannot be used is one line that names the variable, and does not quote the value."""
+    """An invalid value is reported in one line that names the variable and does not quote the value."""
     for value in values:
         monkeypatch.setenv(f"BACKUPS_{name}", value)
         with pytest.raises(InvalidSettings) as caught:
@@ -180,7 +180,7 @@ def test_tls_client_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings.read().tls_client_names == frozenset({"envoy.example.org", "spiffe://Example.org/Envoy"})
 
 
-def test_every_bad_value_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_invalid_value_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several invalid values are reported together, one on each line."""
     monkeypatch.setenv("BACKUPS_POOL_SIZE", "0")
     monkeypatch.setenv("BACKUPS_LISTEN", "x")
@@ -214,7 +214,7 @@ def test_catalog_metrics_need_a_private_address(monkeypatch: pytest.MonkeyPatch,
     Settings.read().require_safe_addresses()
 
 
-def test_catalog_metrics_need_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_catalog_metrics_need_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics of the catalog without a metrics address are an error."""
     monkeypatch.setenv("BACKUPS_CATALOG_METRICS", "true")
     with pytest.raises(InvalidSettings, match="^BACKUPS_CATALOG_METRICS needs BACKUPS_METRICS_LISTEN$"):
