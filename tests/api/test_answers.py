@@ -92,12 +92,11 @@ async def test_invalid_page_tokens(start_server: StartServer, add_backups: AddBa
 
 @contextlib.asynccontextmanager
 async def _no_sql(owner_url: str) -> AsyncIterator[None]:
-    """Hold a lock on the table, so that every query of it waits and can be observed."""
+    """Lock the table, so that a call that queries it would time out."""
     connection = await asyncpg.connect(owner_url)
     async with connection.transaction():
         await connection.execute("LOCK TABLE backups IN ACCESS EXCLUSIVE MODE")
         yield
-        assert await connection.fetch("SELECT * FROM pg_locks WHERE NOT granted") == []
     await connection.close()
 
 
