@@ -141,9 +141,7 @@ async def test_calls_over_the_limit(start_server: StartServer, sql: Sql) -> None
             held = [asyncio.ensure_future(failure(stub.Get(pb.GetBackupRequest(backup_id="a")))) for _ in range(2)]
             await _until_in_flight(server, 2)
 
-            answer = await failure(
-                stub.List(pb.ListBackupsRequest(folder_id="f", page_size=1000))
-            )  # the limit has room for a cost of 1, not 11
+            answer = await failure(stub.List(pb.ListBackupsRequest(folder_id="f", page_size=1000)))  # a cost of 11; 1 is left
             assert (answer.code, answer.reason) == (StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
             assert 500 <= int(answer.trailers["grpc-retry-pushback-ms"]) <= 1500
             held.append(asyncio.ensure_future(failure(stub.Get(pb.GetBackupRequest(backup_id="a")))))
