@@ -13,6 +13,7 @@ from typing import Annotated, BinaryIO, NamedTuple, NoReturn
 
 import typer
 
+from service.cli.copied_input import STANDARD_INPUT, file_or_copy
 from service.cli.environment import read_settings
 from service.cli.help import example
 from service.cli.option_groups import option_groups
@@ -82,7 +83,7 @@ def walg(
     owner: _Owner,
     selection: Selection,
     options: Options,
-    file: Annotated[Path | None, typer.Argument(help="The listing; without it, standard input.", show_default=False)] = None,
+    file: Annotated[Path | None, typer.Argument(help="The listing; without it, or with -, standard input.", show_default=False)] = None,
 ) -> None:
     """Import the output of `wal-g backup-list --detail --json`.
 
@@ -91,32 +92,38 @@ def walg(
     """
     from service.importers import walg as tool
 
-    with _reading(file) as stream:
+    with _reading(None if file == STANDARD_INPUT else file) as stream:
         _load(tool.read(stream, id_prefix=owner.id_prefix, selection=selection), owner.target(tool.TOOL), options)
+
+
+_BackupDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="The value of gpbackup's --backup-dir: sizes are the sum of a backup's files there, if all its directories exist.",
+        exists=True,
+        file_okay=False,
+        show_default=False,
+    ),
+]
 
 
 @commands.command(
     epilog=example(
-        "backup-service import gpbackup /data/master/gpseg-1/gpbackup_history.db \\",
+        "ssh coordinator cat /data/master/gpseg-1/gpbackup_history.db | backup-service import gpbackup - \\",
         "      --folder-id f1 --cluster-id c1 --timezone Europe/Berlin",
     ),
 )
 @option_groups(owner=_owner, selection=_selection, options=_options)
 def gpbackup(
-    history: Annotated[Path, typer.Argument(metavar="PATH", help="The file gpbackup_history.db in the coordinator's data directory.")],
+    history: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="The file gpbackup_history.db of the coordinator's data directory, or - for standard input."),
+    ],
     timezone: Annotated[str, typer.Option(help="The time zone of the coordinator, in which gpbackup writes times, such as Europe/Berlin.")],
     owner: _Owner,
     selection: Selection,
     options: Options,
-    backup_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="The value of gpbackup's --backup-dir: sizes are the sum of a backup's files there, if all its directories exist.",
-            exists=True,
-            file_okay=False,
-            show_default=False,
-        ),
-    ] = None,
+    backup_dir: _BackupDir = None,
     ignore_database: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Leave a dropped database out of freshness and metrics. Repeatable.", show_default=False),
@@ -129,7 +136,8 @@ def gpbackup(
     """
     from service.importers import gpbackup as tool
 
-    listing = tool.read(history, id_prefix=owner.id_prefix, timezone=timezone, backup_dir=backup_dir, selection=selection)
+    with file_or_copy(history) as file:
+        listing = tool.read(file, id_prefix=owner.id_prefix, timezone=timezone, backup_dir=backup_dir, selection=selection)
     options = options._replace(ignore_databases=frozenset(ignore_database or ()))
     _load(listing, owner.target(tool.TOOL), options)
 

@@ -1,0 +1,82 @@
+"""Private copy of standard input, for a tool's file that must be a file."""
+
+import contextlib
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO, NoReturn
+
+import typer
+
+from service.errors import CommandError
+
+STANDARD_INPUT = Path("-")
+COPY_MAX = 256 << 20  # bytes; a history of 200,000 backups is smaller
+_BLOCK = 64 << 10  # bytes
+_NAME = "standard input"
+
+
+@contextlib.contextmanager
+def file_or_copy(path: Path) -> Iterator[Path]:
+    """Yield `path`, or for `-` a copy of standard input that only this user can read; delete the copy afterwards, also on SIGTERM.
+
+    Raises:
+        CommandError: standard input is closed, has more than `COPY_MAX` bytes, or cannot be copied.
+    """
+    if path != STANDARD_INPUT:
+        yield path
+        return
+    if sys.stdin is None:  # started with standard input closed
+        raise CommandError("there is no standard input: name the file")
+    with _aborted_by_signals(), _temporary_folder() as folder:
+        copy = folder / _NAME
+        _copy(sys.stdin.buffer, copy)
+        try:
+            yield copy
+        except CommandError as exc:  # its message contains the path of the copy
+            raise type(exc)(str(exc).replace(str(copy), _NAME)) from exc
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="backup-service-")  # mode 0700
+    except OSError as exc:
+        raise CommandError(f"standard input cannot be copied: {exc.strerror}. Set TMPDIR to a folder with space.") from exc
+    with folder as name:
+        yield Path(name)
+
+
+def _copy(source: BinaryIO, target: Path) -> None:
+    size = 0
+    try:
+        with target.open("xb") as copy:
+            while block := source.read(_BLOCK):
+                size += len(block)
+                if size > COPY_MAX:
+                    raise CommandError(
+                        f"standard input has more than {COPY_MAX >> 20} MiB: import the file by its path. Nothing was imported."
+                    )
+                copy.write(block)
+    except OSError as exc:
+        raise CommandError(
+            f"standard input cannot be copied to {target.parent}: {exc.strerror}. Set TMPDIR to a folder with space."
+        ) from exc
+
+
+@contextlib.contextmanager
+def _aborted_by_signals() -> Iterator[None]:
+    """Raise `typer.Abort` at a signal that would end the process without deleting the copy."""
+    previous = {number: signal.signal(number, _abort) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _abort(number: int, frame: FrameType | None) -> NoReturn:
+    raise typer.Abort
