@@ -1,4 +1,4 @@
-"""Table and JSON of `status`, both made from one list of fields, and the check of ages."""
+"""Table and JSON of `status`, both made from one list of fields."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from service.cli import formatting
 from service.cli.formatting import duration, printable
+from service.cli.overdue import Overdue
 from service.cli.table import Column
-from service.entry import CLOCK_TOLERANCE
 from service.postgres.freshness import Freshness
 
 Value: TypeAlias = str | int | datetime | timedelta | None
@@ -17,7 +17,8 @@ Value: TypeAlias = str | int | datetime | timedelta | None
 class Field(NamedTuple):
     """A fact of `status`: its value, its name in JSON, and its column."""
 
-    name: str
+    name: str | None
+    """None: JSON has the facts that this text sums up."""
     header: str | None
     """None: the table has no column for it."""
     value: Callable[[Freshness, datetime], Value]
@@ -31,18 +32,40 @@ class Field(NamedTuple):
 
 # A new fact of `status` is one line here.
 FIELDS = (
-    Field("folderId", "FOLDER", lambda row, _: row.folder_id, dropped=6),
+    Field("folderId", "FOLDER", lambda row, _: row.folder_id, dropped=8),
     Field("clusterId", "CLUSTER", lambda row, _: row.source_cluster_id),
     Field("tool", "TOOL", lambda row, _: row.tool),
     Field("database", "DATABASE", lambda row, _: row.database or None),
     Field("lastBackupId", None, lambda row, _: row.last_backup_id),
-    Field("lastCompletedAt", "LAST COMPLETED", lambda row, _: row.last_created_at, dropped=3),
+    Field("lastCompletedAt", "LAST RESTORABLE", lambda row, _: row.last_created_at, dropped=5),
     Field("ageSeconds", "AGE", lambda row, now: _age(row.last_created_at, now), align="right"),
+    Field("lastBaseId", None, lambda row, _: row.last_base_id),
+    Field("lastBaseCompletedAt", None, lambda row, _: row.last_base_created_at),
+    Field("baseAgeSeconds", "BASE AGE", lambda row, now: _age(row.last_base_created_at, now), align="right", dropped=11),
+    Field("lastPartialId", None, lambda row, _: row.last_partial_id),
+    Field("lastPartialCompletedAt", None, lambda row, _: row.last_partial_created_at),
+    Field("partialAgeSeconds", "PARTIAL AGE", lambda row, now: _age(row.last_partial_created_at, now), align="right", dropped=4),
+    Field("method", "METHOD", lambda row, _: row.last_method, dropped=6),
     Field("durationSeconds", "DURATION", lambda row, _: row.last_duration, align="right", dropped=2),
-    Field("sizeBytes", "SIZE", lambda row, _: row.last_size, align="right", text=formatting.size, dropped=5),
-    Field("backups", "BACKUPS", lambda row, _: row.backups, align="right", dropped=4),
+    Field("sizeBytes", "SIZE", lambda row, _: row.last_size, align="right", text=formatting.size, dropped=7),
+    Field(None, "FINDINGS", lambda row, now: ", ".join(_findings(row, now)) or None),
+    Field("failedAttempts", None, lambda row, _: row.failed_attempts),
+    Field("lastFailedName", None, lambda row, _: row.last_failed_name),
+    Field("lastFailedStartedAt", None, lambda row, _: row.last_failed_started_at),
+    Field("runningName", None, lambda row, _: row.running_name),
+    Field("runningStartedAt", None, lambda row, _: row.running_started_at),
+    Field("runState", None, lambda row, now: row.run_state(now)),
+    Field("restorable", None, lambda row, _: row.restorable),
+    Field("partial", None, lambda row, _: row.partial),
+    Field("broken", None, lambda row, _: row.broken),
+    Field("unknown", None, lambda row, _: row.unknown),
+    Field("missing", None, lambda row, _: row.missing),
+    Field("skipped", "SKIPPED", lambda row, _: row.skipped, align="right", dropped=10),
+    Field("unusable", None, lambda row, _: row.unusable),
+    Field("excluded", None, lambda row, _: row.excluded),
+    Field("backups", "BACKUPS", lambda row, _: row.backups, align="right", dropped=3),
     Field("lastImportedAt", "LAST IMPORTED", lambda row, _: row.imported_at, dropped=1),
-    Field("importAgeSeconds", "IMPORT AGE", lambda row, now: _age(row.imported_at, now), align="right"),
+    Field("importAgeSeconds", "IMPORT AGE", lambda row, now: _age(row.imported_at, now), align="right", dropped=9),
 )
 
 
@@ -55,14 +78,19 @@ def _column(field: Field, header: str, now: datetime) -> Column[Freshness]:
     return Column(header=header, text=lambda row: _text(field, field.value(row, now)), align=field.align, dropped=field.dropped)
 
 
-def status_json(rows: Iterable[Freshness], now: datetime, max_age: timedelta | None) -> str:
-    """Return all fields as JSON; with a limit also `overdue`, the list of reasons."""
-    return json.dumps({"clusters": [_object(row, now, max_age) for row in rows]}, indent=2)
+def status_json(rows: Iterable[Freshness], now: datetime, overdue: Iterable[Overdue] | None) -> str:
+    """Return all fields as JSON; if the rows were judged, also `overdue`, the list of broken rules."""
+    report: dict[str, object] = {"clusters": [_object(row, now) for row in rows]}
+    if overdue is not None:
+        report["overdue"] = [
+            {"clusterId": each.cluster_id, "tool": each.tool, "database": each.database, "rule": each.rule, "reason": each.reason}
+            for each in overdue
+        ]
+    return json.dumps(report, indent=2)
 
 
-def _object(row: Freshness, now: datetime, max_age: timedelta | None) -> dict[str, object]:
-    facts: dict[str, object] = {field.name: _json(field.value(row, now)) for field in FIELDS}
-    return facts if max_age is None else facts | {"overdue": list(overdue(row, now, max_age))}
+def _object(row: Freshness, now: datetime) -> dict[str, object]:
+    return {field.name: _json(field.value(row, now)) for field in FIELDS if field.name}
 
 
 def _json(value: Value) -> str | float | None:
@@ -85,21 +113,15 @@ def _age(time: datetime | None, now: datetime) -> timedelta | None:
     return None if time is None else now - time
 
 
-def overdue(row: Freshness, now: datetime, max_age: timedelta) -> Iterator[str]:
-    """Return the reasons why the last backup, or the last import, is too old or has an unusable time."""
-    if row.last_created_at is None:
-        yield "there is no backup"
-    elif (age := now - row.last_created_at) > max_age:
-        yield f"the last backup was completed {duration(age)} ago"
-    elif age < -CLOCK_TOLERANCE:
-        yield f"the last backup is dated {duration(-age)} from now"
-    if (age := now - row.imported_at) > max_age:
-        yield f"the last import was {duration(age)} ago"
-
-
-def overdue_lines(rows: Iterable[Freshness], now: datetime, max_age: timedelta) -> Iterator[str]:
-    """Return a line for each cluster, tool and database that is overdue."""
-    for row in rows:
-        if reasons := list(overdue(row, now, max_age)):
-            tool = f"{row.tool}, database {printable(row.database)}" if row.database else row.tool
-            yield f"Overdue: cluster {printable(row.source_cluster_id)}, {tool}: {', and '.join(reasons)}."
+def _findings(row: Freshness, now: datetime) -> Iterator[str]:
+    """Return what an operator has to look at: runs after the last restorable backup, and backups that cannot be restored."""
+    counts = {
+        "failed": row.failed_attempts,
+        "broken": row.broken,
+        "unknown": row.unknown,
+        "missing": row.missing,
+        "unusable": row.unusable,
+    }
+    yield from (f"{count} {state}" for state, count in counts.items() if count)
+    if state := row.run_state(now):
+        yield state

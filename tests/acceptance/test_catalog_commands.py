@@ -177,7 +177,10 @@ async def test_status(cli: _Cli) -> None:
 
     done = await cli.status()
     header, walg, sales, demo = [line.split() for line in done.stdout.splitlines()]
-    assert " ".join(header) == "FOLDER CLUSTER TOOL DATABASE LAST COMPLETED AGE DURATION SIZE BACKUPS LAST IMPORTED IMPORT AGE"
+    assert " ".join(header) == (
+        "FOLDER CLUSTER TOOL DATABASE LAST RESTORABLE AGE BASE AGE PARTIAL AGE METHOD DURATION SIZE FINDINGS "
+        "SKIPPED BACKUPS LAST IMPORTED IMPORT AGE"
+    )
     assert walg[:6] == ["f1", "c1", "walg", "-", "2026-11-23", "20:02:11Z"]
     assert sales[:7] == ["f2", "c2", "gpbackup", "Sales", "DW", "2026-11-05", "01:15:00Z"]
     assert demo[:6] == ["f2", "c2", "gpbackup", "demo", "2026-11-10", "02:41:20Z"]
@@ -187,6 +190,7 @@ async def test_status(cli: _Cli) -> None:
     [only] = json.loads((await cli.status("--cluster-id", "c1", "--json")).stdout)["clusters"]
     ages = [only.pop("ageSeconds"), only.pop("importAgeSeconds")]
     assert ages[0] > ages[1] > 0
+    assert only.pop("baseAgeSeconds") == pytest.approx(ages[0])
     assert datetime.now(UTC) - datetime.fromisoformat(only.pop("lastImportedAt")) < timedelta(minutes=10)
     assert only == {
         "folderId": "f1",
@@ -195,8 +199,28 @@ async def test_status(cli: _Cli) -> None:
         "database": None,
         "lastBackupId": "c9q3vd0k8m1nt5rj2hfe",
         "lastCompletedAt": "2026-11-23T20:02:11.357020Z",
+        "lastBaseId": "c9q3vd0k8m1nt5rj2hfe",
+        "lastBaseCompletedAt": "2026-11-23T20:02:11.357020Z",
+        "lastPartialId": None,
+        "lastPartialCompletedAt": None,
+        "partialAgeSeconds": None,
+        "method": "base",
         "durationSeconds": 8551.456203,
         "sizeBytes": 913800120559,
+        "failedAttempts": None,
+        "lastFailedName": None,
+        "lastFailedStartedAt": None,
+        "runningName": None,
+        "runningStartedAt": None,
+        "runState": None,
+        "restorable": 4,
+        "partial": 0,
+        "broken": 0,
+        "unknown": 0,
+        "missing": 0,
+        "skipped": 0,
+        "unusable": 0,
+        "excluded": 0,
         "backups": 4,
     }
 
@@ -208,21 +232,22 @@ async def test_max_age(cli: _Cli, sql: Sql) -> None:
     await sql.execute("UPDATE freshness SET last_created_at = now() - interval '25 hours'")
     young = await cli.status("--max-age", "26h")
     assert (young.status, young.stderr) == (0, "")
-    assert json.loads((await cli.status("--max-age", "26h", "--json")).stdout)["clusters"][0]["overdue"] == []
+    assert json.loads((await cli.status("--max-age", "26h", "--json")).stdout)["overdue"] == []
 
     await sql.execute("UPDATE freshness SET last_created_at = now() + interval '25 hours 1 minute'")
     ahead = await cli.status("--max-age", "26h")  # it would hide that no later backup is made
-    assert (ahead.status, ahead.stderr) == (2, "Overdue: cluster c1, walg: the last backup is dated 1d 1h from now.\n")
+    assert (ahead.status, ahead.stderr) == (2, "Overdue: cluster c1, walg: the last restorable backup is dated 1d 1h from now.\n")
     await sql.execute("UPDATE freshness SET last_created_at = now() - interval '25 hours'")
 
     old = await cli.status("--max-age", "24h")
-    assert (old.status, old.stderr) == (2, "Overdue: cluster c1, walg: the last backup was completed 1d 1h ago.\n")
+    assert (old.status, old.stderr) == (2, "Overdue: cluster c1, walg: the last restorable backup was completed 1d 1h ago.\n")
     await sql.execute("UPDATE imports SET imported_at = now() - interval '3 days'")
     stale = await cli.status("--max-age", "26h", "--json")
-    assert (stale.status, json.loads(stale.stdout)["clusters"][0]["overdue"]) == (2, ["the last import was 3d 0h ago"])
+    [overdue] = json.loads(stale.stdout)["overdue"]
+    assert (stale.status, overdue["rule"], overdue["reason"]) == (2, "import-age", "the last import was 3d 0h ago")
     await sql.execute("UPDATE imports SET imported_at = now(); UPDATE freshness SET last_created_at = NULL")
     none = await cli.status("--max-age", "26h")
-    assert (none.status, none.stderr) == (2, "Overdue: cluster c1, walg: there is no backup.\n")
+    assert (none.status, none.stderr) == (2, "Overdue: cluster c1, walg: there is no restorable backup.\n")
     assert (await cli.status("--cluster-id", "misspelt", "--max-age", "26h")).status == 2
 
 
@@ -321,10 +346,10 @@ async def test_completion(tmp_path: Path) -> None:
         f". {script}",
         'complete_words() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _backup_service_completion "$1"; echo "${COMPREPLY[@]}"; }',
         "complete_words backup-service import gp",
-        "complete_words backup-service status --ma",
+        "complete_words backup-service status --max-age-",
         "complete -p backup-service",
     ]
     done = await processes.run(shell, "-c", "\n".join(lines), env=environment() | {"PATH": f"{tmp_path}:/usr/bin:/bin"})
     printed = done.stdout.decode().splitlines()
-    assert printed[:2] == ["gpbackup", "--max-age"], done.stderr.decode()
+    assert printed[:2] == ["gpbackup", "--max-age-base"], done.stderr.decode()
     assert "_backup_service_completion" in printed[2]

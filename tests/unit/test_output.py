@@ -1,13 +1,16 @@
 """Text and JSON that commands print."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from service import pb
 from service.cli import formatting, output, status_report
 from service.cli.import_summary import summary_lines
+from service.cli.overdue import Overdue
 from service.cli.table import Column, Table
 from service.postgres.freshness import Freshness
 from service.postgres.import_backups import Noted, Pruned, Summary, Target
@@ -114,28 +117,61 @@ def test_json_of_a_backup() -> None:
     }
 
 
-_ROW = Freshness._make([None] * len(Freshness._fields))._replace(
+_ROW = Freshness._make([0] * len(Freshness._fields))._replace(
     folder_id="f1",
     source_cluster_id="c\x1b1",
     tool="walg",
     database="",
     imported_at=_NOW - timedelta(minutes=5),
+    skipped=7,
+    unusable=1,
+    excluded=2,
     backups=1234,
+    restorable=1230,
+    partial=1,
+    broken=2,
+    missing=3,
     last_backup_id="b1",
     last_created_at=_NOW - timedelta(hours=3),
+    last_base_id="b0",
+    last_base_created_at=_NOW - timedelta(days=3),
+    last_partial_id=None,
+    last_partial_created_at=None,
+    failed_attempts=None,
+    last_failed_name=None,
+    last_failed_started_at=None,
+    running_name="n5",
+    running_started_at=_NOW - timedelta(hours=1),
     last_duration=timedelta(seconds=90.5),
     last_size=1536,
+    last_method="incremental",
 )
-_ROW_WITHOUT_BACKUP = _ROW._replace(backups=0, last_backup_id=None, last_created_at=None, last_duration=None, last_size=None)
+_NO_BACKUP: dict[str, Any] = {name: None for name in Freshness._fields if name.startswith(("last_", "running_"))}
+_ROW_WITHOUT_BACKUP = _ROW._replace(**_NO_BACKUP, backups=0, broken=0, missing=0, unusable=0)
 
 
 def test_table_and_json_of_status() -> None:
     """The table and the JSON of `status` show the same facts, because both come from one list of fields."""
     table = list(Table(status_report.columns(_NOW)).lines([_ROW]))
-    assert table == [
-        "FOLDER  CLUSTER  TOOL  DATABASE  LAST COMPLETED          AGE  DURATION     SIZE  BACKUPS  LAST IMPORTED         IMPORT AGE",
-        r"f1      c\x1b1   walg  -         2026-11-25 09:00:00Z  3h 0m    1m 30s  1.5 KiB     1234  2026-11-25 11:55:00Z       5m 0s",
-    ]
+    cells = [re.split(r"  +", line) for line in table]
+    assert dict(zip(*cells, strict=True)) == {
+        "FOLDER": "f1",
+        "CLUSTER": r"c\x1b1",
+        "TOOL": "walg",
+        "DATABASE": "-",
+        "LAST RESTORABLE": "2026-11-25 09:00:00Z",
+        "AGE": "3h 0m",
+        "BASE AGE": "3d 0h",
+        "PARTIAL AGE": "-",
+        "METHOD": "incremental",
+        "DURATION": "1m 30s",
+        "SIZE": "1.5 KiB",
+        "FINDINGS": "2 broken, 3 missing, 1 unusable, running",
+        "SKIPPED": "7",
+        "BACKUPS": "1234",
+        "LAST IMPORTED": "2026-11-25 11:55:00Z",
+        "IMPORT AGE": "5m 0s",
+    }
     assert json.loads(status_report.status_json([_ROW], _NOW, None)) == {
         "clusters": [
             {
@@ -146,32 +182,58 @@ def test_table_and_json_of_status() -> None:
                 "lastBackupId": "b1",
                 "lastCompletedAt": "2026-11-25T09:00:00Z",
                 "ageSeconds": 10800.0,
+                "lastBaseId": "b0",
+                "lastBaseCompletedAt": "2026-11-22T12:00:00Z",
+                "baseAgeSeconds": 259200.0,
+                "lastPartialId": None,
+                "lastPartialCompletedAt": None,
+                "partialAgeSeconds": None,
+                "method": "incremental",
                 "durationSeconds": 90.5,
                 "sizeBytes": 1536,
+                "failedAttempts": None,
+                "lastFailedName": None,
+                "lastFailedStartedAt": None,
+                "runningName": "n5",
+                "runningStartedAt": "2026-11-25T11:00:00Z",
+                "runState": "running",
+                "restorable": 1230,
+                "partial": 1,
+                "broken": 2,
+                "unknown": 0,
+                "missing": 3,
+                "skipped": 7,
+                "unusable": 1,
+                "excluded": 2,
                 "backups": 1234,
                 "lastImportedAt": "2026-11-25T11:55:00Z",
                 "importAgeSeconds": 300.0,
             }
         ]
     }
-    assert [field.name for field in status_report.FIELDS] == list(json.loads(status_report.status_json([_ROW], _NOW, None))["clusters"][0])
+    names = [field.name for field in status_report.FIELDS if field.name]
+    assert names == list(json.loads(status_report.status_json([_ROW], _NOW, None))["clusters"][0])
 
 
 def test_status_without_a_backup() -> None:
-    """Unknown facts are `-` in the table and null in JSON; with a limit, JSON has the reasons why the cluster is overdue."""
+    """Unknown facts are `-` in the table and null in JSON; JSON has the broken rules."""
     line = list(Table(status_report.columns(_NOW)).lines([_ROW_WITHOUT_BACKUP]))[1]
-    assert line.split()[3:9] == ["-", "-", "-", "-", "-", "0"]
-    [shown] = json.loads(status_report.status_json([_ROW_WITHOUT_BACKUP], _NOW, timedelta(minutes=1)))["clusters"]
+    assert line.split()[3:13] == [*["-"] * 9, "7"]
+    overdue = [Overdue("c1", "walg", None, "no-restorable-backup", "there is no restorable backup")]
+    report = json.loads(status_report.status_json([_ROW_WITHOUT_BACKUP], _NOW, overdue))
+    [shown] = report["clusters"]
     assert [shown[name] for name in ("lastBackupId", "lastCompletedAt", "ageSeconds", "durationSeconds", "sizeBytes")] == [None] * 5
-    assert shown["overdue"] == ["there is no backup", "the last import was 5m 0s ago"]
+    assert report["overdue"] == [
+        {"clusterId": "c1", "tool": "walg", "database": None, "rule": "no-restorable-backup", "reason": "there is no restorable backup"}
+    ]
 
 
 def test_status_at_80_columns() -> None:
-    """At 80 columns `status` keeps the folder, cluster, tool, database, ages and size."""
-    row = _ROW._replace(folder_id="demo-folder", source_cluster_id="demo-cluster", tool="gpbackup")
+    """At 80 columns `status` keeps the cluster, tool, database, age and findings."""
+    row = _ROW._replace(folder_id="demo-folder", source_cluster_id="demo-cluster", tool="gpbackup", unusable=0, running_started_at=None)
     table = Table(status_report.columns(_NOW), max_width=80)
     lines = list(table.lines([row]))
-    assert lines[0].split() == ["FOLDER", "CLUSTER", "TOOL", "DATABASE", "AGE", "SIZE", "IMPORT", "AGE"]
+    assert lines[0].split() == ["CLUSTER", "TOOL", "DATABASE", "AGE", "BASE", "AGE", "FINDINGS", "SKIPPED"]
     assert max(map(len, lines)) <= 80
 
 
