@@ -2,17 +2,21 @@
 
 import asyncio
 import contextlib
+import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 import pytest
 from grpc import StatusCode
+from hpack import Encoder, NeverIndexedHeaderTuple
+from hyperframe.frame import DataFrame, HeadersFrame
 
 from service import pb
 from service.address import Address
-from tests.support.catalog import AddBackups
+from tests.support.catalog import AddBackups, Backup, Sql, insert
 from tests.support.deployment import Deployment, fetch
 from tests.support.edge import Edge, edge, replaced
 from tests.support.eventually import eventually
@@ -21,6 +25,8 @@ from tests.support.http2 import Connection, message
 _LIST = "/yandex.cloud.mdb.greenplum.v1.BackupService/List"
 _BACKUPS = "/managed-greenplum/v1/backups?folderId=f1"
 _BURST = 5
+_INITIAL_WINDOW_SIZE = 4
+_EJECTIONS = "cluster.service.outlier_detection"
 _LOW_RATE = replaced("max_tokens: 1000, tokens_per_fill: 1000, fill_interval: 1s", f"max_tokens: {_BURST}, fill_interval: 3600s")
 _NO_RATE_LIMIT = replaced("filter_enabled: {default_value: {numerator: 100}}", "filter_enabled: {default_value: {numerator: 0}}")
 _TRUSTED_HOP = replaced("xff_num_trusted_hops: 0", "xff_num_trusted_hops: 1")
@@ -120,6 +126,68 @@ async def test_memory_of_unread_answers_is_bounded(deployment: Deployment, add_b
             await eventually(lambda: envoy.stat("server.memory_allocated"), lambda allocated: allocated < heap, timeout_s=30)
             async with _channel(envoy, "127.0.0.3") as channel:
                 await eventually(lambda: _list(channel, deployment), StatusCode.OK)
+
+
+async def test_largest_page_over_rest(deployment: Deployment, sql: Sql) -> None:
+    """A page of 1,000 backups whose ids are as long as possible is returned over HTTP/1.1 and HTTP/2."""
+    text = "<" * 50  # a character that JSON may escape
+    time = datetime(2026, 11, 20, tzinfo=UTC)
+    await insert(sql, [Backup(f"{text[4:]}{number:04}", text, time, text, time, 2**53 - 1) for number in range(1000)])
+    path = f"/managed-greenplum/v1/backups?folderId={'%3C' * 50}&pageSize=1000"
+    token = deployment.token()
+    async with edge(deployment) as envoy:
+        reply = await asyncio.to_thread(fetch, f"http://127.0.0.1:{envoy.port}{path}", "GET", {"authorization": f"Bearer {token}"})
+        assert reply.status == 200, reply.body
+        assert len(reply.body["backups"]) == 1000
+        async with Connection.to(Address("127.0.0.1", envoy.port), {_INITIAL_WINDOW_SIZE: 1 << 24}) as connection:
+            connection.open_windows(1 << 24)
+            head, *data = await connection.frames_of(await connection.get(path, token))
+            assert connection.headers(head)[":status"] == "200"
+            body = b"".join(frame.data for frame in data if isinstance(frame, DataFrame))
+            assert json.loads(body) == reply.body
+
+
+async def test_client_mistakes_eject_no_replica(deployment: Deployment) -> None:
+    """Calls that gRPC core would answer by resetting the stream are answered by Envoy, or corrected, and eject no replica."""
+    async with edge(deployment) as envoy:
+        without_te = [await _check(envoy, te=None) for _ in range(10)]
+        with_get = [await _check(envoy, method="GET") for _ in range(10)]
+        resets, ejections = envoy.stat("cluster.service.upstream_rq_rx_reset"), envoy.stat(f"{_EJECTIONS}.ejections_enforced_total")
+    assert (set(without_te), set(with_get)) == ({StatusCode.OK.value[0]}, {StatusCode.UNIMPLEMENTED.value[0]})
+    assert (resets, ejections) == (0, 0)
+
+
+async def test_unparseable_metadata(deployment: Deployment) -> None:
+    """Metadata that gRPC core cannot parse, and that the service does not read, does not fail a call."""
+    async with edge(deployment) as envoy:
+        for name in ("x-bin", "grpc-trace-bin", "grpc-previous-rpc-attempts", "grpc-retry-pushback-ms"):
+            assert (name, await _check(envoy, headers=[(name, "!")])) == (name, StatusCode.OK.value[0])
+            assert (name, await _check(envoy, trailers=[(name, "!")])) == (name, StatusCode.OK.value[0])
+
+
+async def _check(
+    envoy: Edge,
+    *,
+    method: str = "POST",
+    te: str | None = "trailers",
+    headers: Sequence[tuple[str, str]] = (),
+    trailers: Sequence[tuple[str, str]] = (),
+) -> int:
+    """Call `Health/Check` with any headers and trailers; return the number of the gRPC status."""
+    pairs = [(":method", method), (":scheme", "http"), (":path", "/grpc.health.v1.Health/Check"), (":authority", "test")]
+    pairs += [("content-type", "application/grpc"), *headers, *([("te", te)] if te else [])]
+    async with Connection.to(Address("127.0.0.1", envoy.port)) as connection:
+        stream = await connection.send_call(_encoded(pairs), message(b""), end=not trailers)
+        if trailers:
+            connection.send(HeadersFrame(stream, data=_encoded(trailers), flags=["END_HEADERS", "END_STREAM"]))
+        found: dict[str, str] = {}
+        for frame in await connection.frames_of(stream):
+            found |= connection.headers(frame) if isinstance(frame, HeadersFrame) else {}
+        return int(found["grpc-status"])
+
+
+def _encoded(headers: Sequence[tuple[str, str]]) -> bytes:
+    return bytes(Encoder().encode([NeverIndexedHeaderTuple(*pair) for pair in headers]))
 
 
 def _unread(envoy: Edge) -> contextlib.AbstractAsyncContextManager[Connection]:
