@@ -107,6 +107,16 @@ async def test_sslmode(files: tuple[str, ...], sslmode: str) -> None:
 
 
 @_with_compose
+@_overlays
+async def test_command_of_compose(files: tuple[str, ...]) -> None:
+    """The service `cli` starts no other service, such as `migrate`, passes the caller's token on, and can copy standard input."""
+    cli = (await asyncio.to_thread(_composed, *files))["services"]["cli"]
+    assert not cli.get("depends_on")
+    assert "BACKUPS_TOKEN" in cli["environment"]
+    assert cli["tmpfs"] == ["/tmp"]
+
+
+@_with_compose
 async def test_grafana_has_no_administrator() -> None:
     """Grafana has no login form, no basic authentication and no administrator account."""
     environment = (await asyncio.to_thread(_composed, *_BASE))["services"]["grafana"]["environment"]
