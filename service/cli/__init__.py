@@ -18,7 +18,8 @@ app = typer.Typer(
     epilog="""\b
 Exit status: 0: success;
 1: failure, with the reason on standard error;
-2: wrong command line; of status --max-age: a backup or import is too old.""",
+2: wrong command line; of status: a rule is broken.
+status --nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, also for every error.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -61,12 +62,16 @@ def main() -> None:
             raise
         streams.discard_output()
         streams.report_output_error(exc)
-        status = 1
+        status = 3 if _is_plugin() else 1
     sys.exit(status)
 
 
 def run() -> int | str | None:
     """Run the command, and return the exit status."""
+    if _is_plugin():
+        from service.cli import nagios  # imports the catalog
+
+        return nagios.run(app)
     try:
         app(prog_name="backup-service")
     except SystemExit as exc:
@@ -74,3 +79,8 @@ def run() -> int | str | None:
     except Error as exc:  # its text may be that of a service
         print("backup-service:", "\n".join(map(printable, str(exc).split("\n"))), file=sys.stderr)
     return 1
+
+
+def _is_plugin() -> bool:
+    """Return whether this is a monitoring plugin, whose errors, also in the command line, have exit status 3."""
+    return "--nagios" in sys.argv[1:]

@@ -99,9 +99,14 @@ def _last_import(row: Freshness, now: datetime, limits: Limits) -> Iterator[tupl
         yield "import-age", f"the last import was {duration(age)} ago"
 
 
-def name_of(found: Overdue) -> str:
+def judged(rows: Sequence[Freshness], expected: Sequence[Expected] | None) -> list[Freshness]:
+    """Return all rows, or the expected ones."""
+    return [row for row in rows if expected is None or any(each.matches(row) for each in expected)]
+
+
+def name_of(cluster_id: str, tool: str | None, database: str | None) -> str:
     """Return the cluster, tool and database, with control characters escaped."""
-    parts = [f"cluster {printable(found.cluster_id)}", found.tool, f"database {printable(found.database)}" if found.database else None]
+    parts = [f"cluster {printable(cluster_id)}", tool, f"database {printable(database)}" if database else None]
     return ", ".join(part for part in parts if part)
 
 
@@ -109,6 +114,6 @@ def lines(overdue: Iterable[Overdue]) -> Iterator[str]:
     """Return a line for each cluster, tool and database that is overdue, with all its reasons."""
     reasons: dict[str, list[str]] = {}
     for found in overdue:
-        reasons.setdefault(name_of(found), []).append(found.reason)
+        reasons.setdefault(name_of(*found[:3]), []).append(found.reason)
     for name, texts in reasons.items():
         yield f"Overdue: {name}: {', and '.join(texts)}."

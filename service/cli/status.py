@@ -4,7 +4,7 @@ import asyncio
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, NoReturn
 
 import typer
 
@@ -89,25 +89,74 @@ def _rules(
     return _Rules(max_age, max_age_base, expect)
 
 
+class _Output(NamedTuple):
+    """The format of the output, and files to write."""
+
+    as_json: bool
+    nagios: bool
+    warn_age: timedelta | None
+    textfile: Path | None
+
+
+def _output(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    nagios: Annotated[
+        bool, typer.Option("--nagios", help="Print one line for Nagios. Exit with 0 OK, 1 WARNING, 2 CRITICAL or 3 UNKNOWN.")
+    ] = False,
+    warn_age: Annotated[
+        timedelta | None,
+        typer.Option(
+            parser=_length, metavar="LENGTH", help="With --nagios: warn if a last restorable backup is older.", show_default=False
+        ),
+    ] = None,
+    textfile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the metrics for node_exporter's textfile collector: *.prom.", show_default=False),
+    ] = None,
+) -> _Output:
+    if nagios and as_json:
+        raise typer.BadParameter("prints one line: leave out --json", param_hint="--nagios")
+    if warn_age is not None and not nagios:
+        raise typer.BadParameter("is the warning of --nagios", param_hint="--warn-age")
+    if textfile is not None and textfile.suffix != ".prom":
+        raise typer.BadParameter("must end in .prom: node_exporter ignores other files", param_hint="--textfile")
+    return _Output(as_json, nagios, warn_age, textfile)
+
+
+class _Result(NamedTuple):
+    """Rows to show, and their judgement at a time."""
+
+    rows: "list[Freshness]"
+    judged: "list[Freshness]"
+    overdue: "list[Overdue]"
+    now: datetime
+
+
 @commands.command(epilog=example("backup-service status --folder-id f1 --max-age 26h"))
-@option_groups(filters=_filters, rules=_rules)
-def status(filters: _Filters, rules: _Rules, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+@option_groups(filters=_filters, rules=_rules, output=_output)
+def status(filters: _Filters, rules: _Rules, output: _Output) -> None:
     """Show the last restorable backup and the last import of each cluster, by tool and database.
 
     The command reads the PostgreSQL of BACKUPS_DATABASE_URL, not the service.
     """
-    rows, overdue = _read(filters, rules)
-    _print(rows, overdue, as_json=as_json)
-    if not rows:
+    result = _read(filters, rules)
+    if output.textfile:
+        from service.cli.textfile import write_textfile
+
+        write_textfile(output.textfile, result.rows, result.now)
+    if output.nagios:
+        _exit_as_plugin(result, rules.max_age, output.warn_age)
+    _print(result, as_json=output.as_json, has_rules=rules.any)
+    if not result.rows:
         print("No import matches these filters." if any(filters) else "The catalog has no import.", file=sys.stderr)
-    if rules.any and _report_overdue(rows, overdue):
+    if rules.any and _report_overdue(result):
         raise typer.Exit(2)
 
 
-def _read(filters: _Filters, rules: _Rules) -> "tuple[list[Freshness], list[Overdue] | None]":
-    """Return the rows of freshness, and the broken rules if there are rules."""
+def _read(filters: _Filters, rules: _Rules) -> _Result:
+    """Read the rows of freshness and judge them."""
     from service.cli.expected import read_expected
-    from service.cli.overdue import Limits, judge
+    from service.cli.overdue import Limits, judge, judged
 
     if rules.expect and any(filters):
         raise typer.BadParameter(
@@ -115,31 +164,38 @@ def _read(filters: _Filters, rules: _Rules) -> "tuple[list[Freshness], list[Over
         )
     expected = read_expected(rules.expect) if rules.expect else None
     rows = asyncio.run(_freshness(read_settings(), filters))
-    if not rules.any:
-        return rows, None
-    return rows, list(judge(rows, datetime.now(UTC), Limits(rules.max_age, rules.max_age_base), expected))
+    now = datetime.now(UTC)
+    overdue = list(judge(rows, now, Limits(rules.max_age, rules.max_age_base), expected))
+    return _Result(rows, judged(rows, expected), overdue, now)
 
 
-def _print(rows: "list[Freshness]", overdue: "list[Overdue] | None", *, as_json: bool) -> None:
+def _exit_as_plugin(result: _Result, max_age: timedelta | None, warn_age: timedelta | None) -> NoReturn:
+    from service.cli.nagios import Thresholds, report
+
+    exit_status, line = report(result.judged, result.overdue, result.now, Thresholds(warn_age, max_age))
+    print(line)
+    raise typer.Exit(exit_status)
+
+
+def _print(result: _Result, *, as_json: bool, has_rules: bool) -> None:
     from service.cli import status_report
     from service.cli.table import Table, print_left_out, terminal_width
 
-    now = datetime.now(UTC)
     if as_json:
-        print(status_report.status_json(rows, now, overdue))
-    elif rows:
-        table = Table(status_report.columns(now), max_width=terminal_width())
-        print(*table.lines(rows), sep="\n")
+        print(status_report.status_json(result.rows, result.now, result.overdue if has_rules else None))
+    elif result.rows:
+        table = Table(status_report.columns(result.now), max_width=terminal_width())
+        print(*table.lines(result.rows), sep="\n")
         print_left_out(table)
 
 
-def _report_overdue(rows: "list[Freshness]", overdue: "list[Overdue] | None") -> bool:
+def _report_overdue(result: _Result) -> bool:
     """Print the overdue clusters. Return True if any cluster is overdue, or if there is no cluster."""
     from service.cli.overdue import lines
 
-    for line in lines(overdue or ()):
+    for line in lines(result.overdue):
         print(line, file=sys.stderr)
-    return bool(overdue) or not rows
+    return bool(result.overdue) or not result.rows
 
 
 async def _freshness(settings: Settings, filters: _Filters) -> "list[Freshness]":

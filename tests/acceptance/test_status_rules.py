@@ -1,11 +1,14 @@
 """Cases that operators reported, judged by the command `status`: a catalog must not call a cluster safe that is not."""
 
 import json
+import re
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.commands import Done, RunCommand
 from tests.support.gpbackup_history import write_history
@@ -167,3 +170,88 @@ async def test_backup_from_the_future(catalog: _Catalog) -> None:
     done = await catalog.walg(_walg(datetime.now(UTC) + timedelta(hours=6)))
     assert "in the future" in done.stdout + done.stderr
     assert await catalog.rules("--max-age", "26h") == (2, [(None, "future")])
+
+
+# Nagios
+
+
+async def _plugin(catalog: _Catalog, *arguments: str) -> tuple[int, str]:
+    """Return the exit status of a plugin and its only line, without performance data."""
+    done = await catalog.status("--nagios", *arguments)
+    [line] = done.stdout.splitlines()
+    return done.status, line.split(" | ")[0]
+
+
+async def test_nagios(catalog: _Catalog) -> None:
+    """--nagios prints one line with performance data, and exits with 0, 1 or 2."""
+    assert await _plugin(catalog) == (2, "BACKUPS CRITICAL - nothing was imported")
+    await catalog.gpbackup(_row(_ago(hours=2)), _row(_ago(hours=30), database_name="a|b"))
+    done = await catalog.status("--nagios", "--warn-age", "32h", "--max-age", "36h")
+    message, data = done.stdout.rstrip("\n").split(" | ")
+    assert (done.status, message, done.stderr) == (0, "BACKUPS OK - 2 checked", "")
+    age, *counts = data.split()
+    assert re.fullmatch(r"age=10[89]\d{3}s;115200;129600;0", age)
+    assert counts == [f"{name};;;0" for name in ("checked=2", "overdue=0", "failed=0", "broken=0", "unknown=0", "missing=0")]
+
+    text = "cluster c1, gpbackup, database a\\x7cb: the last restorable backup was completed 1d 6h ago"
+    assert await _plugin(catalog, "--warn-age", "26h", "--max-age", "36h") == (1, f"BACKUPS WARNING - {text}")
+    assert await _plugin(catalog, "--max-age", "26h") == (2, f"BACKUPS CRITICAL - {text}")
+
+
+async def test_nagios_of_failed_attempts(catalog: _Catalog) -> None:
+    """A failed attempt after the last restorable backup is a warning, before the backup is too old."""
+    await catalog.gpbackup(_row(_ago(hours=9)), _row(_ago(hours=2), status="Failure"))
+    text = "cluster c1, gpbackup, database demo: an attempt failed after the last restorable backup"
+    assert await _plugin(catalog, "--max-age", "26h") == (1, f"BACKUPS WARNING - {text}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("status", "--nagios"), "BACKUPS UNKNOWN - cannot connect to 127.0.0.1:1"),
+        (("status", "--nagios", "--max-age", "x"), "BACKUPS UNKNOWN - Invalid value for '--max-age'"),
+        (("status", "--nagios", "--json"), "BACKUPS UNKNOWN - Invalid value for --nagios: prints one line"),
+        (("status", "--nagios", "--expect", "/none"), "BACKUPS UNKNOWN - --expect /none: No such file"),
+        (("status", "--nagios", "--odd"), "BACKUPS UNKNOWN - No such option"),
+        (("sttus", "--nagios"), "BACKUPS UNKNOWN - No such command"),
+    ],
+)
+async def test_nagios_errors(command: RunCommand, arguments: tuple[str, ...], message: str) -> None:
+    """Every error of a plugin exits with 3 and is one line on standard output, also one of the command line."""
+    done = await command(*arguments, BACKUPS_DATABASE_URL="postgresql://user:hunter2@127.0.0.1:1/none")
+    assert (done.status, done.stdout.count("\n")) == (3, 1)
+    assert done.stdout.startswith(message)
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+# Textfile
+
+
+async def test_textfile(catalog: _Catalog, tmp_path: Path) -> None:
+    """--textfile replaces a file with the metrics of the catalog, and an unknown size has no sample (G5)."""
+    await catalog.gpbackup(_row(_ago(hours=2)), _row(_ago(hours=1), status="Failure"))
+    await catalog.walg(_walg(datetime.now(UTC) - timedelta(hours=2), compressed_size=0))
+    folder = tmp_path / "textfiles"
+    folder.mkdir()
+    file = folder / "backups.prom"
+    file.write_text("old")
+    inode = file.stat().st_ino
+    assert (await catalog.status("--textfile", str(file))).status == 0
+    assert (list(folder.iterdir()), file.stat().st_ino == inode) == ([file], False)
+    samples = {
+        (sample.name, sample.labels.get("tool"), sample.labels.get("database")): sample.value
+        for family in text_string_to_metric_families(file.read_text())
+        for sample in family.samples
+    }
+    assert [samples.get(("backup_catalog_last_size_bytes", *owner)) for owner in (("gpbackup", "demo"), ("walg", ""))] == [None, 0]
+    assert [samples.get(("backup_catalog_failed_attempts", *owner)) for owner in (("gpbackup", "demo"), ("walg", ""))] == [1, None]
+    assert samples["backup_catalog_restorable_backups", "gpbackup", "demo"] == 1
+    assert time.time() - samples["backup_catalog_refresh_timestamp_seconds", None, None] < 600
+
+
+@pytest.mark.parametrize(("name", "status", "message"), [("x.txt", 2, "must end in .prom"), ("none/x.prom", 1, "No such file")])
+async def test_textfiles_that_cannot_be_written(catalog: _Catalog, tmp_path: Path, name: str, status: int, message: str) -> None:
+    """A file that cannot be written, or that node_exporter ignores, is an error."""
+    done = await catalog.status("--textfile", str(tmp_path / name))
+    assert (done.status, done.stdout) == (status, "")
+    assert message in done.stderr

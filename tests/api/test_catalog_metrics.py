@@ -49,12 +49,18 @@ async def test_each_cluster_and_tool(start_server: StartServer, import_url: str,
             _COMPLETION: (_TIME + timedelta(days=2)).timestamp(),
             "backup_catalog_last_duration_seconds": 7200,
             "backup_catalog_last_size_bytes": 1002,
+            "backup_catalog_restorable_backups": 2,
+            "backup_catalog_broken_backups": 0,
+            "backup_catalog_unknown_backups": 0,
+            "backup_catalog_missing_backups": 0,
             "backup_catalog_backups": 2,
             "backup_catalog_last_import_timestamp_seconds": imported_at.timestamp(),
         }
         assert {name: value_of(scraped, name, **labels) for name in values} == pytest.approx(values, abs=1e-5)
         assert _clusters(scraped) == {"c1"}  # c2 has no backup
         assert _clusters(scraped, "backup_catalog_backups") == {"c1", "c2"}
+        assert value_of(scraped, "backup_catalog_restorable_backups", **labels | {"cluster_id": "c2"}) == 0
+        assert _clusters(scraped, "backup_catalog_failed_attempts") == set()  # WAL-G records none
         assert value_of(scraped, "backup_catalog_left_out") == 0
 
         await _load(import_url, "c2", 1)

@@ -27,6 +27,7 @@ def comparable(text: str) -> str:
     text = re.sub(r"\d+  +\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  +[\dsmhd ]+$", "IMPORTED", text, flags=re.MULTILINE)
     text = re.sub(r"(\d\dZ) +\d\S*( \d+\S)? ", r"\1  AGE ", text)
     text = re.sub(r"(\d\dZ  AGE)(?: +(?:-|\d+[dhms](?: \d+[hms])?)){2}(?= +(?:base|incremental|-) )", r"\1", text)  # of `status`
+    text = re.sub(r"\bage=\d+s", "age=AGE", text)  # of `status --nagios`
     text = re.sub(r"(was completed|last import was) .+? ago", r"\1 AGE ago", text)
     text = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", text)
     return re.sub(r"(?<=\S)  +", "  ", text)
