@@ -157,7 +157,7 @@ async def test_client_mistakes_eject_no_replica(deployment: Deployment) -> None:
     assert (resets, ejections) == (0, 0)
 
 
-async def test_unparseable_metadata(deployment: Deployment) -> None:
+async def test_malformed_metadata(deployment: Deployment) -> None:
     """Metadata that gRPC core cannot parse, and that the service does not read, does not fail a call."""
     async with edge(deployment) as envoy:
         for name in ("x-bin", "grpc-trace-bin", "grpc-previous-rpc-attempts", "grpc-retry-pushback-ms"):
