@@ -33,6 +33,9 @@ _GOAWAY = timedelta(milliseconds=20)
 
 _HEALTH_GRACE = timedelta(seconds=1)
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
+_IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # by default, each would kill the process
+
 WATCHDOG_MARGIN = timedelta(seconds=10)
 """Time after the bound of the shutdown at which the process exits."""
 
@@ -156,8 +159,8 @@ def _log_unexpected(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) ->
     logs.event("unexpected error", level="error", error=logs.describe(error) if error else None)
 
 
-def _handle_signals(server: Server) -> asyncio.Event:
-    """Return an event that SIGINT and SIGTERM set. A second signal forces shutdown."""
+def _handle_signals(server: Server, stop_signals: Sequence[signal.Signals]) -> asyncio.Event:
+    """Return an event that the signals set. A second one forces shutdown."""
     signalled = asyncio.Event()
 
     def on_signal() -> None:
@@ -165,15 +168,15 @@ def _handle_signals(server: Server) -> asyncio.Event:
             server.force_shutdown()
         signalled.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals:
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     return signalled
 
 
-async def _serve(build: Callable[[], Awaitable[Server]], started: Callable[[Server], None]) -> None:
+async def _serve(build: Callable[[], Awaitable[Server]], started: Callable[[Server], None], stop_signals: Sequence[signal.Signals]) -> None:
     asyncio.get_running_loop().set_exception_handler(_log_unexpected)
     server = await build()
-    signalled = _handle_signals(server)
+    signalled = _handle_signals(server, stop_signals)
     await server.start()
     gc.freeze()  # a full collection over everything that start-up has created would stop the loop for tens of milliseconds
     try:
@@ -185,15 +188,25 @@ async def _serve(build: Callable[[], Awaitable[Server]], started: Callable[[Serv
         await server.shutdown()
 
 
-def serve(build: Callable[[], Awaitable[Server]], *, started: Callable[[Server], None] = lambda server: None) -> None:
-    """Run a server until SIGINT or SIGTERM. A second signal forces shutdown.
+def serve(
+    build: Callable[[], Awaitable[Server]],
+    *,
+    started: Callable[[Server], None] = lambda server: None,
+    stop_signals: Sequence[signal.Signals] = STOP_SIGNALS,
+) -> None:
+    """Run a server until it receives a signal that stops it. A second one forces shutdown. The other signals of users are ignored.
 
     Args:
         build: builds the server; called in the event loop.
         started: called once the server listens.
+        stop_signals: the signals that stop the server.
 
     Raises:
         CommandError: the server cannot be built or started.
     """
-    uvloop.run(_serve(build, started))
+    for number in _IGNORED_SIGNALS:
+        if number not in stop_signals:
+            signal.signal(number, signal.SIG_IGN)
+    with logs.writing_in_background():
+        uvloop.run(_serve(build, started, stop_signals))
     faulthandler.cancel_dump_traceback_later()

@@ -173,7 +173,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def _begin(self, method: _Method, context: _Context) -> RunningCall:
         metadata = _metadata.get()
         client = self._clients.client(context.peer(), metadata)
-        call = Call(method.name, method.metrics, request_id=_request_id(metadata), peer=client.address)
+        level = "info" if method.is_admitted else "debug"  # load balancers and probes check the health every second
+        call = Call(method.name, method.metrics, request_id=_request_id(metadata), peer=client.address, level=level)
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         return RunningCall(call, client.key, admission=self._admission, calls=self.calls, timeout=self._request_timeout)
 
@@ -295,10 +296,10 @@ def _allowed(context: _Context, longest: float | None) -> float | None:
 async def _answer(call: Call, error: Exception, cause: BaseException, context: _Context) -> None:
     """Abort a call with the status of an error. No initial metadata is sent, because clients do not retry after they have received it."""
     status = status_of(error)
-    level = _LOG_LEVELS.get(status.code, "info")
+    level = _LOG_LEVELS.get(status.code)
     if isinstance(error, Unauthenticated):
         call.rejection = error.reason
-    call.ended(status.code.name, level=level, error=None if level == "info" else cause)
+    call.ended(status.code.name, level=level, error=cause if level else None)
     try:
         await context.abort(status.code, status.text, trailers(status, error, call.request_id))
     except grpc.aio.AbortError as aborted:

@@ -1,5 +1,6 @@
 """The commands `serve` and `dev`, which run a server."""
 
+import signal
 from datetime import timedelta
 from typing import Any
 
@@ -36,7 +37,8 @@ def dev() -> None:
             options = _client_options(settings, running.address)
             development.announce(catalog, address=str(running.address), security=_security(settings), client_options=options)
 
-        server.serve(lambda: composition.build_server(settings), started=started)
+        stop_signals = (*server.STOP_SIGNALS, signal.SIGHUP)  # SIGHUP: the terminal was closed
+        server.serve(lambda: composition.build_server(settings), started=started, stop_signals=stop_signals)
 
 
 @commands.command(epilog=example("BACKUPS_DATABASE_URL=postgresql://backups_service@db/backups backup-service serve"))

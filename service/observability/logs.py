@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from types import TracebackType
@@ -21,6 +21,7 @@ import structlog
 
 from service.contract import FOLDER_ID_MAX_LENGTH
 from service.errors import Error, Rejection
+from service.observability.log_writer import LogWriter
 from service.observability.metrics import MethodMetrics
 
 if TYPE_CHECKING:  # imported only if traces are configured
@@ -30,7 +31,7 @@ _LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping
 
 _encode = json.JSONEncoder(default=repr).encode  # json.dumps makes an encoder for each line
 
-# A write takes longer than rendering a line, and delays answers. So the lines of calls are written together, a little later.
+# Waking the writer's thread takes longer than rendering a line. So the lines of calls are written together, a little later.
 _WRITE_DELAY_S = 0.01
 MAX_PENDING_LINES = 64
 
@@ -83,6 +84,18 @@ class Log:
         self.render: _Render = _json
         self.level = logging.INFO
         self.pending: list[_Line] = []
+        self.writer: LogWriter | None = None
+        """None if lines are written by the thread that logs them: in commands, and before a server starts."""
+
+
+class _Handler(logging.Handler):
+    """Writes the lines of libraries."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            _write(self.format(record) + "\n")
+        except Exception:
+            self.handleError(record)
 
 
 LOG = Log()
@@ -98,7 +111,7 @@ def configure_logging(*, log_format: str, log_level: str) -> None:
     """
     render: Any = _json if log_format == "json" else _console(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
     LOG.render, LOG.level = render, _LEVELS[log_level]
-    handler = logging.StreamHandler()
+    handler = _Handler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")],
@@ -128,16 +141,47 @@ def _event_soon(name: str, level: str, facts: dict[str, Any]) -> None:
 def flush() -> None:
     """Write the pending lines."""
     lines, LOG.pending = LOG.pending, []  # replaced, not cleared, because gRPC's threads log too
-    with contextlib.suppress(OSError):  # if the disk is full, lines are lost and calls are not affected
-        sys.stderr.write("".join([line.rendered(LOG.render) for line in lines]))
+    if lines:
+        _write("".join([line.rendered(LOG.render) for line in lines]))
+
+
+def _write(text: str) -> None:
+    """Write complete lines. An error drops them and affects nothing else."""
+    if LOG.writer is not None:
+        LOG.writer.write(text)
+        return
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+
+
+@contextlib.contextmanager
+def writing_in_background() -> Iterator[None]:
+    """Let a thread write the lines that are logged within the context, so that a full pipe or a slow disk blocks no caller."""
+    LOG.writer = LogWriter(sys.stderr, report=_dropped_lines)
+    try:
+        yield
+    finally:
+        flush()
+        if LOG.writer.close():
+            LOG.writer = None  # otherwise it stays: a later line must not block either
+
+
+def _dropped_lines(count: int) -> str:
+    return _Line(time.time(), "warning", "log lines dropped", {"count": count}).rendered(LOG.render)
+
+
+def dropped() -> int:
+    """Return how many lines were dropped since the server started."""
+    return LOG.writer.dropped if LOG.writer else 0
 
 
 class Call:
     """The log line, metrics and span of one call."""
 
-    __slots__ = ("_began", "_metrics", "caller", "folder", "method", "peer", "rejection", "request_id", "span")
+    __slots__ = ("_began", "_level", "_metrics", "caller", "folder", "method", "peer", "rejection", "request_id", "span")
 
-    def __init__(self, method: str, metrics: MethodMetrics, *, request_id: str, peer: str) -> None:
+    def __init__(self, method: str, metrics: MethodMetrics, *, request_id: str, peer: str, level: str = "info") -> None:
+        self._level = level
         self.method, self.request_id, self.peer = method, request_id, peer
         self.caller = ""
         """The token's `sub`, once the token is verified."""
@@ -154,8 +198,12 @@ class Call:
         """Duration of the call until now."""
         return time.perf_counter() - self._began
 
-    def ended(self, code: str, *, level: str = "info", error: BaseException | None = None) -> None:
-        """Count the call, end its span and log it, with the cause of an error of the server."""
+    def ended(self, code: str, *, level: str | None = None, error: BaseException | None = None) -> None:
+        """Count the call, end its span and log it, with the cause of an error of the server.
+
+        Args:
+            level: level of the line, if not the one of successful calls.
+        """
         seconds = self.seconds
         self._metrics.handled(code).inc()
         self._metrics.seconds.observe(seconds)
@@ -170,7 +218,7 @@ class Call:
             self.span.ended(code)
         if error is not None:
             facts["error"] = describe(error)
-        _event_soon("call", level, self._identity() | facts)
+        _event_soon("call", level or self._level, self._identity() | facts)
 
     def not_read(self) -> None:
         """Count and log an answer that was cancelled because the client did not read it in time."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TextIO, get_args
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from service.errors import Rejection
@@ -21,6 +22,16 @@ _MAX_CONNECTIONS = 20
 
 # Bounds of the buckets: from the duration of a Get to the default request timeout.
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class _ReadCounter(Collector):
+    """A counter whose value is kept elsewhere."""
+
+    def __init__(self, name: str, help_text: str, read: Callable[[], float]) -> None:
+        self._name, self._help, self._read = name, help_text, read
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._help, value=self._read())
 
 
 class MethodMetrics(NamedTuple):
@@ -82,6 +93,10 @@ class Metrics:
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """Add a gauge whose value is read for each scrape."""
         Gauge(name, help_text, registry=self._registry).set_function(read)
+
+    def counter(self, name: str, help_text: str, read: Callable[[], float]) -> None:
+        """Add a counter whose value is read for each scrape."""
+        self._registry.register(_ReadCounter(name, help_text, read))
 
     def collect(self, collector: Collector) -> None:
         """Add a collector, which creates its metrics in the thread of each scrape."""

@@ -21,6 +21,7 @@ from tests.support import processes
 from tests.support.answers import failure
 from tests.support.catalog import Sql
 from tests.support.commands import RunCommand, environment
+from tests.support.deployment import fetch
 from tests.support.eventually import eventually
 from tests.support.http2 import Connection, message
 from tests.support.ports import free_ports
@@ -187,6 +188,32 @@ async def test_clients_that_stay_connected(database_url: str, peer: str) -> None
             assert await server.exit_status(within_s=5) == 0
 
 
+async def test_sigquit_stops_gracefully(database_url: str, sql: Sql) -> None:
+    """SIGQUIT stops the server as SIGTERM does: calls in flight are answered, and the exit status is 0."""
+    async with serving(database_url, BACKUPS_DRAIN_DELAY="0") as server:
+        await server.event("serving")
+        async with sql.transaction():
+            await sql.execute("LOCK TABLE backups")
+            held = asyncio.ensure_future(failure(server.stub.Get(pb.GetBackupRequest(backup_id="a"))))
+            await eventually(lambda: sql.fetchval(_WAITING), lambda count: count >= 1)
+            server.process.send_signal(signal.SIGQUIT)
+            await server.event("not serving")
+        assert (await held).code is StatusCode.NOT_FOUND
+        assert await server.exit_status(within_s=10) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+async def test_ignored_signals(database_url: str, number: signal.Signals) -> None:
+    """Signals that neither stop nor reload anything leave the server running."""
+    async with serving(database_url, BACKUPS_DRAIN_DELAY="0") as server:
+        await server.event("serving")
+        server.process.send_signal(number)
+        for _ in range(10):
+            await server.stub.List(pb.ListBackupsRequest(folder_id="f"))
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.exit_status(within_s=10) == 0
+
+
 async def test_starts_without_its_database(database_url: str, sql: Sql) -> None:
     """A server that started without a usable database serves as soon as the database is usable."""
     await sql.execute("ALTER TABLE alembic_version RENAME TO hidden")
@@ -231,6 +258,65 @@ async def test_anonymous_access_from_the_network_is_allowed(database_url: str) -
         await server.event("serving")
         server.process.send_signal(signal.SIGTERM)
         assert await server.exit_status(within_s=20) == 0
+
+
+@contextlib.asynccontextmanager
+async def _serving_unread(database_url: str) -> AsyncIterator[tuple[processes.Process, grpc.aio.Channel, Address]]:
+    """Run `serve` with a pipe as its log that only the test reads, and yield the process, a channel, and the metrics' address."""
+    port, metrics_port = free_ports(2)
+    settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_LISTEN": f"127.0.0.1:{port}", "BACKUPS_DRAIN_DELAY": "0"}
+    settings["BACKUPS_METRICS_LISTEN"] = f"127.0.0.1:{metrics_port}"
+    command = (sys.executable, "-m", "service", "serve")
+    async with (
+        processes.running(*command, cwd=ROOT, env=environment(**settings), stderr=subprocess.PIPE) as process,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        yield process, channel, Address("127.0.0.1", metrics_port)
+
+
+async def _make_calls(channel: grpc.aio.Channel, count: int) -> None:
+    """Make calls with long log lines, 50 at a time; each is answered."""
+    stub: Any = pb.BackupServiceStub(channel)
+
+    async def call() -> StatusCode:
+        request, metadata = pb.GetBackupRequest(backup_id="\0"), [("x-client-request-id", "r" * 100)]
+        return StatusCode(await stub.Get(request, metadata=metadata, timeout=20, wait_for_ready=True).code())
+
+    for _ in range(count // 50):
+        assert set(await asyncio.gather(*(call() for _ in range(50)))) == {StatusCode.NOT_FOUND}
+
+
+async def test_a_log_that_is_never_read(database_url: str) -> None:
+    """If a full pipe is never read, calls and health checks are answered, and SIGTERM stops the server with status 0."""
+    async with _serving_unread(database_url) as (process, channel, _):
+        await _make_calls(channel, 500)
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        await health.Check(health_pb2.HealthCheckRequest(), timeout=20)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_a_log_that_is_read_late(database_url: str) -> None:
+    """Lines that do not fit into the buffer are dropped and counted in a metric, and the log has their number once it is read."""
+    async with _serving_unread(database_url) as (process, channel, metrics):
+
+        def dropped() -> int:
+            scraped = fetch(f"http://{metrics}/metrics").body
+            return int(float(scraped.split("\nbackups_log_lines_dropped_total ")[1].split()[0]))
+
+        await _make_calls(channel, 5000)
+        assert await asyncio.to_thread(dropped) > 0
+        assert process.stderr
+        lines: list[dict[str, Any]] = []
+        while not lines or lines[-1]["event"] != "log lines dropped":
+            lines.append(json.loads(await process.stderr.readline()))
+        count = lines[-1]["count"]
+        assert await asyncio.to_thread(dropped) == count
+        process.send_signal(signal.SIGTERM)
+        rest = [json.loads(line) async for line in process.stderr]
+        assert rest[-1]["event"] == "stopped"
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+        assert sum(line["event"] == "call" for line in lines + rest) + count == 5000
 
 
 async def test_a_log_that_cannot_be_written(database_url: str) -> None:

@@ -12,6 +12,7 @@ import asyncpg
 import grpc
 import pytest
 from grpc import StatusCode
+from grpc_health.v1 import health_pb2
 
 from service import pb
 from service.errors import BackupNotFound, CatalogUnavailable
@@ -195,6 +196,31 @@ async def test_unexpected_error(
     assert answer.request_id in logged
     assert "builtins.RuntimeError" in logged
     assert "hunter2" not in logged + str(answer.trailers)
+
+
+async def test_health_checks_are_not_logged(
+    server: Server, channel: Any, stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Health checks are in the metrics and not in the log, also with the name of an unknown service, unless one fails unexpectedly."""
+    check = channel.unary_unary(_CHECK)
+    await check(b"")
+    assert (await failure(check(health_pb2.HealthCheckRequest(service="none").SerializeToString()))).code is StatusCode.NOT_FOUND
+    await stub.List(pb.ListBackupsRequest(folder_id="f1"))
+    logs.flush()
+    assert [line["method"] for line in _calls(capsys)] == [_LIST]
+
+    def broken(self: object, service: str) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("service.api.health.Health._status", broken)
+    assert (await failure(check(b""))).code is StatusCode.INTERNAL
+    logs.flush()
+    assert [(line["method"], line["level"]) for line in _calls(capsys)] == [(_CHECK, "error")]
+
+
+def _calls(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    return [line for line in lines if line["event"] == "call"]
 
 
 async def test_error_after_the_deadline(

@@ -6,7 +6,7 @@ import tempfile
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.support.deployment import Deployment, ReplicaProcess, configuration, fetch, running_envoy
 from tests.support.eventually import eventually
@@ -29,8 +29,15 @@ class Edge(NamedTuple):
 
     def peers(self) -> list[str]:
         """Return the client addresses of the access log, without ports."""
-        lines = [line for line in self.log.read_text(encoding="utf-8").splitlines() if line.startswith("{") and line.endswith("}")]
-        return [json.loads(line)["peer"].rpartition(":")[0] for line in lines]
+        return [line["peer"].rpartition(":")[0] for line in self._access_log()]
+
+    def paths(self) -> list[str]:
+        """Return the requested paths of the access log."""
+        return [line["path"] for line in self._access_log()]
+
+    def _access_log(self) -> list[dict[str, Any]]:
+        lines = self.log.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
 def replaced(old: str, new: str) -> Callable[[str], str]:
