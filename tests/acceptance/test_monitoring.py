@@ -16,6 +16,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import pb
+from service.catalog_metrics import families
+from service.postgres.freshness import Oldest
 from tests.support.catalog import AddBackups
 from tests.support.certificates import Authority, Files
 from tests.support.debian import debian_program
@@ -98,7 +100,10 @@ def test_metrics_of_expressions() -> None:
 async def test_metrics_are_exposed(service_metrics: str, deployment: Deployment) -> None:
     """Every metric in a rule or the dashboard is exposed by the service or by Envoy, or recorded by a rule."""
     envoy_metrics = await _scrape(deployment.metrics_address, "/stats/prometheus")
-    known = _names(service_metrics) | _names(envoy_metrics) | {rule["record"] for rule in RULES if "record" in rule} | {"up"}
+    catalog_metrics = {family.name for family in families(Oldest([], left_out=0), 0)}
+    known = (
+        catalog_metrics | _names(service_metrics) | _names(envoy_metrics) | {rule["record"] for rule in RULES if "record" in rule} | {"up"}
+    )
     unknown = {name: missing for name, expression in _expressions().items() if (missing := _metrics(expression) - known)}
     assert not unknown
 
