@@ -75,7 +75,7 @@ async def test_containers_are_limited(compose: Compose, service: str) -> None:
 
 
 @pytest.mark.parametrize("python", ["python", "/app/.venv/bin/python"])
-@pytest.mark.parametrize("module", ["pip", "ensurepip", "setuptools", "wheel"])
+@pytest.mark.parametrize("module", ["pip", "ensurepip", "setuptools", "wheel", "hatchling"])
 async def test_image_has_no_installer(compose: Compose, python: str, module: str) -> None:
     """The image contains no package installer."""
     imported = await compose.docker("compose", "exec", "-T", "service", python, "-c", f"import {module}")
