@@ -198,7 +198,7 @@ async def test_locale_without_the_characters(command: RunCommand, server: Server
             json.dumps([_ENTRY, _ENTRY | {"compressed_size": -1}]).encode(),
             "entry 2 ('backup_20261120T031501Z'): compressed_size: -1 is not",
         ),
-        (json.dumps([_ENTRY, _ENTRY | {"compressed_size": 1}]).encode(), "differ, but would both take the id c1:backup_20261120T031501Z"),
+        (json.dumps([_ENTRY, _ENTRY | {"compressed_size": 1}]).encode(), "differ, but have the same id c1:backup_20261120T031501Z"),
     ],
 )
 async def test_rejected_imports(cli: _Cli, sql: Sql, listing: bytes, message: str) -> None:
