@@ -32,7 +32,9 @@ async def test_commands(dev: Running, example: Example) -> None:
     if not (found := shutil.which(program, path=f"{os.environ['PATH']}:{ROOT}")):
         pytest.skip(f"{program} is not installed")
     command = example.command.replace(program, found, 1).replace("127.0.0.1:50051", dev.address)
-    assert comparable(await output("/bin/sh", "-c", command, BACKUPS_ADDRESS=dev.address)) == comparable(example.shown)
+    [url] = re.findall(r"BACKUPS_DATABASE_URL='(.+?)'", "\n".join(dev.lines))
+    printed = await output("/bin/sh", "-c", command, BACKUPS_ADDRESS=dev.address, BACKUPS_DATABASE_URL=url)
+    assert comparable(printed) == comparable(example.shown)
 
 
 async def test_make_run(dev: Running) -> None:
