@@ -1,12 +1,17 @@
 """Fixtures of all tests: a PostgreSQL server for each pytest process, a database for each test, and servers on free ports."""
 
 import os
+import signal
 
 # Before imports of the project, which read the environment: settings of the machine must not affect tests.
 for _name in [name for name in os.environ if name.startswith(("BACKUPS_", "PG", "GRPC_", "OTEL_"))]:
     del os.environ[_name]
 # Tests start processes while gRPC runs in this one, and gRPC's fork handlers may crash the child.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
+# Under nohup, or in the background of a shell, these are ignored, and processes that tests start and signal would inherit that.
+for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _default)
 
 import asyncio
 import itertools
