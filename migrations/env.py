@@ -127,7 +127,13 @@ async def take_lock(connection: asyncpg.Connection) -> bool:
     try:
         await connection.execute(CREATE_LOCK)
         await connection.execute(TAKE_LOCK)
-    except (asyncpg.LockNotAvailableError, asyncpg.UniqueViolationError, asyncpg.DuplicateTableError):
+    except (
+        asyncpg.LockNotAvailableError,
+        # CREATE TABLE IF NOT EXISTS fails with each of these if another session creates the table, or its row type, at the same time.
+        asyncpg.UniqueViolationError,
+        asyncpg.DuplicateTableError,
+        asyncpg.DuplicateObjectError,
+    ):
         if connection.is_in_transaction():
             await connection.execute("ROLLBACK")
         return False
