@@ -18,5 +18,9 @@ RunCommand = Callable[..., Awaitable[Done]]
 
 def environment(**settings: str) -> dict[str, str]:
     """Return the environment of a process under test: these settings, and no variable of the machine except those of coverage."""
-    coverage = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
-    return {"PATH": os.defpath, "LC_ALL": "C.UTF-8"} | coverage | settings
+    return {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")} | unmeasured_environment(**settings)
+
+
+def unmeasured_environment(**settings: str) -> dict[str, str]:
+    """Return `environment` without coverage, which doubles the CPU of a process and adds to its memory."""
+    return {"PATH": os.defpath, "LC_ALL": "C.UTF-8"} | settings

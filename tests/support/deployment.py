@@ -25,7 +25,7 @@ import grpc
 import yaml
 
 from tests.support.certificates import Authority, Files
-from tests.support.commands import environment
+from tests.support.commands import unmeasured_environment
 from tests.support.eventually import eventually
 from tests.support.ports import free_ports
 from tests.support.repository import ROOT
@@ -102,7 +102,7 @@ class ReplicaProcess(Replica):
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service", "serve"],
                 cwd=self.release,
-                env=environment(**self._settings, BACKUPS_LISTEN=f"127.0.0.1:{self.port}"),
+                env=unmeasured_environment(**self._settings, BACKUPS_LISTEN=f"127.0.0.1:{self.port}"),  # tests measure time and memory
                 stderr=log,
             )
 
