@@ -57,6 +57,7 @@ def _listing(file: Path, elements: Iterable[str]) -> Path:
     return file
 
 
+@pytest.mark.timeout(600)
 async def test_a_long_listing_on_one_line(imported: _Import, sql: Sql, tmp_path: Path, *, long: bool) -> None:
     """100,000 entries on a single line, in the long form a million, are imported in the stated memory."""
     count = 1_000_000 if long else 100_000

@@ -243,7 +243,7 @@ async def test_anonymous_access_from_the_network_is_rejected(command: RunCommand
     """Without authentication the server listens on loopback addresses only, and names the settings that allow others."""
     done = await command("serve", BACKUPS_DATABASE_URL=database_url, BACKUPS_LISTEN=listen)
     assert done.status == 1
-    assert "everybody could read everything: set BACKUPS_AUTH=jwt, or BACKUPS_ALLOW_ANONYMOUS=true" in done.stderr
+    assert "any client could read all backups: set BACKUPS_AUTH=jwt, or BACKUPS_ALLOW_ANONYMOUS=true" in done.stderr
 
 
 async def test_authentication_needs_its_settings(command: RunCommand, database_url: str) -> None:
