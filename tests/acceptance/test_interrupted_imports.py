@@ -139,6 +139,7 @@ _STEPS = {
     "ids": Step("%FROM listing JOIN backups%", "LOCK TABLE backups"),
     "move": Step("UPDATE backups %", "SELECT FROM backups LIMIT 1 FOR UPDATE", folder="f2"),
     "move of the record": Step("UPDATE imports %", "SELECT FROM imports FOR UPDATE", folder="f2"),
+    "move of freshness": Step("UPDATE freshness %", "SELECT FROM freshness FOR UPDATE", folder="f2"),
     "prune": Step("%DELETE FROM backups%", "SELECT FROM backups ORDER BY created_at LIMIT 1 FOR UPDATE"),
     "merge": Step("%MERGE INTO backups%", "SELECT FROM backups ORDER BY created_at DESC LIMIT 1 FOR UPDATE"),
     "record": Step("%INSERT INTO imports%", "SELECT FROM imports FOR UPDATE"),
