@@ -142,6 +142,7 @@ _STEPS = {
     "move of freshness": Step("UPDATE freshness %", "SELECT FROM freshness FOR UPDATE", folder="f2"),
     "prune": Step("%DELETE FROM backups%", "SELECT FROM backups ORDER BY created_at LIMIT 1 FOR UPDATE"),
     "merge": Step("%MERGE INTO backups%", "SELECT FROM backups ORDER BY created_at DESC LIMIT 1 FOR UPDATE"),
+    "freshness": Step("%WITH counts AS%", "SELECT FROM freshness FOR UPDATE"),  # pg_stat_activity cuts the query before its INSERT
     "record": Step("%INSERT INTO imports%", "SELECT FROM imports FOR UPDATE"),
     "vacuum": Step("VACUUM %", "LOCK TABLE backups IN SHARE UPDATE EXCLUSIVE MODE", state="new"),
 }
