@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 
 from service.cli.formatting import printable
-from service.postgres.import_backups import Noted, Summary, Target
+from service.postgres.import_backups import Summary, Target
+from service.postgres.listing import Noted
 
 _CHAINS = {
     "broken": "a broken chain: a backup that a restore needs is deleted or not in the listing (a storage that is down looks the same)",

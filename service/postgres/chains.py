@@ -19,6 +19,8 @@ state changes. Memory is bounded by work_mem.
 
 import asyncpg
 
+from service.postgres.session import avoid_joins
+
 _HAS_NO_PLAN = "method = 'incremental' AND contents <> 'metadata only' AND needs = '{}'"
 
 _LINKS = """
@@ -53,17 +55,13 @@ _FOLLOW_LINKS = """
       SELECT links.name, reached.chain FROM reached JOIN links ON links.parent = reached.name WHERE own_state IS NULL)
     SELECT name, chain FROM reached"""
 
-# A hash join would read all links again at each step of a long chain.
-_USE_INDEXES = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
-_USE_ANY_JOIN = "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on"
-
 _WALG = """
     UPDATE backups SET chain = derived.chain
     FROM (
       SELECT id, CASE WHEN links.name IS NULL THEN 'complete' ELSE coalesce(link_states.chain, 'unknown') END AS chain
       FROM backups LEFT JOIN links USING (name) LEFT JOIN link_states USING (name)
       WHERE source_cluster_id = $1 AND tool = $2) AS derived
-    WHERE backups.id = derived.id AND backups.chain <> derived.chain"""
+    WHERE backups.id = derived.id AND source_cluster_id = $1 AND tool = $2 AND backups.chain <> derived.chain"""
 
 _GPBACKUP = f"""
     WITH listed AS (
@@ -83,22 +81,29 @@ _GPBACKUP = f"""
       SELECT id, CASE WHEN is_broken THEN 'broken' WHEN is_incomplete OR ({_HAS_NO_PLAN}) THEN 'unknown' ELSE 'complete' END AS chain
       FROM backups LEFT JOIN needed USING (id)
       WHERE source_cluster_id = $1 AND tool = $2) AS derived
-    WHERE backups.id = derived.id AND backups.chain <> derived.chain"""
+    WHERE backups.id = derived.id AND source_cluster_id = $1 AND tool = $2 AND backups.chain <> derived.chain"""
 
 
 async def derive_chains(connection: asyncpg.Connection, cluster_id: str, tool: str) -> int:
     """Update the chain of every backup of a cluster and tool, within the transaction of an import. Return the number of changed rows."""
     if tool == "gpbackup":
-        return changed_rows(await connection.execute(_GPBACKUP, cluster_id, tool))
+        derive = _GPBACKUP
+    else:
+        derive = _WALG
+        await _follow_links(connection, cluster_id, tool)
+    async with avoid_joins(connection, "nestloop"):
+        return changed_rows(await connection.execute(derive, cluster_id, tool))
+
+
+async def _follow_links(connection: asyncpg.Connection, cluster_id: str, tool: str) -> None:
     await connection.execute(_LINKS)
     await connection.execute(_LINK_STATES)
-    await connection.execute(_FILL_LINKS, cluster_id, tool)
+    async with avoid_joins(connection, "nestloop"):
+        await connection.execute(_FILL_LINKS, cluster_id, tool)
     await connection.execute("CREATE INDEX ON links (parent); ANALYZE links")
-    await connection.execute(_USE_INDEXES)
-    await connection.execute(_FOLLOW_LINKS)
-    await connection.execute(_USE_ANY_JOIN)
+    async with avoid_joins(connection, "hashjoin", "mergejoin"):  # they would read all links again at each step of a long chain
+        await connection.execute(_FOLLOW_LINKS)
     await connection.execute("ANALYZE link_states")
-    return changed_rows(await connection.execute(_WALG, cluster_id, tool))
 
 
 def changed_rows(status: str) -> int:

@@ -25,7 +25,7 @@ class Freshness(NamedTuple):
     database: str | None
     """Empty for backups of the whole cluster; None if the listing has no database at all."""
     imported_at: datetime
-    """Start of the last import, also if it changed nothing."""
+    """When the last listing had been read, also if the import changed nothing."""
     entries: int
     """Entries of the last listing."""
     skipped: int

@@ -1,42 +1,29 @@
 """Import of a tool's listing into a cluster's rows, in one transaction, all or nothing.
 
-The listing is copied into a temporary table. A few queries find what it would add, change and remove, and what prevents it. One MERGE then
-writes the rows that differ (an upsert would rewrite all of them). Chains, missing backups and freshness are derived afterwards. A dry run
-does the same and rolls back.
+The listing is in a temporary table (listing.py). A few queries find what it would add, change and remove, and what prevents it. One MERGE
+then writes the rows that differ (an upsert would rewrite all of them). Chains, missing backups and freshness are derived afterwards. A dry
+run does the same and rolls back.
 """
 
 import contextlib
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Iterable
 from typing import NamedTuple
 
 import asyncpg
 
-from service.entry import CLOCK_TOLERANCE, EXCLUDED, Attempt, Deleted, Entry, Listed, Skipped, Unusable
-from service.errors import ImportRefused, InvalidListing
+from service.entry import Listed
+from service.errors import ImportRefused
 from service.postgres.chains import changed_rows, derive_chains
-from service.postgres.record_import import Counts, Owner, move_cluster, record_import
-from service.postgres.session import lock_cluster, open_session, vacuum_after
+from service.postgres.listing import Noted, Tally, check_session, copy_listing
+from service.postgres.record_import import Owner, move_cluster, record_import
+from service.postgres.session import avoid_joins, lock_cluster, open_session, vacuum_after
 
 # If more of a database's backups would be removed, the listing is probably incomplete: a storage was down, or there was a failover.
 _PRUNE_SHARE = 0.5
 
-# If more of the entries are unusable, the listing is probably not of this tool, or of a version with another format.
-_UNUSABLE_SHARE = 0.1
-
-_EXAMPLES_MAX = 20  # unusable entries that the summary names
-
 ALL_FOLDERS = "*"  # in a token
 
 _ID_MAX_LENGTH = 50  # of folders and clusters, in any characters
-
-_LISTING = """
-    CREATE TEMPORARY TABLE listing (
-      state text COLLATE "C", label text, name text COLLATE "C", id text COLLATE "C", created_at timestamptz, started_at timestamptz,
-      size bigint, method text COLLATE "C", contents text COLLATE "C", database text COLLATE "C", permanent boolean,
-      needs text[] COLLATE "C", attempt text COLLATE "C"
-    ) ON COMMIT DROP"""
 
 _FACTS = ("created_at", "started_at", "size", "name", "method", "contents", "database", "permanent", "needs")
 
@@ -84,6 +71,9 @@ _MERGE = f"""
       VALUES (listed.id, $1, $2, $3, {_facts("listed")})"""
 
 # Skipped entries may exist, and so may their rows.
+_SKIPPED = """
+    SELECT skipped.id FROM backups AS skipped JOIN listing USING (name)
+    WHERE skipped.source_cluster_id = $1 AND skipped.tool = $2 AND listing.state = 'skipped'"""
 _UNLISTED = """
     source_cluster_id = $1 AND tool = $2
     AND NOT EXISTS (SELECT FROM listing WHERE listing.id = backups.id AND state = 'usable')
@@ -100,7 +90,9 @@ _MARK_MISSING = f"UPDATE backups SET missing_since = now() WHERE missing_since I
 _MARK_PRESENT = f"""
     UPDATE backups SET missing_since = NULL
     WHERE source_cluster_id = $1 AND tool = $2 AND missing_since IS NOT NULL
-      AND id NOT IN (SELECT id FROM backups WHERE missing_since IS NOT NULL AND {_UNLISTED})"""
+      AND EXISTS (
+        SELECT FROM (SELECT id FROM listing WHERE state = 'usable' UNION ALL {_SKIPPED}) AS present
+        WHERE present.id = backups.id)"""
 
 _INCOMPLETE_CHAINS = """
     SELECT chain, count(*) AS backups, min(name) AS name FROM backups
@@ -137,13 +129,6 @@ class Pruned(NamedTuple):
     removed: int
     refusal: str | None
     """Why they are not removed without --prune-any."""
-
-
-class Noted(NamedTuple):
-    """Entries that a warning applies to."""
-
-    entries: int
-    example: str
 
 
 class Summary(NamedTuple):
@@ -206,8 +191,9 @@ async def load(url: str, listing: Iterable[Listed], target: Target, options: Opt
         CatalogUnavailable: PostgreSQL cannot be used.
     """
     async with open_session(url) as connection:
+        tally = await copy_listing(connection, listing)
         async with _transaction(connection, options):
-            summary = await _Import(connection, target, options).run(listing)
+            summary = await _Import(connection, target, options, tally).run()
         await vacuum_after(connection, summary.written)
     return summary
 
@@ -231,16 +217,15 @@ async def _transaction(connection: asyncpg.Connection, options: Options) -> Asyn
 class _Import:
     """The steps of one import, within a transaction."""
 
-    def __init__(self, connection: asyncpg.Connection, target: Target, options: Options) -> None:
+    def __init__(self, connection: asyncpg.Connection, target: Target, options: Options, tally: Tally) -> None:
         self._connection = connection
         self._target = target
         self._options = options
         self._of_tool = target.source_cluster_id, target.tool
-        self._tally = _Tally()
+        self._tally = tally
 
-    async def run(self, listing: Iterable[Listed]) -> Summary:
-        await self._copy(listing)
-        self._tally.check()
+    async def run(self) -> Summary:
+        await check_session(self._connection, self._tally)
         await lock_cluster(self._connection, self._target.source_cluster_id)
         await self._check_ids()
         moved = await self._move()
@@ -268,11 +253,6 @@ class _Import:
             missing=missing,
             chains=await self._incomplete_chains(),
         )
-
-    async def _copy(self, listing: Iterable[Listed]) -> None:
-        await self._connection.execute(_LISTING)
-        await self._connection.copy_records_to_table("listing", records=self._tally.records(listing))
-        await self._connection.execute("ANALYZE listing")
 
     async def _check_ids(self) -> None:
         """Check that an id names one backup, and that no id moves between clusters or tools."""
@@ -307,11 +287,12 @@ class _Import:
     async def _prune(self) -> Pruned:
         if not self._options.prune:
             return Pruned(0, refusal=None)
-        counts = await self._connection.fetch(_COUNT_UNLISTED, *self._of_tool)
-        refusal = None if self._options.prune_any else self._prune_refusal(counts)
-        if refusal and not self._options.dry_run:
-            raise ImportRefused(refusal)
-        return Pruned(changed_rows(await self._connection.execute(_PRUNE, *self._of_tool)), refusal)
+        async with avoid_joins(self._connection, "nestloop"):
+            counts = await self._connection.fetch(_COUNT_UNLISTED, *self._of_tool)
+            refusal = None if self._options.prune_any else self._prune_refusal(counts)
+            if refusal and not self._options.dry_run:
+                raise ImportRefused(refusal)
+            return Pruned(changed_rows(await self._connection.execute(_PRUNE, *self._of_tool)), refusal)
 
     def _prune_refusal(self, counts: list[asyncpg.Record]) -> str | None:
         if not self._tally.entries:
@@ -326,8 +307,9 @@ class _Import:
         return None
 
     async def _mark_missing(self) -> int:
-        await self._connection.execute(_MARK_PRESENT, *self._of_tool)
-        return changed_rows(await self._connection.execute(_MARK_MISSING, *self._of_tool))
+        async with avoid_joins(self._connection, "nestloop"):
+            await self._connection.execute(_MARK_PRESENT, *self._of_tool)
+            return changed_rows(await self._connection.execute(_MARK_MISSING, *self._of_tool))
 
     async def _incomplete_chains(self) -> dict[str, Noted]:
         rows = await self._connection.fetch(_INCOMPLETE_CHAINS, *self._of_tool)
@@ -337,83 +319,3 @@ class _Import:
         folder, cluster, tool = self._target
         owner = Owner(cluster, tool, folder)
         await record_import(self._connection, owner, self._tally.counts(), ignore_databases=self._options.ignore_databases)
-
-
-class _Tally:
-    """Numbers of a listing's entries, counted while they are copied, in bounded memory."""
-
-    def __init__(self) -> None:
-        self._future = datetime.now(UTC) + CLOCK_TOLERANCE
-        self.entries = 0
-        self.usable = 0
-        self.unusable = 0
-        self.examples: list[str] = []
-        self.skipped: Counter[str] = Counter()
-        self.types: Counter[str] = Counter()
-        self.warnings: dict[str, Noted] = {}
-
-    def records(self, listing: Iterable[Listed]) -> Iterator[tuple[object, ...]]:
-        """Return the rows of the temporary table."""
-        for self.entries, each in enumerate(listing, start=1):
-            match each:
-                case Entry():
-                    self._note(each)
-                    yield "usable", each.label, each.name, each.id, *_values(each), None
-                case Attempt():
-                    self.skipped["failed" if each.state == "failed" else _UNFINISHED] += 1
-                    nothing = (None,) * 3
-                    yield "attempt", None, each.name, None, None, each.started_at, *nothing, each.database, None, None, each.state
-                case Deleted():
-                    self.skipped[each.reason] += 1
-                    yield _not_usable("deleted", each.name)
-                case Skipped():
-                    self.skipped[each.reason] += 1
-                    yield _not_usable("skipped", each.name)
-                case Unusable():
-                    self.unusable += 1
-                    if len(self.examples) < _EXAMPLES_MAX:
-                        self.examples.append(each.message)
-                    yield _not_usable("skipped", each.name)
-
-    def _note(self, entry: Entry) -> None:
-        self.usable += 1
-        for each in entry.types:
-            self.types[each] += 1
-        for warning in entry.warnings:
-            self._warn(warning, entry)
-        if entry.created_at > self._future:
-            self._warn("dated in the future: a clock was wrong, or --timezone is", entry)
-
-    def _warn(self, warning: str, entry: Entry) -> None:
-        entries, example = self.warnings.get(warning, (0, entry.label))
-        self.warnings[warning] = Noted(entries + 1, example)
-
-    def check(self) -> None:
-        """Check that most entries are usable.
-
-        Raises:
-            InvalidListing: Too many entries are unusable.
-        """
-        if self.unusable and (not self.usable or self.unusable > self.entries * _UNUSABLE_SHARE):
-            allowed = f"more than {_UNUSABLE_SHARE:.0%}" if self.usable else "and none is usable"
-            raise InvalidListing(
-                f"{self.unusable} of {self.entries} entries are unusable, {allowed}. Nothing was imported. "
-                f"The first: {self.examples[0]}. --exclude NAME leaves an entry out."
-            )
-
-    def counts(self) -> Counts:
-        return Counts(self.entries, self.skipped.total() + self.unusable, self.unusable, self.skipped[EXCLUDED])
-
-
-_UNFINISHED = "not completed: still running, or ended by a crash"
-
-
-def _values(entry: Entry) -> tuple[object, ...]:
-    return (
-        *(entry.created_at, entry.started_at, entry.size, entry.method, entry.contents),
-        *(entry.database, entry.permanent, entry.needs),
-    )
-
-
-def _not_usable(state: str, name: str | None) -> tuple[object, ...]:
-    return state, None, name, *(None,) * 10

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Literal
 
 import asyncpg
 
@@ -67,6 +68,20 @@ async def lock_cluster(connection: asyncpg.Connection, cluster_id: str) -> None:
     await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'")
     if not await connection.fetch(_LOCK_CLUSTER, cluster_id):
         raise CatalogUnavailable("rows of the table cluster_locks are missing: it must have the numbers 0 to 255")
+
+
+@contextlib.asynccontextmanager
+async def avoid_joins(connection: asyncpg.Connection, *kinds: Literal["nestloop", "hashjoin", "mergejoin"]) -> AsyncIterator[None]:
+    """Run the block's queries, within a transaction, without these kinds of joins.
+
+    PostgreSQL has no statistics of rows that the transaction wrote. It expects a few of them, and a nested loop would scan a whole
+    table for each.
+    """
+    for kind in kinds:
+        await connection.execute(f"SET LOCAL enable_{kind} = off")
+    yield
+    for kind in kinds:
+        await connection.execute(f"SET LOCAL enable_{kind} = on")
 
 
 async def vacuum_after(connection: asyncpg.Connection, written: int) -> None:

@@ -134,7 +134,7 @@ class Step(NamedTuple):
 
 
 _STEPS = {
-    "reading": Step("COPY %"),
+    "reading": Step("COMMIT%"),
     "lock": Step("%FROM cluster_locks%", "SELECT FROM cluster_locks FOR UPDATE"),
     "ids": Step("%FROM listing JOIN backups%", "LOCK TABLE backups"),
     "move": Step("UPDATE backups %", "SELECT FROM backups LIMIT 1 FOR UPDATE", folder="f2"),
@@ -179,6 +179,17 @@ async def test_ended_at_every_step(
             assert await _imported(import_url, tmp_path / "log", _LISTED, *_OPTIONS, folder=step.folder) == (0, ANY)
             assert await catalog.state() == "new"
     measure(", ".join(f"{name}: {state}" for name, state in states.items()))
+
+
+async def test_no_snapshot_while_the_tool_lists(import_url: str, sql: Sql, tmp_path: Path) -> None:
+    """An import that waits for the rest of its listing has no transaction open, so that VACUUM is not held back."""
+    importing = Importing(import_url, tmp_path / "log")
+    await importing.write(_LISTED[: len(_LISTED) // 2], close=False)
+    session = f"SELECT state, backend_xid, backend_xmin {_RUNNING_IMPORTS} AND query LIKE 'COMMIT%'"
+    await eventually(lambda: sql.fetch(session), [("idle", None, None)])
+    await importing.write(_LISTED[len(_LISTED) // 2 :])
+    assert await importing.wait() == 0
+    assert importing.printed().startswith(f"Imported cluster c1 into folder f1: {len(_NEW)} added, ")
 
 
 @pytest.mark.guarantee(15, "an import killed (kill -9) at any time")

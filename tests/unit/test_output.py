@@ -13,7 +13,8 @@ from service.cli.import_summary import summary_lines
 from service.cli.overdue import Overdue
 from service.cli.table import Column, Table
 from service.postgres.freshness import Freshness
-from service.postgres.import_backups import Noted, Pruned, Summary, Target
+from service.postgres.import_backups import Pruned, Summary, Target
+from service.postgres.listing import Noted
 
 _NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
 
