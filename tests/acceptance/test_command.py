@@ -354,6 +354,7 @@ async def test_serve_until_sigterm(database_url: str, command: RunCommand) -> No
         ["migrate", "--dry-run"],
         ["import", "walg", "--folder-id", "f", "--cluster-id", "c"],
         ["status"],
+        ["chain", "b"],
         ["remove-cluster", "--cluster-id", "c"],
         ["list", "--folder-id", "f"],
         ["get", "b"],
