@@ -16,7 +16,6 @@ for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.S
 import asyncio
 import itertools
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -38,6 +37,7 @@ from tests.support import server as servers
 from tests.support.catalog import OWNER, AddBackups, Backup, Sql, insert
 from tests.support.commands import Done, RunCommand, environment
 from tests.support.debian import debian_program
+from tests.support.postgres import execute, new_database, run_postgres
 from tests.support.repository import ROOT
 from tests.support.server import StartServer
 
@@ -76,18 +76,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(name="postgres", scope="session")
 def _postgres() -> Iterator[EmbeddedPostgres]:
-    with tempfile.TemporaryDirectory(prefix="backups-test-", dir="/tmp") as folder:
-        postgres = EmbeddedPostgres(Path(folder, "postgres"), settings=_FAST, programs=_PROGRAMS)
-        with postgres.running():
-            asyncio.run(_execute(postgres, "; ".join(f"CREATE ROLE {role} LOGIN" for role in (OWNER, *Roles()))))
-            yield postgres
-        postgres.remove()
+    with run_postgres(_FAST, programs=_PROGRAMS) as postgres:
+        asyncio.run(execute(postgres, "; ".join(f"CREATE ROLE {role} LOGIN" for role in (OWNER, *Roles()))))
+        yield postgres
 
 
 @pytest.fixture(name="template", scope="session")
 async def _template(postgres: EmbeddedPostgres) -> str:
     """Name of a migrated database, which is cloned for each test."""
-    await _execute(postgres, f"CREATE DATABASE {_TEMPLATE} OWNER {OWNER}")
+    await execute(postgres, f"CREATE DATABASE {_TEMPLATE} OWNER {OWNER}")
     await asyncio.to_thread(migrate, postgres.url(_TEMPLATE, user=OWNER))
     return _TEMPLATE
 
@@ -95,10 +92,17 @@ async def _template(postgres: EmbeddedPostgres) -> str:
 @pytest.fixture(name="database_name")
 async def _database_name(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
     """Name of a migrated database without rows."""
-    name = f"test_{next(_numbers)}"
-    await _execute(postgres, f"CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {template}")
-    yield name
-    await _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+    async with new_database(postgres, template) as name:
+        yield name
+
+
+@pytest.fixture(name="module_sql", scope="module")
+async def _module_sql(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[Sql]:
+    """Connection as a superuser to a migrated database that the tests of a module share. They only read it."""
+    async with new_database(postgres, template) as name:
+        connection = await asyncpg.connect(postgres.url(name))
+        yield connection
+        await connection.close()
 
 
 @pytest.fixture(name="database_url")
@@ -122,18 +126,8 @@ def _owner_url(postgres: EmbeddedPostgres, database_name: str) -> str:
 @pytest.fixture(name="empty_database_url")
 async def _empty_database_url(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
     """URL of a database without a schema, for its owner."""
-    name = f"empty_{next(_numbers)}"
-    await _execute(postgres, f"CREATE DATABASE {name} OWNER {OWNER}")
-    yield postgres.url(name, user=OWNER)
-    await _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-async def _execute(postgres: EmbeddedPostgres, statement: str) -> None:
-    connection = await asyncpg.connect(postgres.url("postgres"))
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
+    async with new_database(postgres, "template1") as name:
+        yield postgres.url(name, user=OWNER)
 
 
 @pytest.fixture(name="sql")

@@ -139,6 +139,7 @@ class _ScrapeServer(ThreadingMixIn, WSGIServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # with the default of 5, the kernel drops connections of a burst, and their clients retry after a second
 
     def __init__(self, *args: Any) -> None:
         self._lock = threading.Lock()

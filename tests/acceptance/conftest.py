@@ -1,9 +1,7 @@
 """Fixtures of the acceptance tests: the deployment, and the measurements of its guarantees."""
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import asyncpg
 import grpc
@@ -13,6 +11,7 @@ from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
 from tests.support.deployment import Deployment, deployed
 from tests.support.guarantees import Measure, Report
+from tests.support.postgres import run_postgres
 
 
 @pytest.fixture(name="deployment")
@@ -30,15 +29,12 @@ async def _public(deployment: Deployment) -> AsyncIterator[grpc.aio.Channel]:
 @pytest.fixture(name="own_postgres")
 async def _own_postgres() -> AsyncIterator[EmbeddedPostgres]:
     """A PostgreSQL with roles and schema that the test may stop; acknowledged transactions survive a crash."""
-    with tempfile.TemporaryDirectory(prefix="backups-own-", dir="/tmp") as folder:
-        postgres = EmbeddedPostgres(Path(folder, "postgres"), settings={"shared_buffers": "128MB"})
-        with postgres.running():
-            sql = await asyncpg.connect(postgres.url("postgres"))
-            await sql.execute("; ".join(f"CREATE ROLE {role} LOGIN" for role in Roles()))
-            await sql.close()
-            await asyncio.to_thread(migrate, postgres.url("postgres"), roles=Roles())
-            yield postgres
-        postgres.remove()
+    with run_postgres({"shared_buffers": "128MB"}) as postgres:
+        sql = await asyncpg.connect(postgres.url("postgres"))
+        await sql.execute("; ".join(f"CREATE ROLE {role} LOGIN" for role in Roles()))
+        await sql.close()
+        await asyncio.to_thread(migrate, postgres.url("postgres"), roles=Roles())
+        yield postgres
 
 
 @pytest.fixture(name="long")

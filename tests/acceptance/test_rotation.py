@@ -8,7 +8,6 @@ Mitigations:
 
 import asyncio
 import contextlib
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from service.settings import Settings
 from tests.support.certificates import Authority, Files, certificate_name
 from tests.support.eventually import eventually
 from tests.support.guarantees import Measure
+from tests.support.postgres import temporary_folder
 from tests.support.server import start
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
@@ -35,8 +35,8 @@ _ROLE = Roles().service
 @pytest.fixture(name="guarded_postgres")
 def _guarded_postgres() -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL that requires a password of the service's role, and that is not running."""
-    with tempfile.TemporaryDirectory(prefix="backups-guarded-", dir="/tmp") as folder:
-        postgres = EmbeddedPostgres(Path(folder, "postgres"), settings={"shared_buffers": "128MB"})
+    with temporary_folder() as folder:
+        postgres = EmbeddedPostgres(folder / "postgres", settings={"shared_buffers": "128MB"})
         with postgres.running():
             rules = postgres.data / "pg_hba.conf"
             rules.write_text(f"local all {_ROLE} scram-sha-256\n" + rules.read_text(encoding="utf-8"), encoding="utf-8")

@@ -95,8 +95,8 @@ class _Big(Collector):
 
     def collect(self) -> Iterator[Metric]:
         metric = GaugeMetricFamily("big", "Big.", labels=["number"])
-        for number in range(100_000):
-            metric.add_metric([f"{number:0100}"], 1)
+        for number in range(1_000):
+            metric.add_metric([f"{number:010000}"], 1)
         yield metric
 
 

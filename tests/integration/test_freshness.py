@@ -100,9 +100,10 @@ async def test_no_database() -> None:
 # The plans
 
 
-@pytest.fixture(name="many")
-async def _many(sql: Sql) -> Sql:
+@pytest.fixture(name="many", scope="module")
+async def _many(module_sql: Sql) -> Sql:
     """100,000 backups of 5,000 clusters, and their imports."""
+    sql = module_sql
     await sql.execute("""
         INSERT INTO backups (id, folder_id, created_at, source_cluster_id, started_at, size, tool)
         SELECT 'b' || n, 'f' || n % 10, '2026-01-01 00:00:00+00'::timestamptz + n * interval '1 minute', 'c' || n % 5000,
@@ -140,6 +141,7 @@ async def test_a_cluster_costs_one_look_up(many: Sql, plans: str, query: str, ty
     await many.execute(f"SET plan_cache_mode = {plans}")
     await many.execute(f"PREPARE planned ({types}) AS {query}")
     [row] = await many.fetch(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE planned ({arguments})")
+    await many.execute("DEALLOCATE planned")
     of_backups, *others = sorted(_scans(json.loads(row[0])[0]["Plan"]), key=lambda scan: str(scan["Relation Name"]))
     assert (of_backups["Node Type"], of_backups["Index Name"]) == ("Index Scan", "backups_pkey")
     assert (of_backups["Actual Loops"], of_backups["Actual Rows"]) == (rows, 1)

@@ -9,9 +9,10 @@ from service.postgres import catalog
 from tests.support.catalog import Sql
 
 
-@pytest.fixture(name="many")
-async def _many(sql: Sql) -> Sql:
+@pytest.fixture(name="many", scope="module")
+async def _many(module_sql: Sql) -> Sql:
     """100,000 backups of 20 clusters in ten folders, and 5,000 more of the cluster c1 in another folder; vacuumed as after an import."""
+    sql = module_sql
     await sql.execute("""
         INSERT INTO backups (id, folder_id, created_at, source_cluster_id, started_at, size, tool)
         SELECT 'b' || n, 'f' || n % 10, '2026-01-01 00:00:00+00'::timestamptz + n * interval '1 minute', 'c' || n % 20,

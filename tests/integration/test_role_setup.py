@@ -3,7 +3,6 @@
 import asyncio
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ from service.dev.embedded_postgres import EmbeddedPostgres, server_user
 from service.postgres.migration import Roles, migrate
 from service.postgres.session import lock_cluster, open_session
 from tests.support.catalog import OWNER
+from tests.support.postgres import temporary_folder
 from tests.support.repository import ROOT
 
 _FOLDER = ROOT / "deploy" / "postgres"
@@ -52,9 +52,7 @@ class Installed(NamedTuple):
 
 @pytest.fixture(name="installed", scope="module")
 def _installed() -> Iterator[Installed]:
-    with tempfile.TemporaryDirectory(prefix="backups-roles-", dir="/tmp") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
+    with temporary_folder() as folder:
         hba = folder / "pg_hba.conf"
         hba.write_text(_HBA, encoding="utf-8")
         os.chown(hba, server_user().pw_uid, -1)

@@ -2,10 +2,8 @@
 
 import asyncio
 import itertools
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import NamedTuple
 
 import asyncpg
@@ -21,6 +19,7 @@ from service.settings import Settings
 from tests.support.catalog import Sql
 from tests.support.eventually import eventually
 from tests.support.limits import LIMITS
+from tests.support.postgres import run_postgres, temporary_folder
 from tests.support.server import start
 from tests.support.standby import clone_standby
 
@@ -52,15 +51,12 @@ def _pair() -> Iterator[Pair]:
         "wal_receiver_timeout": "2s",
         "wal_retrieve_retry_interval": "200ms",
     }
-    with tempfile.TemporaryDirectory(prefix="backups-standby-", dir="/tmp") as name:
-        primary = EmbeddedPostgres(Path(name, "primary"), settings=settings)
-        with primary.running():
-            migrate(primary.url("postgres"), roles=Roles())
-            standby = clone_standby(primary, Path(name, "standby"), **settings)
-            with standby.running():
-                yield Pair(primary, standby)
-            standby.remove()
-        primary.remove()
+    with run_postgres(settings) as primary, temporary_folder() as folder:
+        migrate(primary.url("postgres"), roles=Roles())
+        standby = clone_standby(primary, folder / "standby", **settings)
+        with standby.running():
+            yield Pair(primary, standby)
+        standby.remove()
 
 
 @pytest.fixture(name="primary_sql")

@@ -5,7 +5,6 @@ import os
 import shutil
 import ssl
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +25,7 @@ from tests.support.certificates import Authority, Pair
 from tests.support.commands import RunCommand
 from tests.support.eventually import eventually
 from tests.support.ports import free_ports
+from tests.support.postgres import temporary_folder
 from tests.support.server import start
 
 _PROGRAMS = Path("/usr/lib/postgresql/15/bin")  # the embedded PostgreSQL is built without TLS
@@ -65,9 +65,8 @@ def _write(file: Path, data: bytes, *, owner: int, mode: int = 0o600) -> None:
 
 @pytest.fixture(name="tls_postgres", scope="module")
 def _tls_postgres() -> Iterator[TlsPostgres]:
-    with tempfile.TemporaryDirectory(prefix="backups-tls-", dir="/tmp") as name:
-        folder, [port], authority = Path(name), free_ports(1), Authority()
-        folder.chmod(0o755)
+    with temporary_folder() as folder:
+        [port], authority = free_ports(1), Authority()
         files = {each: folder / each for each in ("tls.crt", "tls.key", "ca.crt", "pg_hba.conf")}
         settings = {
             "fsync": "off",

@@ -3,11 +3,9 @@
 import asyncio
 import contextlib
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import IO
@@ -15,6 +13,7 @@ from typing import IO
 from service.dev.embedded_postgres import EmbeddedPostgres
 from tests.support import processes
 from tests.support.commands import environment
+from tests.support.postgres import temporary_folder
 from tests.support.repository import ROOT
 
 DEV = (sys.executable, "-m", "service", "dev")
@@ -36,10 +35,9 @@ class Running:
 @contextlib.contextmanager
 def data_folder(name: str = "data") -> Iterator[Path]:
     """Yield the path of a data folder that does not exist yet, and remove it afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="backups-dev-", dir="/tmp")) / name
-    yield folder
-    EmbeddedPostgres(folder).remove()
-    shutil.rmtree(folder.parent, ignore_errors=True)
+    with temporary_folder() as parent:
+        yield parent / name
+        EmbeddedPostgres(parent / name).remove()
 
 
 def dev_process(

@@ -1,0 +1,74 @@
+"""Temporary PostgreSQL servers and databases."""
+
+import contextlib
+import itertools
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+
+from service.dev.embedded_postgres import EmbeddedPostgres
+from tests.support.catalog import OWNER
+
+_SMALL = {"wal_init_zero": "off", "max_wal_size": "96MB"}  # little write-ahead log, which may be in memory
+_MEMORY, _DISK = Path("/dev/shm"), Path("/tmp")
+_NEEDED_BYTES = 4 << 30
+_PREFIX = "backups-test"
+_numbers = itertools.count(1)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a new folder that PostgreSQL's user can enter, and delete it when the context is left.
+
+    The folder is in memory if there is space. On ext4, files are slow to create where many were deleted in the last seconds, as each
+    test's database is: a clone of the template then takes ten times the CPU.
+    """
+    in_memory = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _NEEDED_BYTES
+    parent = _MEMORY if in_memory else _DISK
+    _remove_abandoned(parent)
+    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}-{os.getpid()}-", dir=parent) as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def run_postgres(settings: dict[str, str], *, programs: Path | None = None) -> Iterator[EmbeddedPostgres]:
+    """Run a new PostgreSQL server, and delete its files when the context is left."""
+    with temporary_folder() as folder:
+        postgres = EmbeddedPostgres(folder / "postgres", settings=_SMALL | settings, programs=programs)
+        try:
+            with postgres.running():
+                yield postgres
+        finally:
+            postgres.remove()
+
+
+@contextlib.asynccontextmanager
+async def new_database(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
+    """Clone a template, yield the name of the new database, and drop it when the context is left."""
+    name = f"test_{next(_numbers)}"
+    await execute(postgres, f"CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {template}")
+    yield name
+    await execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def execute(postgres: EmbeddedPostgres, statement: str) -> None:
+    """Execute a statement as a superuser in the database `postgres`."""
+    connection = await asyncpg.connect(postgres.url("postgres"))
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the folders of pytest processes that were killed."""
+    for folder in parent.glob(f"{_PREFIX}-*-*"):
+        pid = re.fullmatch(rf"{_PREFIX}-(\d+)-.*", folder.name)
+        if pid and not Path("/proc", pid[1]).exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
