@@ -36,7 +36,7 @@ from service.entry import (
     checked_time,
     quoted,
 )
-from service.errors import InvalidEntry, InvalidListing, InvalidTimeZone
+from service.errors import InvalidEntry, InvalidTimeZone
 from service.importers.gpbackup_files import Files, local_size
 from service.importers.gpbackup_history import FILTERS, History, Row, read_history
 
@@ -83,7 +83,7 @@ def read(
 
     Raises:
         InvalidIdPrefix, InvalidTimeZone, CommandError: Raised by this call.
-        InvalidListing: Raised by this call, or by the iterator at a time that proves the time zone wrong.
+        InvalidListing: The file is not a history, or is too large. Raised by this call.
     """
     check_id_prefix(id_prefix)
     zone = _zone(timezone)
@@ -119,11 +119,7 @@ class _Reader:
         self._newest = newest
 
     def listed(self, row: Row) -> Listed:
-        """Return the entry of a row.
-
-        Raises:
-            InvalidListing: A time of the row proves the time zone wrong.
-        """
+        """Return the entry of a row. A row that is left out anyway is not unusable."""
         timestamp = row["timestamp"]
         name = timestamp if isinstance(timestamp, str) and _TIMESTAMP.fullmatch(timestamp) else None
         label = f"backup {name or quoted(timestamp)}"
@@ -134,7 +130,7 @@ class _Reader:
                 raise InvalidEntry(label, "timestamp", f"{quoted(timestamp)} is not a time such as 20261120031501")
             return self._entry(label, row, name)
         except InvalidEntry as exc:
-            return Unusable.by(name, exc)
+            return self._left_out(row, name) or Unusable.by(name, exc)
 
     def _not_a_backup(self, label: str, row: Row, name: str | None) -> Listed | None:
         """Return why a row is not an existing backup. Its other values are not checked, so that they cannot make it unusable."""
@@ -147,15 +143,19 @@ class _Reader:
         if deleted == "In progress" or _TIMESTAMP.fullmatch(deleted):
             reason = "being deleted" if deleted == "In progress" else "deleted"
             return Deleted(name, reason) if name else Skipped(None, reason)
-        if name and self._selection.excludes(name):
-            return Skipped(name, EXCLUDED)
-        if name and self._is_too_early(row):
-            return Skipped(name, TOO_EARLY)
+        if left_out := self._left_out(row, name):
+            return left_out
         if status not in _COMPLETED:
             raise InvalidEntry(label, "status", f"{quoted(status)} is unknown")
         if deleted and deleted not in _DELETION_FAILED:
             raise InvalidEntry(label, "date_deleted", f"{quoted(deleted)} is unknown")
         return None
+
+    def _left_out(self, row: Row, name: str | None) -> Skipped | None:
+        """Return whether --exclude or --since leaves out a row. --exclude may also name a malformed timestamp."""
+        if self._selection.excludes(str(row["timestamp"])):
+            return Skipped(name, EXCLUDED)
+        return Skipped(name, TOO_EARLY) if name and self._is_too_early(row) else None
 
     def _attempt(self, row: Row, name: str | None, state: str) -> Listed:
         """Return the attempt of a row, or a skipped entry if its values cannot be read."""
@@ -238,8 +238,8 @@ class _Reader:
         """Return the instants at which the coordinator's clock showed a time: two if it was set back.
 
         Raises:
-            InvalidEntry: The value is not a time.
-            InvalidListing: No clock of the zone has shown this time, so that the zone, and with it every time, is wrong.
+            InvalidEntry: The value is not a time, or no clock of the zone has shown it. The zone may be wrong, but the coordinator may also
+                have had another zone then, so that one such time does not prove all others wrong.
         """
         text = _text(label, row, field)
         try:
@@ -249,9 +249,8 @@ class _Reader:
         except (ValueError, OverflowError):
             raise InvalidEntry(label, field, f"{quoted(text)} is not a time such as 20261120031501") from None
         if not instants:
-            raise InvalidListing(
-                f"{label}: {field}: {local} does not exist in {self._zone.key}: is the zone right? Nothing was imported. "
-                f"If the coordinator had another time zone then, leave this backup out: --exclude {row['timestamp']}"
+            raise InvalidEntry(
+                label, field, f"{local} does not exist in {self._zone.key}: if --timezone is wrong, all times of this import are"
             )
         return instants
 

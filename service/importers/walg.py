@@ -69,6 +69,8 @@ def _listed(item: dict[str, Any], number: int, id_prefix: str, selection: Select
     if name is None and "backup_name" in item:
         raise InvalidListing(_other_listing(item))
     label = f"entry {number} ({quoted(name)})" if isinstance(name, str) else f"entry {number}"
+    if isinstance(name, str) and selection.excludes(name):
+        return Skipped(name if _NAME.fullmatch(name) else None, EXCLUDED)
     matched = _NAME.fullmatch(name) if isinstance(name, str) else None
     if not matched:
         problem = f"{quoted(name)} is not the name of a backup of Greenplum" if "Name" in item else "is missing"
@@ -80,8 +82,6 @@ def _listed(item: dict[str, Any], number: int, id_prefix: str, selection: Select
 
 
 def _entry(item: dict[str, Any], label: str, name: re.Match[str], id_prefix: str, selection: Selection) -> Entry | Skipped:
-    if selection.excludes(name[0]):
-        return Skipped(name[0], EXCLUDED)
     finished = _time(label, item, "finish_time")
     if finished == _ZERO_TIME:
         return Skipped(name[0], "finish time unknown: made by a WAL-G older than September 2021")

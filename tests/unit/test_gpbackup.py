@@ -166,20 +166,32 @@ def test_repeated_hour(history: Path, start: str, end: str, started_at: str, min
 
 
 @pytest.mark.parametrize(
-    "columns",
+    ("columns", "field", "time"),
     [
-        {"timestamp": "20260329021500", "end_time": "20260329031500"},
-        {"timestamp": "20260329015900", "end_time": "20260329020000"},
+        ({"timestamp": "20260329021500", "end_time": "20260329031500"}, "timestamp", "02:15:00"),
+        ({"timestamp": "20260329015900", "end_time": "20260329020000"}, "end_time", "02:00:00"),
     ],
 )
-def test_skipped_hour(history: Path, columns: dict[str, Any]) -> None:
-    """A time of an existing backup that no clock of the zone has shown rejects the history: the zone, and so every time, is wrong."""
+def test_skipped_hour(history: Path, columns: dict[str, Any], field: str, time: str) -> None:
+    """A backup with a time that no clock of the zone has shown is unusable: others may be right, because the host may have moved since."""
     write_history(history, {"timestamp": "20200101000000", "end_time": "20200101010000"}, columns)
     name = columns["timestamp"]
-    with pytest.raises(InvalidListing, match=rf"does not exist in Europe/Berlin: is the zone right\? Nothing was .* --exclude {name}"):
-        _read(history)
-    assert len(_read(history, timezone="Europe/Moscow")) == 2
+    reason = f"2026-03-29 {time} does not exist in Europe/Berlin: if --timezone is wrong, all times of this import are"
+    first, second = _read(history)
+    assert isinstance(first, Entry)
+    assert second == Unusable(name, f"backup {name}", field, reason)
+    assert all(isinstance(each, Entry) for each in _read(history, timezone="Europe/Moscow"))
     assert _read(history, selection=Selection(exclude=frozenset({name})))[1] == Skipped(name, EXCLUDED)
+
+
+@pytest.mark.parametrize("columns", [{"timestamp": "2026-03-29"}, {"status": b"x"}, {"date_deleted": b"x"}, {"status": "odd"}])
+def test_excluded_rows(history: Path, columns: dict[str, Any]) -> None:
+    """--exclude leaves out any unusable row by the text of its timestamp."""
+    write_history(history, {"timestamp": "20261120010000", "end_time": "20261120020000"} | columns)
+    [unusable] = _read(history)
+    assert isinstance(unusable, Unusable)
+    name = columns.get("timestamp", "20261120010000")
+    assert _read(history, selection=Selection(exclude=frozenset({name}))) == [Skipped(unusable.name, EXCLUDED)]
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,13 @@ def test_excluded() -> None:
     assert isinstance(entry, Entry)
 
 
+def test_excluded_entry_with_a_bad_name() -> None:
+    """An entry whose name is not one of WAL-G's is unusable, and can be excluded by that name."""
+    bad = _with(Name="backup of Monday")
+    assert isinstance(_read([bad])[0], Unusable)
+    assert _read([bad], exclude=frozenset({"backup of Monday"})) == [Skipped(None, EXCLUDED)]
+
+
 @pytest.mark.parametrize("changes", [{}, {"compressed_size": -1}, {"start_time": "soon"}, {"user_data": {"backup_id": "a b"}}])
 def test_too_early(changes: dict[str, Any]) -> None:
     """An entry that was completed before --since is skipped, also if its other values are bad."""
