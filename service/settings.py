@@ -254,7 +254,7 @@ class Settings(BaseSettings):
         OptionalAddress, Field(description="host:port for health checks only, in plaintext, for probes without TLS.")
     ] = None
     metrics_listen: Annotated[OptionalAddress, Field(description="host:port for Prometheus metrics, over HTTP.")] = None
-    catalog_metrics: Annotated[bool, Field(description="Serve metrics of each cluster's last backup and last import.")] = False
+    catalog_metrics: Annotated[bool, Field(description="Serve metrics of the catalog: last backups, attempts and imports.")] = False
     allow_anonymous_metrics: Annotated[
         bool,
         Field(description="Allow metrics of the catalog, which contain folder and cluster ids, on addresses other than loopback."),
@@ -264,7 +264,11 @@ class Settings(BaseSettings):
     )
     catalog_metrics_limit: Annotated[
         int,
-        Field(ge=1, le=100_000, description="Maximum number of clusters (once for each tool) with metrics, the most overdue ones first."),
+        Field(
+            ge=1,
+            le=100_000,
+            description="Maximum number of clusters with metrics (once for each tool and database), the most overdue ones first.",
+        ),
     ] = 1000
     reflection: Annotated[bool | None, Field(description="Serve gRPC reflection; on in `dev` and off in `serve` unless set.")] = None
     data_folder: Annotated[Path, Field(default_factory=default_data_folder, description="Folder of the embedded PostgreSQL of `dev`.")]

@@ -1,6 +1,6 @@
 """Read model of freshness: the last import and the last restorable backup of each cluster, tool and database.
 
-Each row costs one look-up of a backup by primary key, for any number of backups. Rows that no import wrote are not included.
+Each row costs two look-ups of a backup by primary key, for any number of backups. Rows that no import wrote are not included.
 """
 
 from datetime import datetime, timedelta
@@ -66,6 +66,8 @@ class Freshness(NamedTuple):
     last_size: int | None
     """Bytes, or None if unknown."""
     last_method: Literal["base", "incremental"] | None
+    last_base_duration: timedelta | None
+    last_base_size: int | None
 
     def run_state(self, now: datetime) -> Literal["running", "crashed"] | None:
         """Return the state of the run that was recorded as running, or None if there is none."""
@@ -94,7 +96,9 @@ class Attempt(NamedTuple):
 
 
 # LIMIT prevents the planner from joining the tables, and so from reading all of `backups`.
-_LAST = "LEFT JOIN LATERAL (SELECT started_at, size, method FROM backups WHERE id = last_backup_id LIMIT 1) AS last ON true"
+_LAST = """
+    LEFT JOIN LATERAL (SELECT started_at, size, method FROM backups WHERE id = last_backup_id LIMIT 1) AS last ON true
+    LEFT JOIN LATERAL (SELECT started_at, size FROM backups WHERE id = last_base_id LIMIT 1) AS base ON true"""
 
 # A gpbackup history without any row has an import and no database.
 _ROWS = """
@@ -105,7 +109,9 @@ _ROWS = """
       failed_attempts, last_failed_name, last_failed_started_at, running_name, running_started_at
     FROM imports LEFT JOIN freshness USING (source_cluster_id, tool)"""
 _COLUMNS = f"""
-    {", ".join(Freshness._fields[:-3])}, last_created_at - started_at AS last_duration, size AS last_size, method AS last_method"""
+    {", ".join(Freshness._fields[:-5])},
+    last_created_at - last.started_at AS last_duration, last.size AS last_size, last.method AS last_method,
+    last_base_created_at - base.started_at AS last_base_duration, base.size AS last_base_size"""
 
 _IMPORTED = f"""
     SELECT {_COLUMNS}

@@ -1,4 +1,4 @@
-"""Prometheus' rules, the dashboard and the documented metrics, compared with the metrics that are exposed."""
+"""Prometheus' rules, the dashboards and the documented metrics, compared with the metrics that are exposed."""
 
 import asyncio
 import contextlib
@@ -7,8 +7,9 @@ import subprocess
 import urllib.error
 import urllib.parse
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
@@ -17,12 +18,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service import pb
 from service.catalog_metrics import families
+from service.entry import Attempt, Entry, Listed
 from service.postgres.freshness import Oldest
+from service.postgres.import_backups import Options, Target, load
 from tests.support.catalog import AddBackups
 from tests.support.certificates import Authority, Files
 from tests.support.debian import debian_program
 from tests.support.deployment import Deployment, deployed, fetch
-from tests.support.monitoring import DASHBOARD, PROMETHEUS, RULES
+from tests.support.monitoring import DASHBOARDS, PROMETHEUS, RULES
 from tests.support.ports import free_ports
 from tests.support.repository import ROOT
 from tests.support.server import StartServer
@@ -68,20 +71,39 @@ def _metrics_port() -> int:
 @pytest.fixture(name="deployment")
 async def _deployment(database_url: str, metrics_port: int) -> AsyncIterator[Deployment]:
     """A replica behind Envoy, with metrics ports on both."""
-    async with deployed(database_url, replicas=1, BACKUPS_METRICS_LISTEN=f"127.0.0.1:{metrics_port}") as deployment:
+    async with deployed(
+        database_url,
+        replicas=1,
+        BACKUPS_METRICS_LISTEN=f"127.0.0.1:{metrics_port}",
+        BACKUPS_CATALOG_METRICS="true",
+        BACKUPS_CATALOG_METRICS_REFRESH="0.5",
+    ) as deployment:
         yield deployment
 
 
-def _panels() -> Iterator[tuple[str, str]]:
-    """Yield the name of each target of the dashboard and its PromQL expression."""
-    for panel in DASHBOARD["panels"]:
-        for target in panel.get("targets", []):
-            yield f"{panel['title']} {target['refId']}", target["expr"]
+class _Target(NamedTuple):
+    """A query of a dashboard, and the labels that its legend shows."""
+
+    expression: str
+    labels: frozenset[str]
+
+
+def _targets() -> dict[str, _Target]:
+    """Return the queries of all dashboards, by dashboard, panel and letter."""
+    return {
+        f"{name}: {panel['title']} {target['refId']}": _Target(
+            target["expr"], frozenset(re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", "")))
+        )
+        for name, dashboard in DASHBOARDS.items()
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", [])
+    }
 
 
 def _expressions() -> dict[str, str]:
-    """Return the expressions of all rules and of the dashboard, by name."""
-    return {rule.get("alert") or rule["record"]: rule["expr"] for rule in RULES} | dict(_panels())
+    """Return the expressions of all rules and of the dashboards, by name."""
+    rules = {rule.get("alert") or rule["record"]: rule["expr"] for rule in RULES}
+    return rules | {name: target.expression for name, target in _targets().items()}
 
 
 def _metrics(expression: str) -> set[str]:
@@ -98,7 +120,7 @@ def test_metrics_of_expressions() -> None:
 
 
 async def test_metrics_are_exposed(service_metrics: str, deployment: Deployment) -> None:
-    """Every metric in a rule or the dashboard is exposed by the service or by Envoy, or recorded by a rule."""
+    """Every metric in a rule or a dashboard is exposed by the service or by Envoy, or recorded by a rule."""
     envoy_metrics = await _scrape(deployment.metrics_address, "/stats/prometheus")
     catalog_metrics = {family.name for family in families(Oldest([], left_out=0), 0)}
     known = (
@@ -171,11 +193,51 @@ async def _ask(url: str, path: str) -> Any:
     return reply.body["data"] if reply.status == 200 else {"result": []}
 
 
+async def _import_every_state(import_url: str) -> None:
+    """Import backups of the database demo, so that each metric of the catalog has a sample. The last restorable backup is new."""
+    now = datetime.now(UTC)
+
+    def entry(hours: int, **facts: Any) -> Entry:
+        completed = now - timedelta(hours=hours)
+        return Entry("", f"n{hours}", f"c1:{hours}", completed, completed - timedelta(minutes=9), 1000, database="demo", **facts)
+
+    entries: list[Listed] = [
+        entry(9, method="base"),
+        entry(3, method="base", contents="metadata only"),
+        entry(2, method="incremental", needs=("n9",)),
+        Attempt("a1", "demo", now - timedelta(hours=1), "failed"),
+        Attempt("a2", "demo", now - timedelta(minutes=9), "running"),
+    ]
+    await load(import_url, entries, Target("f1", "c1", "gpbackup"), Options())
+
+
+# As Grafana replaces them if these values are selected.
+_VARIABLES = {"$__rate_interval": "1m", "$folder": "f1", "$cluster": "c1", "$database": "demo"}
+
+
+def _replaced(expression: str) -> str:
+    for variable, value in _VARIABLES.items():
+        expression = expression.replace(variable, value)
+    assert "$" not in expression
+    return expression
+
+
+async def _is_shown(url: str, target: _Target) -> bool:
+    """Return whether a query has a result, and its legend no empty label."""
+    with contextlib.suppress(urllib.error.URLError):  # not listening yet
+        found = (await _ask(url, f"query?query={urllib.parse.quote(_replaced(target.expression))}"))["result"]
+        return bool(found) and all(target.labels <= set(series["metric"]) for series in found)
+    return False
+
+
 @pytest.mark.debian("prometheus", program="prometheus")
-async def test_dashboard_has_data(deployment: Deployment, metrics_port: int, add_backups: AddBackups, tmp_path: Path) -> None:
-    """With a real Prometheus and deployment, every panel has data, every rule is evaluated without an error, and no alert fires."""
+async def test_dashboards_have_data(
+    deployment: Deployment, metrics_port: int, add_backups: AddBackups, import_url: str, tmp_path: Path
+) -> None:
+    """With a real Prometheus and deployment, every query of a dashboard has a result with the labels of its legend, and no alert fires."""
     [backup] = await add_backups(1)
-    waiting = dict(_panels())
+    await _import_every_state(import_url)
+    waiting = _targets()
     targets = {"backups": f"127.0.0.1:{metrics_port}", "envoy": deployment.metrics_address}
     with _prometheus(targets, tmp_path) as url:
         async with deployment.channel() as channel, asyncio.timeout(60):
@@ -183,12 +245,22 @@ async def test_dashboard_has_data(deployment: Deployment, metrics_port: int, add
             while waiting:
                 await stub.Get(pb.GetBackupRequest(backup_id=backup.id))
                 await stub.List(pb.ListBackupsRequest(folder_id="f1"))
-                for panel, expression in list(waiting.items()):
-                    with contextlib.suppress(urllib.error.URLError):  # not listening yet
-                        query = urllib.parse.quote(expression.replace("$__rate_interval", "1m"))
-                        if (await _ask(url, f"query?query={query}"))["result"]:
-                            del waiting[panel]
+                for name, target in list(waiting.items()):
+                    if await _is_shown(url, target):
+                        del waiting[name]
+        await _check_variables(url)
         rules = [rule for group in (await _ask(url, "rules"))["groups"] for rule in group["rules"]]
         assert len(rules) == len(RULES)
         assert not [rule for rule in rules if rule["health"] == "err"]
         assert not [alert for alert in (await _ask(url, "alerts"))["alerts"] if alert["state"] == "firing"]
+
+
+async def _check_variables(url: str) -> None:
+    """Check that the variables folder, cluster and database have the imported values."""
+    found: dict[str, list[str]] = {}
+    for variable in DASHBOARDS["backups"]["templating"]["list"][1:]:
+        matched = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
+        assert matched
+        query = urllib.parse.urlencode({"match[]": _replaced(matched[1])})
+        found[variable["name"]] = await _ask(url, f"label/{matched[2]}/values?{query}")
+    assert found == {"folder": ["f1"], "cluster": ["c1"], "database": ["demo"]}

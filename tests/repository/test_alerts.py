@@ -2,15 +2,22 @@
 
 import re
 import subprocess
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import yaml
 
+from service.catalog_metrics import families
+from service.postgres.freshness import Freshness, Oldest
 from tests.support.debian import debian_program
 from tests.support.monitoring import PROMETHEUS, RULES
 from tests.support.repository import ROOT
 
+_TESTS: list[dict[str, Any]] = [
+    test for file in sorted(PROMETHEUS.glob("*.test.yml")) for test in yaml.safe_load(file.read_text(encoding="utf-8"))["tests"]
+]
+_TIME, _HOUR = datetime(2026, 11, 20, tzinfo=UTC), timedelta(hours=1)
 _ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 _OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
 
@@ -21,7 +28,7 @@ _OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
     [
         ["check", "config", "prometheus.yml"],
         ["check", "rules", "alerts.yml"],
-        ["test", "rules", "alerts.test.yml", "objectives.test.yml"],
+        ["test", "rules", "alerts.test.yml", "objectives.test.yml", "catalog.test.yml"],
     ],
     ids=" ".join,
 )
@@ -37,11 +44,30 @@ def test_every_alert_is_tested() -> None:
     """Each alert has a test in which it fires and a test in which it does not fire."""
     fires: set[str] = set()
     does_not_fire: set[str] = set()
-    for file in PROMETHEUS.glob("*.test.yml"):
-        for test in yaml.safe_load(file.read_text(encoding="utf-8"))["tests"]:
-            for check in test["alert_rule_test"]:
-                (fires if check["exp_alerts"] else does_not_fire).add(check["alertname"])
+    for test in _TESTS:
+        for check in test["alert_rule_test"]:
+            (fires if check["exp_alerts"] else does_not_fire).add(check["alertname"])
     assert fires == does_not_fire == set(_ALERTS)
+
+
+def test_cases_of_operators() -> None:
+    """Each of the cases G1 to G6 has a test that compares all firing alerts."""
+    cases = [test["name"].split(",")[0] for test in _TESTS if "promql_expr_test" in test and test["name"].startswith("G")]
+    assert set(cases) == {f"G{number}" for number in range(1, 7)}
+
+
+def test_series_have_the_labels_of_the_catalog_metrics() -> None:
+    """Each series of the catalog in a test has the name and the labels of a metric that the service exports, and those of Prometheus."""
+    row = Freshness._make([0] * len(Freshness._fields))._replace(
+        database="demo", last_created_at=_TIME, last_duration=_HOUR, last_base_id="b1", last_base_created_at=_TIME,
+        last_base_duration=_HOUR, last_method="incremental", last_partial_created_at=_TIME, last_failed_started_at=_TIME,
+        running_started_at=_TIME, imported_at=_TIME,
+    )  # fmt: skip
+    exported = {sample.name: set(sample.labels) for family in families(Oldest([row], left_out=0), 0) for sample in family.samples}
+    used = {each["series"] for test in _TESTS for each in test["input_series"] if each["series"].startswith("backup_catalog_")}
+    for series in used:
+        name, labels = series.split("{")
+        assert (name, set(re.findall(r"(\w+)=", labels))) == (name, exported[name] | {"job", "instance"})
 
 
 @pytest.mark.parametrize("alert", _ALERTS.values(), ids=_ALERTS)

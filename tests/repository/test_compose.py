@@ -15,8 +15,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 
+from service.settings import Settings
 from tests.support.certificates import handshake
-from tests.support.monitoring import DASHBOARD, PROMETHEUS
+from tests.support.monitoring import DASHBOARDS, PROMETHEUS
 from tests.support.repository import ROOT
 
 
@@ -204,7 +205,28 @@ def test_monitoring() -> None:
     assert scraped["envoy"]["static_configs"] == [{"targets": [f"envoy:{address['port_value']}"]}]
     provisioning = ROOT / "deploy" / "grafana" / "provisioning"
     [provider] = yaml.safe_load((provisioning / "dashboards" / "backups.yaml").read_text(encoding="utf-8"))["providers"]
-    assert ["./deploy/grafana/dashboard.json", f"{provider['options']['path']}/dashboard.json", "ro"] in mounts
+    assert ["./deploy/grafana/dashboards", provider["options"]["path"], "ro"] in mounts
+    home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home in {f"{provider['options']['path']}/{name}.json" for name in DASHBOARDS}
     [source] = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text(encoding="utf-8"))["datasources"]
-    assert {panel["datasource"]["uid"] for panel in DASHBOARD["panels"] if "datasource" in panel} == {source["uid"]}
+    for dashboard in DASHBOARDS.values():
+        assert dashboard["templating"]["list"][0]["current"] == {"text": source["name"], "value": source["uid"]}
     assert source["url"] == "http://prometheus:9090"
+
+
+@_with_compose
+@_overlays
+async def test_catalog_metrics_are_on(files: tuple[str, ...]) -> None:
+    """Replicas serve metrics of the catalog, with the default limit and the service's role, on a port that is not published."""
+    service = (await asyncio.to_thread(_composed, *files))["services"]["service"]
+    names = ("DATABASE_URL", "METRICS_LISTEN", "CATALOG_METRICS", "ALLOW_ANONYMOUS_METRICS")
+    variables = {f"BACKUPS_{name}": service["environment"][f"BACKUPS_{name}"] for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in variables.items():
+            patch.setenv(variable, value)
+        settings = Settings.read()
+    settings.require_safe_addresses()
+    assert (settings.catalog_metrics, settings.catalog_metrics_limit) == (True, 1000)
+    assert urlsplit(settings.require_database_url()).username == "backups_service"
+    assert "ports" not in service
+    assert not {name for name in service["environment"] if name.startswith("BACKUPS_CATALOG_METRICS_")}

@@ -126,6 +126,12 @@ def test_settings_are_accepted(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     settings.require_database_url()
 
 
+def test_catalog_metrics_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service serves metrics of the catalog, with the default limit on their number."""
+    settings = settings_of("service", monkeypatch)
+    assert (settings.catalog_metrics, settings.catalog_metrics_limit) == (True, 1000)
+
+
 def test_each_role_has_its_own_password() -> None:
     """Each workload connects as its own role over verified TLS, with a password file from a Secret that no other workload mounts."""
     used: dict[str, tuple[str, str]] = {}

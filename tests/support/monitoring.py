@@ -1,4 +1,4 @@
-"""Prometheus' rules and Grafana's dashboard in deploy/."""
+"""Prometheus' rules and Grafana's dashboards in deploy/."""
 
 import json
 from typing import Any
@@ -11,4 +11,6 @@ PROMETHEUS = ROOT / "deploy" / "prometheus"
 RULES: list[dict[str, Any]] = [
     rule for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text(encoding="utf-8"))["groups"] for rule in group["rules"]
 ]
-DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text(encoding="utf-8"))
+DASHBOARDS: dict[str, Any] = {
+    file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted((ROOT / "deploy" / "grafana" / "dashboards").iterdir())
+}
