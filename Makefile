@@ -1,6 +1,6 @@
 # `make` alone prints the commands from the ## comments.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test coverage soak check clients format bench bench-scale wheel proto requirements compose-test debian-test clean
+.PHONY: help setup run test coverage soak check clients format bench bench-scale bench-instructions wheel proto requirements compose-test debian-test clean
 
 # The first CPython of the PATH that is 3.11 or newer; PYTHON=... selects another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -9,10 +9,15 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= auto
+# The benchmark has its own virtual environment, of the newest optimized CPython. Debian's and the official image's are optimized, pyenv's
+# is not. BENCH_PYTHON=... selects another.
+BENCH_PYTHON ?= $$($(PYTHON) bench/interpreter.py)
+on-optimized-python = @python=$(BENCH_PYTHON) && venv=.data/bench/venv$$(echo "$$python" | tr / -) && \
+	$(MAKE) --no-print-directory PYTHON="$$python" VENV="$$venv" "$$venv/development" && "$$venv/bin/python" $(1) $(ARGS)
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes
 
 help: ## print the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/local ## serve on 127.0.0.1:50051 with an embedded PostgreSQL and a sample of backups
 	@./backup-service dev
@@ -48,11 +53,14 @@ format: $(VENV)/development ## format the code and apply lint fixes
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(VENV)/measurements ## compare the cost of a call with other implementations; eight minutes (ARGS=--help)
-	$(BIN)/python -m bench $(ARGS)
+bench: ## compare with other implementations, and write README, docs/performance.md and the plot; eight minutes (ARGS=--help)
+	$(call on-optimized-python,-m bench)
 
-bench-scale: $(VENV)/measurements ## measure the same calls with ten thousand to ten million backups; half an hour, 20 GB
-	$(BIN)/python -m bench --scale $(ARGS)
+bench-scale: ## measure catalogs of ten thousand and ten million backups, and write the same documents; fifteen minutes, 15 GB
+	$(call on-optimized-python,-m bench scale)
+
+bench-instructions: ## count the instructions of each call, and write the same documents; needs valgrind
+	$(call on-optimized-python,-m bench instructions)
 
 wheel: $(VENV)/development ## build the wheel, in dist/
 	$(BIN)/hatchling build --target wheel

@@ -4,17 +4,21 @@ Their rows are inserted in the order of time, as imports of WAL-G insert them, s
 """
 
 import asyncio
-from datetime import datetime
 from typing import NamedTuple
 
 import asyncpg
 from rich.progress import Progress
 
+from service.backup import Position
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
 
-DEEP_FOLDER = "b1gdeep"
+DEEP_FOLDER = "b1gdeep0000000000000"
+DEEP_PAGE = 100
+_FOLDERS = 100
+_FOLDER_ROWS = 1000  # at least, so that each folder has a page of a thousand
 _CLUSTERS = 10  # of each folder
+_IDS = 20_000
 _CHUNK = 50_000  # rows
 
 # Ids of folders and clusters have 20 characters. A backup's id, the cluster and WAL-G's name, has 44. The message has 127 bytes.
@@ -26,16 +30,9 @@ _FILL = """
                  coalesce($4, 'b1g' || substr(md5('folder' || n % $3), 1, 17)) AS folder,
                  'c9q' || substr(md5(coalesce($4, 'cluster') || n % ($3 * $5)), 1, 17) AS cluster
           FROM generate_series($1::bigint, $2::bigint) AS n) AS numbered"""
-
-# Skip from one folder to the next in the index, because DISTINCT would read all of it.
-_FOLDERS = """
-    WITH RECURSIVE found AS (
-      (SELECT folder_id FROM backups ORDER BY folder_id LIMIT 1)
-      UNION ALL
-      SELECT (SELECT folder_id FROM backups WHERE folder_id > found.folder_id ORDER BY folder_id LIMIT 1)
-      FROM found WHERE found.folder_id IS NOT NULL)
-    SELECT folder_id FROM found WHERE folder_id <> $1"""
-
+_FOLDER_IDS = "SELECT 'b1g' || substr(md5('folder' || n), 1, 17) FROM generate_series(0, $1 - 1) AS n"
+_BEFORE_LAST_PAGE = """
+    SELECT created_at, id FROM backups WHERE folder_id = $1 ORDER BY created_at DESC, id DESC OFFSET $2 LIMIT 1"""
 _READ_ALL = (
     "SELECT sum(length(wire)) FROM (SELECT wire FROM backups ORDER BY folder_id, created_at DESC, id DESC OFFSET 0) AS read",
     "SELECT sum(size) FROM (SELECT size FROM backups ORDER BY id OFFSET 0) AS read",
@@ -49,19 +46,20 @@ class Catalog(NamedTuple):
     folders: list[str]
     ids: list[str]
     """Ids of about 20,000 random backups."""
-    depth: int
-    """Number of pages of 100 in the deep folder."""
-    deepest: tuple[datetime, str] | None
-    """`created_at` and id of the row before the last page; None if the deep folder has fewer than two pages."""
+    before_last_page: Position | None
+    """The backup before the last page of the deep folder; None if that folder has fewer than two pages."""
 
 
-def create_catalog(postgres: EmbeddedPostgres, *, backups: int, folders: int, deep: int, progress: Progress) -> Catalog:
-    """Return a catalog of `backups` in `folders`, and of `deep` backups in one more folder. The catalog of an earlier run is used again."""
-    return asyncio.run(_create_catalog(postgres, backups, folders, deep, progress))
+def create_catalog(postgres: EmbeddedPostgres, *, backups: int, deep: int, progress: Progress) -> Catalog:
+    """Return a catalog of `backups` in several folders, and of `deep` backups in one more folder. An earlier run's catalog is used again.
+
+    All blocks that a call can read are in memory afterwards.
+    """
+    return asyncio.run(_create_catalog(postgres, backups, deep, progress))
 
 
-async def _create_catalog(postgres: EmbeddedPostgres, backups: int, folders: int, deep: int, progress: Progress) -> Catalog:
-    name = f"bench_{backups}_{folders}_{deep}"
+async def _create_catalog(postgres: EmbeddedPostgres, backups: int, deep: int, progress: Progress) -> Catalog:
+    name, folders = f"bench_{backups}_{deep}", max(min(_FOLDERS, backups // _FOLDER_ROWS), 1)
     admin = await asyncpg.connect(postgres.url("postgres"))
     try:
         for role in Roles():
@@ -71,14 +69,15 @@ async def _create_catalog(postgres: EmbeddedPostgres, backups: int, folders: int
             await admin.execute("DROP DATABASE IF EXISTS bench_unfinished")
             await admin.execute("CREATE DATABASE bench_unfinished")
             await asyncio.to_thread(migrate, postgres.url("bench_unfinished"))
-            await _fill(postgres.url("bench_unfinished"), backups, folders, deep, progress)
+            await _fill(postgres.url("bench_unfinished"), backups, deep, folders, progress)
             await admin.execute(f"ALTER DATABASE bench_unfinished RENAME TO {name}")
     finally:
         await admin.close()
-    return await _describe(postgres.url(name), name, deep)
+    await asyncio.to_thread(migrate, postgres.url(name))  # the schema may be newer than the catalog
+    return await _read(postgres.url(name), name, deep, folders)
 
 
-async def _fill(url: str, backups: int, folders: int, deep: int, progress: Progress) -> None:
+async def _fill(url: str, backups: int, deep: int, folders: int, progress: Progress) -> None:
     connection = await asyncpg.connect(url)
     task = progress.add_task("Loading backups", total=backups + deep)
     try:
@@ -96,34 +95,17 @@ async def _fill(url: str, backups: int, folders: int, deep: int, progress: Progr
         await connection.close()
 
 
-async def _describe(url: str, name: str, deep: int) -> Catalog:
+async def _read(url: str, name: str, deep: int, folders: int) -> Catalog:
     connection = await asyncpg.connect(url)
     try:
-        folders = [row[0] for row in await connection.fetch(_FOLDERS, DEEP_FOLDER)]
         rows = await connection.fetchval("SELECT reltuples::bigint FROM pg_class WHERE relname = 'backups'")
-        share = min(100.0, 100 * 20_000 / max(rows, 1))
-        ids = [row[0] for row in await connection.fetch(f"SELECT id FROM backups TABLESAMPLE BERNOULLI ({share}) LIMIT 20000")]
-        deepest = None
-        if deep >= 200:
-            deepest = await connection.fetchrow(
-                "SELECT created_at, id FROM backups WHERE folder_id = $1 ORDER BY created_at DESC, id DESC OFFSET $2 LIMIT 1",
-                DEEP_FOLDER, deep - 101,
-            )  # fmt: skip
-        return Catalog(name, folders, ids, deep // 100, (deepest[0], deepest[1]) if deepest else None)
-    finally:
-        await connection.close()
-
-
-async def _read_all(url: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
+        share = min(100.0, 100 * _IDS / max(rows, 1))
+        ids = await connection.fetch(f"SELECT id FROM backups TABLESAMPLE BERNOULLI ({share}) LIMIT {_IDS}")
+        last = await connection.fetchrow(_BEFORE_LAST_PAGE, DEEP_FOLDER, deep - DEEP_PAGE - 1) if deep >= 2 * DEEP_PAGE else None
+        folder_ids = await connection.fetch(_FOLDER_IDS, folders)
         await connection.execute("SET enable_seqscan = off; SET enable_sort = off; SET max_parallel_workers_per_gather = 0")
         for query in _READ_ALL:
             await connection.execute(query)
     finally:
         await connection.close()
-
-
-def warm(url: str) -> None:
-    """Read every block of a catalog that a call can read."""
-    asyncio.run(_read_all(url))
+    return Catalog(name, [row[0] for row in folder_ids], [row[0] for row in ids], Position(*last) if last else None)

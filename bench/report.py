@@ -1,90 +1,105 @@
-"""Tables, JSON and plot of a run."""
+"""Tables and targets of the results, and the documents that show them.
 
-import asyncio
-import os
+python -m bench.report      updates the documents from bench/results/, without measuring
+"""
+
+import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
-import asyncpg
+from bench.plot import plot
 
-_SERVICE = "service"
+# Names of the systems and the calls for readers who do not know the code.
+SYSTEMS = {
+    "service": "This service",
+    "constant": "grpc.aio with constant answers, no database",
+    "go pass-through": "Go, stored messages passed through",
+    "go": "Go, messages built from rows",
+    "asyncpg": "Python, asyncpg",
+    "sqlalchemy": "Python, SQLAlchemy",
+}
+CALLS = {"Get": "Get one backup", "List 100": "List a page of 100", "List 1000": "List a page of 1000"}
 
-_SIZES = """
-    SELECT (SELECT reltuples::bigint FROM pg_class WHERE relname = 'backups') AS rows,
-           pg_table_size('backups') AS table_bytes,
-           pg_relation_size('backups_pkey') AS backups_pkey, pg_relation_size('backups_page') AS backups_page,
-           pg_relation_size('backups_cluster') AS backups_cluster"""
+CALLS_FILE = Path("bench") / "results" / "calls.json"
+_PLOT = Path("docs") / "performance.svg"
+_ONE, _MANY = "1 connection", "8 connections"
+# The lowest accepted ratio of calls per second to a peer, for Get, List 100 and List 1000.
+_MIN_RATIOS = {
+    _MANY: {"constant": (1.10, 0.75, 0.31), "go pass-through": (0.43, 0.50, 0.70), "asyncpg": (2.2, 5.0, 14.0)},
+    _ONE: {"constant": (0.60, 0.48, 0.31)},
+}
+_MIN_SAME = 0.9  # for large catalogs and deep pages
+# Fields of concurrent pages with their limits.
+_LIMITS = {
+    "get_p99_ms": ("Get next to 64 Lists of 1000, p99", 8.3, "ms"),
+    "blocked_p99_ms": ("event loop blocked next to 64 Lists of 1000, p99", 5.0, "ms"),
+    "memory_max_mb": ("memory of the service with 64 Lists of 1000", 120.0, "MB"),
+}
 
-
-def processor() -> str:
-    """Return the name of the processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return "unknown processor"
-
-
-def processors() -> int:
-    """Return the number of processors that this process can use."""
-    return len(os.sched_getaffinity(0))
-
-
-def sizes(url: str) -> dict[str, int]:
-    """Return the number of rows of a catalog, and the bytes of its table and indexes."""
-    return dict(asyncio.run(_row(url, _SIZES)))
-
-
-def blocks_read(url: str) -> int:
-    """Return the number of blocks of table and indexes that PostgreSQL has read into its buffers, from disk or the kernel's cache.
-
-    Wait until all other backends have exited, because most of their statistics are written then.
-    """
-    others = """SELECT count(*) AS count FROM pg_stat_activity
-        WHERE datname = current_database() AND backend_type = 'client backend' AND pid != pg_backend_pid()"""
-    while asyncio.run(_row(url, others))["count"]:
-        time.sleep(0.05)
-    query = "SELECT sum(heap_blks_read + idx_blks_read)::bigint AS blocks FROM pg_statio_user_tables WHERE relname = 'backups'"
-    return int(asyncio.run(_row(url, query))["blocks"])
+Rounds = list[dict[str, float]]
+Results = dict[str, dict[str, Any]]
 
 
-async def _row(url: str, query: str) -> Any:
-    connection = await asyncpg.connect(url)
-    try:
-        return await connection.fetchrow(query)
-    finally:
-        await connection.close()
+def read(root: Path) -> Results:
+    """Return the results of each kind of run in `bench/results`."""
+    return {file.stem: json.loads(file.read_text()) for file in sorted((root / CALLS_FILE).parent.glob("*.json"))}
 
 
-def plain(value: Any) -> Any:
-    """Return a value that JSON can represent: named tuples as objects, and numbers rounded."""
-    if hasattr(value, "_asdict"):
-        return plain(value._asdict())
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    return round(value, 3) if isinstance(value, float) else value
+def update_documents(root: Path) -> None:
+    """Write the plot, and the marked parts of README.md and docs/performance.md."""
+    for file, text in documents(root).items():
+        (root / file).write_text(text)
 
 
-def median(measures: list[Any], field: str) -> float:
-    """Return the median of a field."""
-    return float(statistics.median(getattr(measure, field) for measure in measures))
+def documents(root: Path) -> dict[Path, str]:
+    """Return the documents that show the results, with their updated texts."""
+    results = read(root)
+    texts = {Path("README.md"): summary(results), Path("docs") / "performance.md": tables(results)}
+    rates = {
+        title: {SYSTEMS[system]: _median(rounds, "calls_s") for system, rounds in _of(results, f"{call}, {_MANY}").items()}
+        for call, title in CALLS.items()
+    }
+    note = f"Calls per second, {_MANY} of four concurrent calls each, {results['calls']['machine']}. Longer is faster."
+    return {file: _replaced((root / file).read_text(), text) for file, text in texts.items()} | {_PLOT: plot(rates, note=note)}
 
 
-def tables(results: dict[str, Any]) -> str:
+def _replaced(document: str, text: str) -> str:
+    begin, end = "<!-- Written by `make bench`. -->\n", "<!-- End of `make bench`. -->"
+    before, _, rest = document.partition(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+
+
+def summary(results: Results) -> str:
+    """Return the table of README.md."""
+    return f"{_rates(results)}\n{_conditions(results['calls'])}\n"
+
+
+def tables(results: Results) -> str:
     """Return all results as Markdown."""
-    options = results["options"]
-    parts = [f"{results['machine']}, CPython {results['python']}; median of {options['rounds']} rounds of {options['seconds']} s each.\n"]
-    if calls := results.get("calls"):
-        parts += [_calls(calls), _ratios(calls), _interceptor(calls)]
-    if depth := results.get("depth"):
-        parts.append(_depth(depth))
-    parts.append(_facts(results))
+    calls = results["calls"]
+    parts = [
+        _conditions(calls) + "\n",
+        f"### Calls per second\n\nWith {_MANY} of four concurrent calls each:\n\n{_rates(results)}",
+        f"### Targets\n\n{_targets(results)}",
+        f"### Latency and CPU time\n\n{_costs(calls['calls'])}",
+    ]
+    if depth := calls["depth"]:
+        parts.append(f"### Deep pages\n\nPages of 100 in a folder of {calls['backups'] // 2:,} backups:\n\n{_costs(depth)}")
     if scale := results.get("scale"):
-        parts += [_calls(scale), _cold(results["cold"]), _sizes(results["sizes"])]
-    return "\n".join(part for part in parts if part)
+        parts.append(f"### Catalog size\n\nThe service with catalogs of different sizes. {_conditions(scale)}\n\n{_costs(scale['calls'])}")
+    if imported := calls.get("import"):
+        parts.append(f"### Imports\n\n{_imports(imported)}")
+    if counted := results.get("instructions"):
+        parts.append(f"### Instructions per call\n\n{_instructions(counted['instructions'])}")
+    return "\n".join(parts)
+
+
+def _conditions(results: dict[str, Any]) -> str:
+    return (
+        f"{results['machine']}, {results['interpreter']}, {results['at'][:10]}. "
+        f"Values are medians; rounds: {results['rounds']}, of {results['seconds']:g} s each."
+    )
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -92,111 +107,85 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _calls(calls: dict[str, Any]) -> str:
-    rows = [
-        [case, system, f"{median(m, 'calls_s'):,.0f}", f"{median(m, 'p50_ms'):.2f}", f"{median(m, 'p99_ms'):.2f}",
-         f"{median(m, 'server_us'):,.0f}", f"{median(m, 'postgres_us'):,.0f}"]
-        for case, systems in calls.items() for system, m in systems.items()
-    ]  # fmt: skip
-    return _table(["case", "", "calls/s", "p50 ms", "p99 ms", "server, CPU µs per call", "PostgreSQL, CPU µs per call"], rows)
+def _median(rounds: Rounds, field: str) -> float:
+    return statistics.median(measured[field] for measured in rounds)
 
 
-def _ratios(calls: dict[str, Any]) -> str:
-    peers = [name for name in next(iter(calls.values())) if name not in (_SERVICE, "no interceptor", "no log")]
-    rows = [[case, *(_multiple(systems[_SERVICE], systems[peer]) for peer in peers)] for case, systems in calls.items()]
-    return (
-        "\nCalls per second of the service, divided by those of each peer "
-        "(in brackets: the same ratio for calls per second of CPU time):\n\n" + _table(["", *(f"÷ {peer}" for peer in peers)], rows)
-    )
+def _of(results: Results, case: str) -> dict[str, Rounds]:
+    """Return the measured systems of a case, in the order of their names above."""
+    measured = results["calls"]["calls"][case]
+    return {system: measured[system] for system in SYSTEMS if system in measured}
 
 
-def _multiple(ours: list[Any], theirs: list[Any]) -> str:
-    """Return the median of each round's ratio."""
-    rounds = list(zip(ours, theirs, strict=True))
-    rate = statistics.median(our.calls_s / their.calls_s for our, their in rounds)
-    cpu = statistics.median((their.server_us + their.postgres_us) / (our.server_us + our.postgres_us) for our, their in rounds)
-    return f"{rate:.2f} ({cpu:.2f})"
+def _ratio(ours: Rounds, theirs: Rounds) -> float:
+    """Return the median of each round's ratio of calls per second."""
+    return statistics.median(our["calls_s"] / their["calls_s"] for our, their in zip(ours, theirs, strict=True))
 
 
-def _interceptor(calls: dict[str, Any]) -> str:
-    """Return the CPU time of the interceptor and of its log line, as differences between systems."""
+def _rates(results: Results) -> str:
+    """Return calls per second of each system, with the ratio of the service's to them."""
+    cases = [_of(results, f"{call}, {_MANY}") for call in CALLS]
     rows = []
-    for case, systems in calls.items():
-        if "no interceptor" in systems and "no log" in systems:
-            service, no_interceptor, no_log = (median(systems[name], "server_us") for name in (_SERVICE, "no interceptor", "no log"))
-            rows.append([case, f"{service - no_interceptor:.0f}", f"{service - no_log:.0f}"])
-    return _table(["", "interceptor, CPU µs per call", "of which the log line"], rows) if rows else ""
+    for system in cases[0]:
+        cells = [
+            f"{_median(case[system], 'calls_s'):,.0f}" + ("" if system == "service" else f" ({_ratio(case['service'], case[system]):.2f})")
+            for case in cases
+        ]
+        rows.append([SYSTEMS[system], *cells])
+    text = "\nIn brackets: calls per second of this service, divided by those of the other implementation.\n"
+    return _table(["Calls per second", *CALLS.values()], rows) + text
 
 
-def _depth(depth: dict[str, Any]) -> str:
+def _targets(results: Results) -> str:
+    """Return the targets that these results can be compared with, and if each holds."""
     rows = [
-        [page, system, f"{median(m, 'p50_ms'):.2f}", f"{median(m, 'server_us'):,.0f}", f"{median(m, 'postgres_us'):,.0f}"]
-        for page, systems in depth.items() for system, m in systems.items()
-    ]  # fmt: skip
-    return _table(["one folder, pages of 100", "", "p50 ms", "server, CPU µs per call", "PostgreSQL, CPU µs per call"], rows)
+        _at_least(f"{call}, {clients}, ratio to *{peer}*", bound, case["service"], case[peer])
+        for clients, peers in _MIN_RATIOS.items()
+        for peer, bounds in peers.items()
+        for call, bound in zip(CALLS, bounds, strict=True)
+        if peer in (case := _of(results, f"{call}, {clients}"))
+    ]
+    if depth := results["calls"]["depth"]:
+        rows.append(_at_least("last page, ratio to the first", _MIN_SAME, depth["last page"]["service"], depth["first page"]["service"]))
+    for case_name, sizes in results.get("scale", {"calls": {}})["calls"].items():
+        small, *_, large = sizes
+        rows.append(_at_least(f"{case_name}, {large} backups, ratio to {small}", _MIN_SAME, sizes[large], sizes[small]))
+    for field, (measurement, limit, unit) in _LIMITS.items():
+        value = results["calls"]["concurrent_pages"][field]
+        rows.append([measurement, f"at most {limit:g} {unit}", f"{value:.1f} {unit}", _holds(value <= limit)])
+    return _table(["Measurement", "Target", "Result", "Reached"], rows)
 
 
-def _facts(results: dict[str, Any]) -> str:
-    lines = []
-    if (seconds := results.get("start_to_ready_s")) is not None:
-        lines.append(f"- Start to ready: {seconds:.2f} s.")
-    if pages := results.get("concurrent_pages"):
-        lines.append(
-            f"- 64 concurrent Lists of 1000: at most {pages['memory_max_mb']:.0f} MB resident; p99 {pages['list_p99_ms']:.0f} ms; "
-            f"a Get next to them: p50 {pages['get_p50_ms']:.0f} ms, p99 {pages['get_p99_ms']:.0f} ms; "
-            f"in a separate run, the event loop was blocked for {pages['blocked_p99_ms']:.1f} ms (p99), "
-            f"at most {pages['blocked_max_ms']:.1f} ms."
-        )
-    if imported := results.get("import"):
-        first, unchanged = imported["first"], imported["unchanged"]
-        lines.append(
-            f"- Import of {imported['entries']:,} entries: {first['seconds']:.0f} s, {first['memory_max_mb']:.0f} MB; "
-            f"unchanged {unchanged['seconds']:.0f} s, {unchanged['memory_max_mb']:.0f} MB."
-        )
-    return "\n".join(lines) + "\n" if lines else ""
+def _at_least(measurement: str, bound: float, ours: Rounds, theirs: Rounds) -> list[str]:
+    value = round(_ratio(ours, theirs), 2)
+    return [measurement, f"at least {bound:.2f}", f"{value:.2f}", _holds(value >= bound)]
 
 
-def _cold(cold: list[dict[str, Any]]) -> str:
+def _holds(reached: bool) -> str:
+    return "yes" if reached else "**no**"
+
+
+def _costs(cases: dict[str, dict[str, Rounds]]) -> str:
+    fields = ("calls_s", "p50_ms", "p99_ms", "server_us", "postgres_us")
+    digits = dict.fromkeys(fields, 0) | {"p50_ms": 2, "p99_ms": 2}
     rows = [
-        [f"{measured['backups']:,}", case.split(",")[0], f"{values['calls']:,}", f"{values['blocks_read'] / values['calls']:.2f}",
-         f"{values['p99_ms']:.1f}"]
-        for measured in cold for case, values in measured.items() if case != "backups"
-    ]  # fmt: skip
-    return _table(["empty buffers, backups", "", "calls", "blocks read per call", "p99 ms"], rows)
+        [case, system, *(f"{_median(rounds, field):,.{digits[field]}f}" for field in fields)]
+        for case, systems in cases.items()
+        for system, rounds in systems.items()
+    ]
+    return _table(["Case", "", "Calls/s", "p50 ms", "p99 ms", "Server, CPU µs per call", "PostgreSQL, CPU µs per call"], rows)
 
 
-def _sizes(catalogs: list[dict[str, int]]) -> str:
-    header = list(catalogs[0])
-    return _table(["backups", *(f"{name}, bytes per row" for name in header[1:])], [
-        [f"{catalog['rows']:,}", *(f"{catalog[name] / max(catalog['rows'], 1):.0f}" for name in header[1:])] for catalog in catalogs
-    ])  # fmt: skip
+def _imports(measured: dict[str, Any]) -> str:
+    rows = [[name, f"{measured[name]['seconds']:.0f}", f"{measured[name]['memory_max_mb']:.0f}"] for name in ("first", "unchanged")]
+    return f"A WAL-G listing of {measured['entries']:,} entries on one line:\n\n" + _table(["Import", "Seconds", "Memory, MB"], rows)
 
 
-def plot(results: dict[str, Any], file: Path) -> bool:
-    """Plot calls per second and CPU per call of each system. Return False if matplotlib is not installed."""
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        return False
-    cases = {name: systems for name, systems in results["calls"].items() if name.endswith("s")}
-    figure, axes = pyplot.subplots(2, len(cases), figsize=(12, 5.5), layout="constrained")
-    for (above, below), (case, systems) in zip(axes.T, cases.items(), strict=True):
-        plotted = {name: measures for name, measures in systems.items() if name not in ("no interceptor", "no log")}
-        names = list(plotted)
-        colours = ["#1b7f5c" if name == _SERVICE else "#9aa5b1" for name in names]
-        rates = [median(measures, "calls_s") for measures in plotted.values()]
-        above.bar_label(above.barh(names, rates, color=colours), fmt="{:,.0f}", padding=3, fontsize=8)
-        above.set(title=case.split(",")[0], xlabel="calls per second, 8 connections")
-        server, postgres = ([median(measures, field) for measures in plotted.values()] for field in ("server_us", "postgres_us"))
-        below.barh(names, server, color=colours)
-        both = [one + other for one, other in zip(server, postgres, strict=True)]
-        stacked = below.barh(names, postgres, left=server, color="#33658a")
-        below.bar_label(stacked, labels=[f"{cpu_us:,.0f}" for cpu_us in both], padding=3, fontsize=8)
-        below.set(xlabel="CPU µs per call (PostgreSQL: blue)")
-        for axis, values in ((above, rates), (below, both)):
-            axis.invert_yaxis()
-            axis.set_xlim(right=max(values) * 1.25)
-            axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
-    return True
+def _instructions(counted: dict[str, dict[str, int]]) -> str:
+    systems = list(next(iter(counted.values())))
+    rows = [[system, *(f"{counts[system]:,}" for counts in counted.values())] for system in systems]
+    return "Instructions of the server in user space, counted by callgrind:\n\n" + _table(["", *counted], rows)
+
+
+if __name__ == "__main__":
+    update_documents(Path(__file__).parents[1])

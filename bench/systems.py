@@ -1,197 +1,92 @@
-"""Processes of the service and its peers, and measurements of their CPU time."""
+"""Processes of the service and its peers, and measurements of a workload on them."""
 
 import json
 import os
-import socket
+import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from threading import Event, Thread
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from bench.load import Result, Workload
-from service.dev.embedded_postgres import EmbeddedPostgres
+
+SERVICE, EVENT_LOOP = "service", "event loop"
+PEERS = ("constant", "sqlalchemy", "asyncpg", "go", "go pass-through")
 
 _ROOT = Path(__file__).parents[1]
-_START_TIMEOUT_S = 30
-_SCRAPE_PERIOD_S = 5
+_ARGUMENTS = {SERVICE: ["-m", "service", "serve"], EVENT_LOOP: ["-m", "bench.event_loop"]}
+_GO = {"go": "rows", "go pass-through": "passthrough"}
+_ANY_PORT = "127.0.0.1:0"
+_START_TIMEOUT_S = 300  # callgrind makes the start fifty times slower
+_STOP_TIMEOUT_S = 60
 
 
 class System(NamedTuple):
     """A running server."""
 
     name: str
-    pid: int
+    process: "subprocess.Popen[bytes]"
+    log: Path
     address: str
 
-    def memory_mb(self) -> tuple[float, float]:
-        """Return the current and the maximum resident size."""
-        facts = dict(line.split(":", 1) for line in Path(f"/proc/{self.pid}/status").read_text().splitlines())
-        return int(facts["VmRSS"].split()[0]) / 1024, int(facts["VmHWM"].split()[0]) / 1024
+    def memory_max_mb(self) -> float:
+        """Return the maximum resident size."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
-
-class Measure(NamedTuple):
-    """Measurement of one case on one system."""
-
-    calls_s: float
-    p50_ms: float
-    p99_ms: float
-    server_us: float
-    """CPU time of the server per call."""
-    postgres_us: float
-    """CPU time of PostgreSQL per call."""
-    bytes_a_call: float
-    client_us: float
-    """CPU time of the load generator per call."""
+    def stop(self) -> str:
+        """Stop gracefully. Return the last line of the log."""
+        self.process.terminate()
+        self.process.wait(_STOP_TIMEOUT_S)
+        return self.log.read_text().splitlines()[-1]
 
 
 @contextmanager
-def service(url: str, folder: Path, *, name: str = "service", **settings: str) -> Iterator[System]:
-    """Run `serve` as in production: each call is logged to a file, and metrics are scraped."""
-    port, metrics = _free_port(), _free_port()
-    address = f"127.0.0.1:{port}"
-    environment = {"BACKUPS_DATABASE_URL": url, "BACKUPS_LISTEN": address, "BACKUPS_METRICS_LISTEN": f"127.0.0.1:{metrics}"}
-    command = [sys.executable, "-m", "service", "serve"]
-    with _log(folder, name).open("wb") as stderr, _running(command, environment | settings, stderr=stderr) as process:
-        _wait_ready(metrics, process, stderr.name)
-        with _scraped(metrics):
-            yield System(name, process.pid, address)
+def running(name: str, url: str, folder: Path, *, label: str = "", prefix: tuple[str, ...] = ()) -> Iterator[System]:
+    """Run the service as in production, or a peer. Each logs to a file in the folder, and its address first.
 
-
-@contextmanager
-def peer(name: str, url: str, folder: Path, *, program: list[str] | None = None) -> Iterator[System]:
-    """Run a peer: a module of bench/peers, or a program with the same interface."""
-    command = program or [sys.executable, "-m", f"bench.peers.{name.replace(' ', '_')}"]
-    with _log(folder, name).open("wb") as stderr, _running([*command, url], {}, stderr=stderr, stdout=subprocess.PIPE) as process:
-        yield System(name, process.pid, _address(process, stderr.name))
-
-
-@contextmanager
-def measured_event_loop(url: str, folder: Path) -> Iterator[tuple[System, dict[str, float]]]:
-    """Run the service and measure how long its event loop is blocked. The dictionary is filled when the context exits."""
-    blocked: dict[str, float] = {}
-    command = [sys.executable, "-m", "bench.event_loop", url]
-    with _log(folder, "event loop").open("wb") as stderr, _running(command, {}, stderr=stderr, stdout=subprocess.PIPE) as process:
-        yield System("event loop", process.pid, _address(process, stderr.name)), blocked
-        process.terminate()
-        assert process.stdout
-        blocked |= json.load(process.stdout)
-
-
-def _log(folder: Path, name: str) -> Path:
-    return folder / f"{name.replace(' ', '-')}.log"
-
-
-@contextmanager
-def _running(
-    command: list[str], settings: dict[str, str], *, stderr: IO[bytes], stdout: int = subprocess.DEVNULL
-) -> Iterator["subprocess.Popen[bytes]"]:
+    Args:
+        name: `SERVICE`, `EVENT_LOOP` or one of `PEERS`.
+        url: of the catalog's database.
+        folder: for logs; `build_go` has built the programs in it.
+        label: name of the system in the results, if it differs.
+        prefix: command that runs the server's command.
+    """
+    command = [str(folder / "go" / _GO[name])] if name in _GO else [sys.executable, *_ARGUMENTS.get(name, ["-m", f"bench.peers.{name}"])]
+    settings = {"BACKUPS_DATABASE_URL": url, "BACKUPS_LISTEN": _ANY_PORT, "BACKUPS_METRICS_LISTEN": _ANY_PORT, "BACKUPS_DRAIN_DELAY": "0"}
     environment = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"} | settings
-    process = subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=stdout, stderr=stderr)
+    log = folder / f"{label or name}.log".replace(" ", "-")
+    with log.open("wb") as output:
+        process = subprocess.Popen([*prefix, *command], cwd=_ROOT, env=environment, stdout=output, stderr=output)
     try:
-        yield process
+        yield System(label or name, process, log, _address(process, log))
     finally:
         process.kill()
         process.wait()
 
 
-def _address(process: "subprocess.Popen[bytes]", log: str) -> str:
-    assert process.stdout
-    port = process.stdout.readline().strip()
-    if not port:
-        raise RuntimeError(f"the server does not start: see {log}")
-    return f"127.0.0.1:{int(port)}"
-
-
-def _wait_ready(metrics: int, process: "subprocess.Popen[bytes]", log: str) -> None:
+def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
+    """Wait until the server has logged its address."""
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError):
-            if b"\nbackups_ready 1" in _scrape(metrics):
-                return
-        time.sleep(0.005)
-    raise RuntimeError(f"the service does not become ready: see {log}")
+        with log.open() as lines:
+            for line in lines:
+                if '"listening"' in line and line.endswith("}\n"):
+                    return str(json.loads(line)["address"])
+        time.sleep(0.02)
+    raise RuntimeError(f"the server does not start: see {log}")
 
 
-def _scrape(metrics: int) -> bytes:
-    with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as response:
-        body: bytes = response.read()
-    return body
-
-
-@contextmanager
-def _scraped(metrics: int) -> Iterator[None]:
-    """Scrape metrics in the background, as Prometheus does."""
-    stopped = Event()
-
-    def scrape() -> None:
-        while not stopped.wait(_SCRAPE_PERIOD_S):
-            with suppress(OSError):
-                _scrape(metrics)
-
-    thread = Thread(target=scrape)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def _cpu_s(pid: int) -> float:
-    """Return the CPU time of a process, including its finished threads: the process clock of clock_gettime(2)."""
-    return time.clock_gettime((~pid << 3) | 2)
-
-
-class Meter:
-    """Measures the CPU time that calls take."""
-
-    def __init__(self, postgres: EmbeddedPostgres) -> None:
-        self._postmaster = int((postgres.folder / "data" / "postmaster.pid").read_text().split("\n", 1)[0])
-
-    def measure(self, system: System, workload: Workload) -> Measure:
-        """Send a workload to a system and return its rate, latencies and CPU time.
-
-        Raises:
-            RuntimeError: a call failed, so the measurement would mean nothing.
-        """
-        server_before, postgres_before = _cpu_s(system.pid), self._postgres_cpu_s()
-        [result] = run_workloads([workload])
-        server, postgres = _cpu_s(system.pid) - server_before, self._used_since(postgres_before)
-        if result.failed or not result.calls:
-            raise RuntimeError(f"{system.name}: {result.failed} of {result.failed + result.calls} calls failed")
-        calls = result.calls
-        return Measure(
-            calls_s=result.answered_per_second,
-            p50_ms=result.p50_ms,
-            p99_ms=result.p99_ms,
-            server_us=server / calls * 1e6,
-            postgres_us=postgres / calls * 1e6,
-            bytes_a_call=result.bytes_a_call,
-            client_us=result.client_us,
-        )
-
-    def _postgres_cpu_s(self) -> dict[int, float]:
-        pids = [self._postmaster, *map(int, Path(f"/proc/{self._postmaster}/task/{self._postmaster}/children").read_text().split())]
-        used = {}
-        for pid in pids:
-            with suppress(OSError):  # the process has just exited
-                used[pid] = _cpu_s(pid)
-        return used
-
-    def _used_since(self, before: dict[int, float]) -> float:
-        return sum(used - before.get(pid, 0) for pid, used in self._postgres_cpu_s().items())
+def build_go(folder: Path) -> str:
+    """Build the peers in Go. Return the reason if this is not possible, or else an empty text."""
+    if not shutil.which("go"):
+        return "there is no Go toolchain on the PATH"
+    built = subprocess.run([_ROOT / "bench/peers/go/build", folder / "go", sys.executable], capture_output=True, text=True)
+    return f"their build failed: {built.stderr.strip()[-500:]}" if built.returncode else ""
 
 
 def run_workloads(workloads: list[Workload]) -> list[Result]:
@@ -204,3 +99,60 @@ def run_workloads(workloads: list[Workload]) -> list[Result]:
         check=True,
     )
     return [Result(**result) for result in json.loads(done.stdout)]
+
+
+def send(*workloads: Workload) -> list[Result]:
+    """Run all workloads at the same time.
+
+    Raises:
+        RuntimeError: a call failed, so the measurement would mean nothing.
+    """
+    results = run_workloads(list(workloads))
+    for result in results:
+        if result.failed or not result.calls:
+            raise RuntimeError(f"{result.failed} of {result.failed + result.calls} calls failed: {result.errors}")
+    return results
+
+
+def measure(system: System, workload: Workload, postmaster: int) -> dict[str, float]:
+    """Send a workload to a system. Return calls per second, latencies in ms, and CPU time in µs per call of server and PostgreSQL."""
+    server, postgres = _cpu_s(system.process.pid), _postgres_cpu_s(postmaster)
+    [result] = send(workload)
+    server_us = (_cpu_s(system.process.pid) - server) / result.calls * 1e6
+    postgres_s = sum(used - postgres.get(pid, 0) for pid, used in _postgres_cpu_s(postmaster).items())
+    values = {
+        "calls_s": result.answered_per_second, "p50_ms": result.p50_ms, "p99_ms": result.p99_ms,
+        "server_us": server_us, "postgres_us": postgres_s / result.calls * 1e6,
+    }  # fmt: skip
+    return {name: round(value, 3) for name, value in values.items()}
+
+
+def _cpu_s(pid: int) -> float:
+    """Return the CPU time of a process, including its finished threads: the process clock of clock_gettime(2)."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def _postgres_cpu_s(postmaster: int) -> dict[int, float]:
+    pids = [postmaster, *map(int, Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split())]
+    used = {}
+    for pid in pids:
+        with suppress(OSError):  # the process has just exited
+            used[pid] = _cpu_s(pid)
+    return used
+
+
+def callgrind(folder: Path) -> tuple[str, ...]:
+    """Return the command that runs a program under callgrind, whose dumps are written to the folder."""
+    return ("valgrind", "--tool=callgrind", "--quiet", f"--callgrind-out-file={folder}/callgrind.%p")
+
+
+def instructions_per_call(system: System, workload: Workload, folder: Path) -> int:
+    """Return the instructions of a system in user space for each call of a workload. The system runs under `callgrind(folder)`."""
+    pid = system.process.pid
+    send(workload)  # fills caches
+    subprocess.run(["callgrind_control", "--zero", str(pid)], check=True, stdout=subprocess.DEVNULL)
+    [result] = send(workload)
+    subprocess.run(["callgrind_control", "--dump", str(pid)], check=True, stdout=subprocess.DEVNULL)
+    dump = max(folder.glob(f"callgrind.{pid}.*"), key=lambda file: int(file.suffix[1:]))
+    totals = next(line for line in dump.read_text().splitlines() if line.startswith("totals:"))
+    return int(totals.split()[1]) // result.calls

@@ -1,1 +1,1 @@
-"""Other implementations of the API. Each is a program whose argument is the URL of PostgreSQL, and which prints its port."""
+"""Other implementations of the API. Each is a program that reads BACKUPS_DATABASE_URL and prints its address, as the service logs it."""

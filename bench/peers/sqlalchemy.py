@@ -51,10 +51,14 @@ class SqlalchemyBackupService(pb.BackupServiceServicer):
         size, offset = request.page_size or 100, int(request.page_token or 0)
         query = select(Backup).where(Backup.folder_id == request.folder_id).order_by(Backup.created_at.desc(), Backup.id.desc())
         async with self._sessions() as session:
-            backups = (await session.scalars(query.limit(size).offset(offset))).all()
-        token = str(offset + size) if len(backups) == size else ""
-        return pb.ListBackupsResponse(backups=[backup.to_message() for backup in backups], next_page_token=token)
+            backups = (await session.scalars(query.limit(size + 1).offset(offset))).all()
+        token = str(offset + size) if len(backups) > size else ""
+        return pb.ListBackupsResponse(backups=[backup.to_message() for backup in backups[:size]], next_page_token=token)
+
+
+async def _build(url: str) -> SqlalchemyBackupService:
+    return SqlalchemyBackupService(url)
 
 
 if __name__ == "__main__":
-    run(SqlalchemyBackupService, loop=asyncio)
+    run(_build, loop=asyncio)

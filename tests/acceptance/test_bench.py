@@ -1,12 +1,22 @@
-"""The benchmark: a short run, and how its load generator counts answers."""
+"""The benchmark: a short run, the comparison of answers, and how its load generator counts answers."""
 
+import asyncio
 import json
+import shutil
+import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
+from bench.answers import check_answers
+from bench.catalog import Catalog
 from bench.load import Workload, run_workload
+from bench.report import documents
+from bench.systems import System
 from service import pb
 from service.server import Server
 from tests.support import processes
@@ -19,41 +29,76 @@ _CASES = {f"{call}, {over}" for call in ("Get", "List 100", "List 1000") for ove
 
 @pytest.mark.timeout(180)  # about fifteen seconds on an idle machine, because it starts a dozen processes
 async def test_a_short_run(tmp_path: Path) -> None:
-    """`python -m bench` fills a catalog, measures the service and two peers, and writes its tables and JSON."""
+    """`python -m bench` fills a catalog, compares and measures the service and peers, and writes results and documents."""
+    (tmp_path / "docs").mkdir()
+    for page in ("README.md", "docs/performance.md"):
+        shutil.copy(ROOT / page, tmp_path / page)
     done = await processes.run(
-        *(
-            sys.executable,
-            "-m",
-            "bench",
-            "--backups",
-            "300",
-            "--peers",
-            "asyncpg,no-interceptor",
-            "--rounds",
-            "1",
-            "--seconds",
-            "0.1",
-            "--imports",
-            "50",
-        ),
-        *("--data", tmp_path / "data", "--output", tmp_path / "results"),
+        *(sys.executable, "-m", "bench", "--backups", "300", "--peers", "asyncpg,constant", "--rounds", "1", "--seconds", "0.1"),
+        *("--imports", "50", "--data", tmp_path / "data", "--output", tmp_path),
         cwd=ROOT,
         env=environment(),
     )
     assert done.returncode == 0, done.stderr.decode()
-    results = json.loads((tmp_path / "results" / "calls.json").read_text())
+    results = json.loads((tmp_path / "bench" / "results" / "calls.json").read_text())
     assert results["calls"].keys() == _CASES
     for systems in results["calls"].values():
-        assert systems.keys() == {"service", "asyncpg", "no interceptor"}
-        for [measure] in systems.values():
-            assert all(measure[field] > 0 for field in ("calls_s", "p50_ms", "p99_ms", "server_us", "postgres_us", "bytes_a_call"))
-    assert results["depth"].keys() == {"page 1", "page 3"}
-    assert results["concurrent_pages"]["failed"] == 0
+        assert systems.keys() == {"service", "asyncpg", "constant"}
+        for name, [measure] in systems.items():
+            assert all(measure[field] > 0 for field in ("calls_s", "p50_ms", "p99_ms", "server_us"))
+            assert name == "constant" or measure["postgres_us"] > 0
+    assert results["depth"].keys() == {"first page", "last page"}
     assert 0 < results["concurrent_pages"]["blocked_p99_ms"] <= results["concurrent_pages"]["blocked_max_ms"]
     assert results["import"]["unchanged"]["seconds"] > 0
-    assert (tmp_path / "results" / "calls.md").read_text() in done.stdout.decode()
+    assert documents(tmp_path) == {file: (tmp_path / file).read_text() for file in documents(tmp_path)}
     logged = [json.loads(line) for line in (tmp_path / "data" / "service.log").read_text().splitlines()]
     assert sum(line["event"] == "call" for line in logged) > len(_CASES)
+
+
+def test_documents_show_the_results() -> None:
+    """README, docs/performance.md and the plot show the results in bench/results."""
+    assert {file: (ROOT / file).read_text() for file in documents(ROOT)} == documents(ROOT)
+
+
+@pytest.fixture(name="other_size")
+async def _other_size(stub: pb.BackupServiceStub) -> AsyncIterator[str]:
+    """A peer that returns another size of each backup in a page."""
+
+    async def list_(body: bytes, context: object) -> bytes:
+        page = await stub.List(pb.ListBackupsRequest.FromString(body))
+        for backup in page.backups:
+            backup.size += 1
+        return page.SerializeToString()
+
+    async def get(body: bytes, context: Any) -> bytes:
+        try:
+            return (await stub.Get(pb.GetBackupRequest.FromString(body))).SerializeToString()
+        except grpc.RpcError as error:
+            return await context.abort(error.code())  # type: ignore[no-any-return]
+
+    handlers: dict[str, Any] = {"Get": grpc.unary_unary_rpc_method_handler(get), "List": grpc.unary_unary_rpc_method_handler(list_)}
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(pb.BACKUP_SERVICE, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def test_other_answers_are_errors(server: Server, other_size: str, add_backups: AddBackups, tmp_path: Path) -> None:
+    """The benchmark stops if a peer returns another answer than the service."""
+    backups = await add_backups(201, folder_id="f1")
+    catalog = Catalog("", ["f1"], [backup.id for backup in backups], before_last_page=None)
+    process = subprocess.Popen[bytes](["true"])
+    process.wait()
+    service, same, other = (
+        System(name, process, tmp_path, address)
+        for name, address in (("service", str(server.address)), ("same", str(server.address)), ("other", other_size))
+    )
+    compared = await asyncio.to_thread(check_answers, [service, same], catalog)
+    assert compared == 10 + 1 + (3 + 3 + 1) + 2 * 3  # Gets, one of them absent; pages of the folder and of two absent ones
+    with pytest.raises(RuntimeError, match=r"other and service return different answers to List f1, page 1 of 0, continued"):
+        await asyncio.to_thread(check_answers, [service, other], catalog)
 
 
 async def test_errors_are_not_counted_as_calls(server: Server, stub: pb.BackupServiceStub, add_backups: AddBackups) -> None:
