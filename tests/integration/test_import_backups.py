@@ -14,6 +14,7 @@ from service.entry import Entry, Skipped
 from service.errors import CatalogUnavailable, ImportRefused, InvalidListing
 from service.importers import walg
 from service.postgres.import_backups import Options, Summary, Target, check_target, load
+from service.postgres.listing import check_session, copy_listing
 from service.postgres.session import open_session
 from tests.support.catalog import OWNER, Sql
 from tests.support.proxy import proxied
@@ -222,6 +223,15 @@ async def test_visible_at_once(import_url: str, sql: Sql) -> None:
         import_url = import_url.replace("backups_import", OWNER)
     await load(import_url, (_entry(n, id=f"b{n:05}") for n in range(5000)), _C1, Options())
     assert await sql.fetchval("SELECT relpages > 0 AND relallvisible = relpages FROM pg_class WHERE relname = 'backups'")
+
+
+async def test_another_session(import_url: str) -> None:
+    """A transaction in another session than the listing's is rejected: a pooler in transaction mode may choose one with another listing."""
+    async with open_session(import_url) as connection, open_session(import_url) as other:
+        tally = await copy_listing(connection, [_entry(1)])
+        await check_session(connection, tally)
+        with pytest.raises(CatalogUnavailable, match="needs one session of PostgreSQL"):
+            await check_session(other, tally)
 
 
 async def test_no_database() -> None:
