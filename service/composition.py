@@ -206,6 +206,7 @@ def _listener(parts: _Parts) -> Listener:
         setting="BACKUPS_LISTEN",
         options=_connection_age(settings),
         credentials=_credentials(settings, parts.metrics),
+        accepts_concurrently=settings.concurrent_accept,
     )
 
 
@@ -213,7 +214,7 @@ def _health_listener(parts: _Parts) -> Listener | None:
     address = parts.settings.health_listen
     if address is None:
         return None
-    listener = Listener(address, _interceptor(parts), setting="BACKUPS_HEALTH_LISTEN")
+    listener = Listener(address, _interceptor(parts), setting="BACKUPS_HEALTH_LISTEN", accepts_concurrently=False)
     health_pb2_grpc.add_HealthServicer_to_server(parts.health, listener.server)
     return listener
 

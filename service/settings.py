@@ -209,6 +209,9 @@ class Settings(BaseSettings):
     connection_max_age: Annotated[
         Seconds | None, Field(description="Maximum age of a client's connection, in seconds, for load balancers that balance connections.")
     ] = None
+    concurrent_accept: Annotated[
+        bool, Field(description="`false`: accept one call of each method at a time, by grpc.aio's public API, at about twice the CPU time.")
+    ] = True
     admission_limit: Annotated[
         int,
         Field(

@@ -8,6 +8,7 @@ for _name in [name for name in os.environ if name.startswith(("BACKUPS_", "PG", 
     del os.environ[_name]
 # Tests start processes while gRPC runs in this one, and gRPC's fork handlers may crash the child.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
+os.environ["GRPC_EXPERIMENTS"] = "-event_engine_listener"  # as service/__main__.py sets it
 # Under nohup, or in the background of a shell, these are ignored, and processes that tests start and signal would inherit that.
 for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:

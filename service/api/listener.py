@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from service.address import Address, port_taken
+from service.api.grpc_server import new_server
 from service.api.interceptor import Interceptor
 
 MAX_REQUEST_SIZE = 16 * 1024
@@ -45,6 +46,7 @@ class Listener:
         setting: str,
         options: Sequence[tuple[str, Any]] = (),
         credentials: grpc.ServerCredentials | None = None,
+        accepts_concurrently: bool = True,
     ) -> None:
         """
         Args:
@@ -52,11 +54,12 @@ class Listener:
             setting: the variable that contains the address, for errors.
             options: in addition to `OPTIONS`.
             credentials: None for plaintext.
+            accepts_concurrently: False to accept one call of a method at a time.
         """
         self.address = address
         """After the start, port 0 is replaced by the port in use."""
         self.interceptor = interceptor
-        self.server = grpc.aio.server(interceptors=[interceptor], options=[*OPTIONS, *options])
+        self.server = new_server([interceptor], [*OPTIONS, *options], accepts_concurrently=accepts_concurrently)
         self._setting, self._credentials = setting, credentials
 
     async def start(self) -> None:

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 _Task: TypeAlias = asyncio.Task[Any]
 
-_PARENT_NAME = "rpc_task"  # the name that grpc.aio gives to the parent
+PARENT_NAME = "rpc_task"
+"""The name that grpc.aio gives to the parent."""
 
 _creator: ContextVar[_Task | None] = ContextVar("creator", default=None)
 
@@ -38,5 +39,5 @@ class RpcTask:
     def cancel_rpc(self) -> None:
         """Reset the stream of the RPC, and free the part of its answer that gRPC still holds."""
         self.task.cancel()
-        if self._parent is not None and self._parent.get_name() == _PARENT_NAME:  # never the task that accepts calls
+        if self._parent is not None and self._parent.get_name() == PARENT_NAME:  # never the task that accepts calls
             self._parent.cancel()
