@@ -28,7 +28,7 @@ TIMEOUTS = SessionTimeouts(statement=timedelta(hours=1), lock=timedelta(seconds=
 CONNECT_TIMEOUT_S = 10.0
 POLL_PERIOD_S = 0.2
 
-# A table and not an advisory lock: every role that can connect may take any advisory lock, but only the owner may lock this table.
+# A table and not an advisory lock: by default, every role that can connect may take any advisory lock. Only the owner may lock this table.
 CREATE_LOCK = "CREATE TABLE IF NOT EXISTS migration_lock ()"
 # Not ACCESS EXCLUSIVE: pg_dump must be able to read the table. Without waiting in SQL: see `migration_lock`.
 TAKE_LOCK = "BEGIN; LOCK TABLE migration_lock IN EXCLUSIVE MODE NOWAIT"

@@ -10,8 +10,29 @@ CREATE ROLE backups_service LOGIN CONNECTION LIMIT 80;  -- serve: reads; BACKUPS
 -- The service sets these itself, except behind a pooler.
 ALTER ROLE backups_service SET statement_timeout = '10s';
 ALTER ROLE backups_service SET default_transaction_read_only = on;
+-- Disk space of one session for sorts. Only a superuser can change it. It does not limit temporary tables.
+ALTER ROLE backups_service SET temp_file_limit = '1GB';
+ALTER ROLE backups_import SET temp_file_limit = '10GB';
 
 CREATE DATABASE backups OWNER backups_owner;
 REVOKE ALL ON DATABASE backups FROM PUBLIC;
 GRANT CONNECT ON DATABASE backups TO backups_owner, backups_import, backups_service;
 GRANT TEMPORARY ON DATABASE backups TO backups_import;
+-- Every role can connect to these by default. On a server with other users, grant CONNECT to those who need it.
+REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC;
+
+-- Functions that every role can call by default, and with which a role that only reads could fill the disk or the shared lock table.
+\connect backups
+DO $$
+DECLARE
+  name regprocedure;
+BEGIN
+  FOR name IN
+    SELECT oid FROM pg_proc
+    WHERE pronamespace = 'pg_catalog'::regnamespace
+      AND proname ~ '^(lo_.*|loread|lowrite|pg_logical_emit_message|pg_(try_)?advisory_(xact_)?lock(_shared)?)$'
+  LOOP
+    EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', name);
+  END LOOP;
+END
+$$;

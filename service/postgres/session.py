@@ -23,7 +23,8 @@ _TIMEOUTS = SessionTimeouts(statement=timedelta(hours=1))
 # Sorts a listing of a hundred thousand entries in memory, several times.
 _WORK_MEM = "64MB"
 
-# Rows and not advisory locks: every role that can connect may take any advisory lock, but only the role of imports may lock these rows.
+# Rows and not advisory locks: by default, every role that can connect may take any advisory lock. Only the role of imports may lock
+# these rows.
 # Clusters whose ids have the same hash wait for each other.
 _LOCK_CLUSTER = "SELECT FROM cluster_locks WHERE number = hashtextextended($1, 0) & 255 FOR UPDATE"
 

@@ -117,6 +117,23 @@ async def test_others_cannot_connect(installed: Installed) -> None:
         await installed.connect("another", password="secret")
 
 
+@pytest.mark.parametrize("database", ["postgres", "template1"])
+async def test_roles_connect_to_their_database_only(installed: Installed, database: str) -> None:
+    """No role can connect to the databases that every role can connect to by default."""
+    for user in _PASSWORDS:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match=f'permission denied for database "{database}"'):
+            await installed.connect(user, database)
+
+
+@pytest.mark.parametrize("role", [Roles().service, Roles().imports])
+async def test_temporary_files_are_limited(installed: Installed, role: str) -> None:
+    """A session of the service and of an import has a limit of disk space for sorts."""
+    connection = await installed.connect(role)
+    limit = await connection.fetchval("SELECT setting::int FROM pg_settings WHERE name = 'temp_file_limit'")
+    await connection.close()
+    assert limit > 0
+
+
 _DENIED = (
     "CREATE ROLE x",
     "CREATE SCHEMA x",
@@ -135,6 +152,18 @@ _DENIED = (
     "SELECT * FROM migration_lock",
     "DELETE FROM cluster_locks",
     "TRUNCATE cluster_locks",
+    "SELECT lo_create(0)",
+    "SELECT lo_from_bytea(0, 'x')",
+    "SELECT lo_unlink(1)",
+    "SELECT loread(0, 1)",
+    "SELECT lowrite(0, 'x')",
+    "SELECT pg_logical_emit_message(true, 'x', 'y')",
+    "SELECT pg_advisory_lock(1)",
+    "SELECT pg_try_advisory_xact_lock_shared(1, 2)",
+    "SET temp_file_limit = -1",
+    "ALTER ROLE CURRENT_USER SET temp_file_limit = -1",
+    "ALTER ROLE CURRENT_USER CONNECTION LIMIT -1",
+    "ALTER ROLE CURRENT_USER SUPERUSER",
 )
 
 _CLUSTER_LOCKS = ("SELECT FROM cluster_locks FOR UPDATE", "SELECT FROM cluster_locks FOR KEY SHARE", "LOCK TABLE cluster_locks")
@@ -158,9 +187,24 @@ async def test_import_role(installed: Installed) -> None:
     assert await installed.refused(Roles().imports, "CREATE TEMPORARY TABLE x (y int)", "DELETE FROM backups") == []
 
 
+_NOT_REVOCABLE = (
+    "ALTER ROLE CURRENT_USER PASSWORD 'x'",
+    "ALTER ROLE CURRENT_USER SET search_path = 'x'",
+    "SET statement_timeout = 0",
+    "SET work_mem = '1GB'",
+    "NOTIFY x",
+)
+
+
+@pytest.mark.parametrize("role", [Roles().service, Roles().imports])
+async def test_rights_that_cannot_be_revoked(installed: Installed, role: str) -> None:
+    """A role can change its own password and settings, because PostgreSQL has no privilege for it; SECURITY.md says so."""
+    assert await installed.refused(role, *_NOT_REVOCABLE) == []
+
+
 async def test_advisory_locks_do_not_stop_migrate(installed: Installed) -> None:
     """No advisory lock that another role holds keeps `migrate` waiting."""
-    connection = await installed.connect(Roles().service)
+    connection = await installed.connect("postgres")  # the roles may not take advisory locks
     await connection.execute("SELECT pg_advisory_lock(x'6261636B757073'::bigint)")
     await asyncio.to_thread(migrate, _url(installed.postgres, OWNER), timeout=timedelta(seconds=1))
     await connection.close()
@@ -168,7 +212,7 @@ async def test_advisory_locks_do_not_stop_migrate(installed: Installed) -> None:
 
 async def test_advisory_locks_do_not_block_imports(installed: Installed) -> None:
     """No advisory lock that another role holds keeps an import waiting, and only the role of imports may lock the rows that it locks."""
-    connection = await installed.connect(Roles().service)
+    connection = await installed.connect("postgres")  # the roles may not take advisory locks
     await connection.execute("SELECT pg_advisory_lock(hashtextextended('backups import c1', 0))")
     async with open_session(_url(installed.postgres, Roles().imports)) as importing, importing.transaction(), asyncio.timeout(10):
         await lock_cluster(importing, "c1")
