@@ -37,6 +37,7 @@ _GROUPS = {
     ),
     "tokens": ("junk tokens", "junk REST tokens"),
     "unread answers": ("unread answers",),
+    "unread REST answers": ("unread REST answers",),
 }
 
 
@@ -202,6 +203,16 @@ def _buffer_much(config: dict[str, Any]) -> None:
         listener["per_connection_buffer_limit_bytes"] = 32 << 20
 
 
+def _read_answers_ahead(config: dict[str, Any]) -> None:
+    [service] = [cluster for cluster in config["static_resources"]["clusters"] if cluster["name"] == "service"]
+    [protocol] = service["typed_extension_protocol_options"].values()
+    for direction in ("stream", "connection"):
+        del protocol["explicit_http_config"]["http2_protocol_options"][f"initial_{direction}_window_size"]
+    for manager in _managers(config):
+        [limit] = [each["typed_config"] for each in manager["http_filters"] if "local_ratelimit" in each["name"]]
+        limit["descriptors"][0]["token_bucket"] |= {"max_tokens": 1000, "tokens_per_fill": 1000}
+
+
 _ANY_SIZE = Change(
     "service/api/listener.py", '("grpc.max_receive_message_length", MAX_REQUEST_SIZE)', '("grpc.max_receive_message_length", -1)'
 )
@@ -233,6 +244,7 @@ _REMOVALS = {
     "fewer connections than the attacker opens": Removal("idle connections", _limit_connections),
     "Envoy reads 32 MiB ahead": Removal("half-sent HTTP/1.1 bodies", _buffer_much, envoy_mib=250),  # 93 MiB with the protection
     "the transcoder buffers REST bodies": Removal("half-sent REST bodies", _transcode_incomplete_requests),
+    "a burst of answers queues in Envoy": Removal("unread REST answers", _read_answers_ahead, envoy_mib=300),  # 240 MiB with it
     "bodies of any size": Removal("half-sent bodies", _forward_incomplete_requests, (_ANY_SIZE,)),
 }
 

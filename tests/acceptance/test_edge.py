@@ -27,7 +27,7 @@ _BACKUPS = "/managed-greenplum/v1/backups?folderId=f1"
 _BURST = 5
 _INITIAL_WINDOW_SIZE = 4
 _EJECTIONS = "cluster.service.outlier_detection"
-_LOW_RATE = replaced("max_tokens: 1000, tokens_per_fill: 1000, fill_interval: 1s", f"max_tokens: {_BURST}, fill_interval: 3600s")
+_LOW_RATE = replaced("max_tokens: 250, tokens_per_fill: 250, fill_interval: 0.25s", f"max_tokens: {_BURST}, fill_interval: 3600s")
 _NO_RATE_LIMIT = replaced("filter_enabled: {default_value: {numerator: 100}}", "filter_enabled: {default_value: {numerator: 0}}")
 _TRUSTED_HOP = replaced("xff_num_trusted_hops: 0", "xff_num_trusted_hops: 1")
 _PROXY_PROTOCOL = replaced("# listener_filters:", "listener_filters:")

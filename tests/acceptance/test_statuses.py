@@ -156,7 +156,7 @@ async def _killed(deployment: Deployment, envoy: Edge) -> AsyncIterator[None]:
     yield
 
 
-_LOW_RATE = replaced("max_tokens: 1000, tokens_per_fill: 1000, fill_interval: 1s", "max_tokens: 5, fill_interval: 3600s")
+_LOW_RATE = replaced("max_tokens: 250, tokens_per_fill: 250, fill_interval: 0.25s", "max_tokens: 5, fill_interval: 3600s")
 _SHORT_DURATION = replaced("max_stream_duration: 15s, grpc_timeout_header_max: 15s", "max_stream_duration: 2s, grpc_timeout_header_max: 2s")
 
 # The last row is last because it kills the replicas.

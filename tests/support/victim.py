@@ -88,7 +88,7 @@ class Victim:
 
     def __str__(self) -> str:
         failed = f", {len(self.failures)} failed ({self.failures[0]})" if self.failures else ""
-        return f"{len(self.durations)} calls{failed}, p99 {self.p99 * 1000:.0f} ms, slowest {max(self.durations) * 1000:.0f} ms"
+        return f"{len(self.durations)} calls{failed}, p99 {self.p99 * 1000:.0f} ms, slowest {max(self.durations, default=0) * 1000:.0f} ms"
 
 
 @contextlib.asynccontextmanager
