@@ -1,4 +1,4 @@
-"""States that imports derive: chains, missing backups, attempts and freshness. Each row of a table is a case that operators reported."""
+"""States that imports derive: chains, missing backups, attempts and freshness. test_reported_cases.py has the cases of operators."""
 
 import contextlib
 import io
@@ -333,41 +333,6 @@ def _facts(row: Freshness) -> tuple[Any, ...]:
     )
 
 
-async def test_partial_backup_of_another_database(import_url: str, tmp_path: Path, database: Database) -> None:
-    """A new metadata-only backup of one database does not make another database fresh (G1)."""
-    rows = [_row(1, database_name="sales"), _row(22, database_name="postgres", metadata_only=1)]
-    await _load_gpbackup(import_url, write_history(tmp_path / "h.db", *rows))
-    assert [_facts(row) for row in await freshness(database, folder_id=None, cluster_id=None)] == [
-        ("postgres", 1, 0, 1, 0, 0, 0, None, None, "c1:20261122010000", 0, None),
-        ("sales", 1, 1, 0, 0, 0, 0, "c1:20261101010000", "c1:20261101010000", None, 0, None),
-    ]
-
-
-async def test_failed_run_after_the_last_backup(import_url: str, tmp_path: Path, database: Database, sql: Sql) -> None:
-    """Failed runs after the last restorable backup are counted, those before it are not, and none of them is a backup (G2)."""
-    rows = [_row(1, status="Failure"), _row(2), _row(3, status="Failure"), _row(4, status="Failure")]
-    await _load_gpbackup(import_url, write_history(tmp_path / "h.db", *rows))
-    [found] = await freshness(database, folder_id=None, cluster_id=None)
-    assert (found.restorable, found.failed_attempts, found.last_failed_name) == (1, 2, "20261104010000")
-    assert found.last_failed_started_at == datetime(2026, 11, 4, 1, tzinfo=UTC)
-    assert await sql.fetchval("SELECT count(*) FROM backups") == 1
-
-
-async def test_broken_chain_is_not_fresh(import_url: str, tmp_path: Path, database: Database) -> None:
-    """Increments of a deleted base are broken and not restorable, for both tools (G3)."""
-    history = write_history(
-        tmp_path / "h.db",
-        *(_row(1, date_deleted="20261110000000"), _row(2, **_INCREMENT), _row(3, **_INCREMENT)),
-        plans=_plans({2: [1, 2], 3: [1, 2, 3]}),
-    )
-    await _load_gpbackup(import_url, history)
-    await _load_walg(import_url, _walg(_Backup(1, 0), _Backup(2, 1)))
-    assert [_facts(row) for row in await freshness(database, folder_id=None, cluster_id=None)] == [
-        ("demo", 2, 0, 0, 2, 0, 0, None, None, None, 0, None),
-        ("", 2, 0, 0, 2, 0, 0, None, None, None, None, None),
-    ]
-
-
 @pytest.mark.parametrize("rows", [[], [_row(1, status="Failure")]], ids=["empty", "failures only"])
 async def test_cluster_without_a_backup(import_url: str, tmp_path: Path, database: Database, rows: list[dict[str, Any]]) -> None:
     """A cluster whose import found no backup has a row without a last backup, and keeps one after everything was pruned (G4)."""
@@ -390,13 +355,6 @@ async def test_dropped_database_stays(import_url: str, tmp_path: Path, database:
     assert [row.database for row in await freshness(database, folder_id=None, cluster_id=None)] == ["demo", "old"]
     await _load_gpbackup(import_url, after, ignore_databases=frozenset({"old"}))
     assert [row.database for row in await freshness(database, folder_id=None, cluster_id=None)] == ["demo"]
-
-
-async def test_unknown_and_zero_size(import_url: str, tmp_path: Path, database: Database) -> None:
-    """An unknown size is None, and a size of 0 is 0 (G5)."""
-    await _load_gpbackup(import_url, write_history(tmp_path / "h.db", _row(1)))
-    await _load_walg(import_url, _walg(_Backup(0, None, {"compressed_size": 0})))
-    assert [row.last_size for row in await freshness(database, folder_id=None, cluster_id=None)] == [None, 0]
 
 
 async def test_last_base_and_last_increment(import_url: str, database: Database) -> None:
@@ -427,41 +385,30 @@ async def test_end_before_start(import_url: str, tmp_path: Path, sql: Sql) -> No
     assert [row[0] for row in rows] == [datetime(2026, 11, 20, 0, 14, 59, tzinfo=UTC), datetime(2026, 11, 21, 1, 0, 0, tzinfo=UTC)]
 
 
-@pytest.mark.parametrize(("columns", "since"), [({"date_deleted": "20260501000000"}, None), ({}, datetime(2026, 4, 1, tzinfo=UTC))])
-async def test_time_that_does_not_exist(import_url: str, tmp_path: Path, columns: dict[str, Any], since: datetime | None) -> None:
-    """A row with a time that does not exist in the zone is skipped if it was deleted, or lies before --since (B2)."""
-    row = {"timestamp": "20260329023000", "end_time": "20260329033000"}
-    listing = gpbackup.read(
-        write_history(tmp_path / "h.db", row | columns, _row(1)), id_prefix="c1", timezone="Europe/Berlin", selection=Selection(since)
-    )
-    assert (await load(import_url, listing, Target("f1", "c1", "gpbackup"), Options())).added == 1
-
-
-async def test_bad_id_of_a_control_plane(import_url: str) -> None:
-    """An entry with a bad id does not prevent the import of the others, and can be excluded by name (B3)."""
-    bad = _Backup(0, None, {"user_data": {"backup_id": "a b"}})
-    summary = await _load_walg(import_url, _walg(bad, *_FULL))
-    assert (summary.added, summary.unusable) == (20, 1)
-    summary = await _load_walg(import_url, _walg(bad, *_FULL, selection=Selection(None, frozenset({_name(0)}))))
-    assert (summary.unusable, summary.skipped) == (0, {"excluded by --exclude": 1})
-
-
 # Samples
 
 
 async def test_sample_of_walg(import_url: str, sql: Sql, database: Database) -> None:
-    """The sample without its first increment: the second one is broken, the removed one is missing, both bases are restorable."""
-    items = json.loads((ROOT / "samples" / "walg-backup-list.json").read_bytes())
-    for listing in (items, [items[0], *items[2:]]):
+    """The sample with a broken chain, and then without a base and another backup, gives the states that were derived by hand."""
+    sample = json.loads((ROOT / "samples" / "walg-backup-list.json").read_bytes())
+    times = {"start_time": "2026-11-24T00:15:00Z", "finish_time": "2026-11-24T00:30:00Z"}
+    orphan = sample[1] | times | {"Name": "backup_20261124T031500Z_D_20261119T031501Z", "increment_from": "backup_20261119T031501Z"}
+    full = sample[0] | {"start_time": "2026-11-25T00:15:00Z", "finish_time": "2026-11-25T02:15:00Z", "Name": "backup_20261125T031500Z"}
+    for listing in ([*sample, orphan, full], [*sample[1:], orphan]):
         await _load_walg(import_url, walg.read(io.BytesIO(json.dumps(listing).encode()), id_prefix="c1"))
     assert await _chains(sql) == {
-        "backup_20261120T031501Z": "complete",
-        "backup_20261121T031502Z_D_20261120T031501Z": "missing",
-        "backup_20261122T031502Z_D_20261121T031502Z": "broken",
+        "backup_20261120T031501Z": "missing",  # the base was deleted
+        "backup_20261121T031502Z_D_20261120T031501Z": "broken",  # needs it
+        "backup_20261122T031502Z_D_20261121T031502Z": "broken",  # needs it by the increment of the day before
         "backup_20261123T203939Z": "complete",
+        "backup_20261124T031500Z_D_20261119T031501Z": "broken",  # needs a base that was never listed
+        "backup_20261125T031500Z": "missing",  # the newest one, of a storage that is down
     }
+    # The catalog has 6 backups: 1 is restorable, none is partial, 3 are broken, none is unknown, and 2 are missing.
+    # The last restorable backup is the base with the control plane's id. WAL-G records no attempts.
     [found] = await freshness(database, folder_id=None, cluster_id=None)
-    assert _facts(found) == ("", 4, 2, 0, 1, 0, 1, "c9q3vd0k8m1nt5rj2hfe", "c9q3vd0k8m1nt5rj2hfe", None, None, None)
+    assert _facts(found) == ("", 6, 1, 0, 3, 0, 2, "c9q3vd0k8m1nt5rj2hfe", "c9q3vd0k8m1nt5rj2hfe", None, None, None)
+    assert found.last_created_at == datetime(2026, 11, 23, 20, 2, 11, 357020, UTC)
 
 
 def _sample(path: Path) -> Path:
@@ -475,25 +422,35 @@ def _sample(path: Path) -> Path:
 
 
 async def test_sample_of_gpbackup(import_url: str, sql: Sql, tmp_path: Path, database: Database) -> None:
-    """The sample, with a deleted base, a backup missing from the listing and a failed run, gives the expected chains and freshness."""
+    """The sample with a deleted base, a row that is gone and a failed run gives the states that were derived by hand."""
     for history in (ROOT / "samples" / "gpbackup_history.db", _sample(tmp_path / "h.db")):
         listing = gpbackup.read(history, id_prefix="c1", timezone="Europe/Berlin")
         await load(import_url, listing, Target("f1", "c1", "gpbackup"), Options())
     assert await _chains(sql) == {
-        "20251026013000": "missing",
+        "20251026013000": "missing",  # its row is gone
         "20260329013000": "complete",
-        "20261101010002": "missing",
-        "20261102010001": "broken",
-        "20261103010001": "broken",
-        "20261104010002": "complete",
-        "20261105010001": "complete",
-        "20261105020001": "complete",
-        "20261109010001": "complete",
-        "20261110010002": "complete",
+        "20261101010002": "missing",  # the base was deleted
+        "20261102010001": "broken",  # needs it
+        "20261103010001": "broken",  # needs it
+        "20261104010002": "complete",  # metadata only: needs none
+        "20261105010001": "complete",  # data only and filtered: its plan has only itself
+        "20261105020001": "complete",  # of the database Sales DW
+        "20261109010001": "complete",  # its deletion failed
+        "20261110010002": "complete",  # its deletion failed
     }
+    # demo has 9 of them: 3 are restorable, 2 partial, 2 broken, none is unknown, and 2 are missing.
+    # Its last restorable backup is a base. The failed run of 6 November is older than that; the one of 23 November is not.
     sales, demo = await freshness(database, folder_id=None, cluster_id=None)
     assert _facts(sales) == ("Sales DW", 1, 1, 0, 0, 0, 0, "c1:20261105020001", "c1:20261105020001", None, 0, None)
-    assert _facts(demo)[:10] == ("demo", 9, 3, 2, 2, 0, 2, "c1:20261110010002", "c1:20261110010002", "c1:20261105010001")
-    # The run of 2026-11-24 counts from 48 hours after its start, since when it has crashed.
+    last = "c1:20261110010002"
+    # The run of 24 November counts as failed from 48 hours after its start, since when it has crashed.
     has_crashed = datetime.now(UTC) - datetime(2026, 11, 24, 22, 0, 1, tzinfo=UTC) > timedelta(hours=48)
-    assert (demo.failed_attempts, demo.last_failed_name) == ((2, "20261124230001") if has_crashed else (1, "20261123010002"))
+    failed = (2, "20261124230001") if has_crashed else (1, "20261123010002")
+    assert _facts(demo) == ("demo", 9, 3, 2, 2, 0, 2, last, last, "c1:20261105010001", *failed)
+    assert demo.last_created_at == datetime(2026, 11, 10, 2, 41, 20, tzinfo=UTC)
+    found = await attempts(database, folder_id=None, cluster_id=None)
+    assert [(each.database, each.name, each.state) for each in found] == [
+        ("demo", "20261124230001", "crashed" if has_crashed else "running"),
+        ("demo", "20261123010002", "failed"),
+        ("demo", "20261106010002", "failed"),
+    ]
