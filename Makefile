@@ -53,7 +53,7 @@ format: $(VENV)/development ## format the code and apply lint fixes
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: ## compare with other implementations, and write README, docs/performance.md and the plot; eight minutes (ARGS=--help)
+bench: ## compare with other implementations, and write README, docs/performance.md and the plot; ten minutes (ARGS=--help)
 	$(call on-optimized-python,-m bench)
 
 bench-scale: ## measure catalogs of ten thousand and ten million backups, and write the same documents; fifteen minutes, 15 GB

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import pytest
 from bench.answers import check_answers
 from bench.catalog import Catalog
 from bench.load import Workload, run_workload
-from bench.report import documents
+from bench.report import documents, read, tables
 from bench.systems import System
 from service import pb
 from service.server import Server
@@ -99,6 +101,34 @@ async def test_other_answers_are_errors(server: Server, other_size: str, add_bac
     assert compared == 10 + 1 + (3 + 3 + 1) + 2 * 3  # Gets, one of them absent; pages of the folder and of two absent ones
     with pytest.raises(RuntimeError, match=r"other and service return different answers to List f1, page 1 of 0, continued"):
         await asyncio.to_thread(check_answers, [service, other], catalog)
+
+
+@pytest.mark.parametrize(("factor", "reached"), [(0.01, "**no**"), (100, "yes")])
+def test_targets_are_compared(factor: float, reached: str) -> None:
+    """The report compares the service's calls per second with each peer's, and states if a target is reached."""
+    results = read(ROOT)
+    for systems in results["calls"]["calls"].values():
+        for measured in systems["service"]:
+            measured["calls_s"] *= factor
+    rows = re.findall(r"^\| (.+?), ratio to \*(.+?)\* \| at least .+ \| .+ \| (.+) \|$", tables(results), re.MULTILINE)
+    assert len(rows) == 3 * 4
+    assert {result for *_, result in rows} == {reached}
+
+
+def test_newest_optimized_cpython(tmp_path: Path) -> None:
+    """The benchmark prefers an optimized CPython to a newer one that is not, and passes over programs that do not run."""
+    programs = {
+        "python3.14": "echo False; echo 3.99.1; echo not-optimized",
+        "python3.13": "echo True; echo 3.98.10; echo newest",
+        "python3.12": "echo True; echo 3.98.9; echo older",
+        "python3": "echo 'pyenv: python3: command not found' >&2; exit 127",
+    }
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    command = [sys.executable, str(ROOT / "bench" / "interpreter.py")]
+    found = subprocess.run(command, env={"PATH": f"{tmp_path}:{os.defpath}"}, capture_output=True, text=True, check=True)
+    assert found.stdout == "newest\n"
 
 
 async def test_errors_are_not_counted_as_calls(server: Server, stub: pb.BackupServiceStub, add_backups: AddBackups) -> None:
