@@ -8,9 +8,6 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
 from bench import report
 from bench.interpreter import version
 from bench.measurements import Bench
@@ -70,9 +67,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stops all child processes
     options = _options()
     options.data.mkdir(parents=True, exist_ok=True)
-    with Progress(console=Console(stderr=True)) as progress:
-        progress.print(f"Running on {version()}: {sys.executable}")
-        results = getattr(Bench(options, progress), options.kind)()
+    print(f"Running on {version()}: {sys.executable}", file=sys.stderr, flush=True)
+    results = getattr(Bench(options), options.kind)()
     file = (options.output / report.CALLS_FILE).with_stem(options.kind)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(_conditions(options) | results, indent=1) + "\n")

@@ -7,7 +7,6 @@ import asyncio
 from typing import NamedTuple
 
 import asyncpg
-from rich.progress import Progress
 
 from service.backup import Position
 from service.dev.embedded_postgres import EmbeddedPostgres
@@ -19,7 +18,6 @@ _FOLDERS = 100
 _FOLDER_ROWS = 1000  # at least, so that each folder has a page of a thousand
 _CLUSTERS = 10  # of each folder
 _IDS = 20_000
-_CHUNK = 50_000  # rows
 
 # Ids of folders and clusters have 20 characters. A backup's id, the cluster and WAL-G's name, has 44. The message has 127 bytes.
 _FILL = """
@@ -50,15 +48,15 @@ class Catalog(NamedTuple):
     """The backup before the last page of the deep folder; None if that folder has fewer than two pages."""
 
 
-def create_catalog(postgres: EmbeddedPostgres, *, backups: int, deep: int, progress: Progress) -> Catalog:
+def create_catalog(postgres: EmbeddedPostgres, *, backups: int, deep: int) -> Catalog:
     """Return a catalog of `backups` in several folders, and of `deep` backups in one more folder. An earlier run's catalog is used again.
 
     All blocks that a call can read are in memory afterwards.
     """
-    return asyncio.run(_create_catalog(postgres, backups, deep, progress))
+    return asyncio.run(_create_catalog(postgres, backups, deep))
 
 
-async def _create_catalog(postgres: EmbeddedPostgres, backups: int, deep: int, progress: Progress) -> Catalog:
+async def _create_catalog(postgres: EmbeddedPostgres, backups: int, deep: int) -> Catalog:
     name, folders = f"bench_{backups}_{deep}", max(min(_FOLDERS, backups // _FOLDER_ROWS), 1)
     admin = await asyncpg.connect(postgres.url("postgres"))
     try:
@@ -69,7 +67,7 @@ async def _create_catalog(postgres: EmbeddedPostgres, backups: int, deep: int, p
             await admin.execute("DROP DATABASE IF EXISTS bench_unfinished")
             await admin.execute("CREATE DATABASE bench_unfinished")
             await asyncio.to_thread(migrate, postgres.url("bench_unfinished"))
-            await _fill(postgres.url("bench_unfinished"), backups, deep, folders, progress)
+            await _fill(postgres.url("bench_unfinished"), backups, deep, folders)
             await admin.execute(f"ALTER DATABASE bench_unfinished RENAME TO {name}")
     finally:
         await admin.close()
@@ -77,16 +75,12 @@ async def _create_catalog(postgres: EmbeddedPostgres, backups: int, deep: int, p
     return await _read(postgres.url(name), name, deep, folders)
 
 
-async def _fill(url: str, backups: int, deep: int, folders: int, progress: Progress) -> None:
+async def _fill(url: str, backups: int, deep: int, folders: int) -> None:
     connection = await asyncpg.connect(url)
-    task = progress.add_task("Loading backups", total=backups + deep)
     try:
         await connection.execute("SET synchronous_commit = off")
-        for first, last, of_folders, folder in ((0, backups, folders, None), (backups, backups + deep, 1, DEEP_FOLDER)):
-            for start in range(first, last, _CHUNK):
-                end = min(start + _CHUNK, last)
-                await connection.execute(_FILL, start, end - 1, of_folders, folder, _CLUSTERS)
-                progress.update(task, completed=end)
+        await connection.execute(_FILL, 0, backups - 1, folders, None, _CLUSTERS)
+        await connection.execute(_FILL, backups, backups + deep - 1, 1, DEEP_FOLDER, _CLUSTERS)
         # VACUUM marks rows as visible to all only if their commit is on disk. Otherwise index-only scans would read the table.
         await connection.execute("CHECKPOINT")
         await connection.execute("VACUUM (ANALYZE) backups")

@@ -3,11 +3,10 @@
 import argparse
 import json
 import shutil
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from rich.progress import Progress
 
 from bench.answers import check_answers
 from bench.catalog import DEEP_FOLDER, DEEP_PAGE, Catalog, create_catalog
@@ -74,8 +73,8 @@ def _cases(catalog: Catalog, *all_clients: Clients) -> list[Case]:
 class Bench:
     """A PostgreSQL with catalogs, and the measurements over them."""
 
-    def __init__(self, options: argparse.Namespace, progress: Progress) -> None:
-        self._options, self._progress = options, progress
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
         self._folder: Path = options.data
         memory_mb = int(Path("/proc/meminfo").read_text().split()[1]) // 1024
         settings = _POSTGRES | {"shared_buffers": f"{min(memory_mb // 3, 8192)}MB"}
@@ -93,6 +92,7 @@ class Bench:
             results["depth"] = self._depth(catalog, systems[0])
             results["concurrent_pages"] = self._concurrent_pages(catalog)
             if self._options.imports:
+                _report(f"Importing a listing of {self._options.imports:,} entries twice")
                 imported = measure_import(self._postgres, self._folder, entries=self._options.imports)
                 results["import"] = {"entries": self._options.imports} | imported
         return results
@@ -125,7 +125,8 @@ class Bench:
         return {"instructions": counted}
 
     def _catalog(self, backups: int, *, deep: int) -> Catalog:
-        return create_catalog(self._postgres, backups=backups, deep=deep, progress=self._progress)
+        _report(f"Preparing a catalog of {backups + deep:,} backups")
+        return create_catalog(self._postgres, backups=backups, deep=deep)
 
     def _url(self, catalog: Catalog) -> str:
         return self._postgres.url(catalog.name, user="backups_service")
@@ -134,34 +135,33 @@ class Bench:
         """Return the names of the selected peers that can run here."""
         selected = [name for name in PEERS if name in self._options.peers]
         if any(name.startswith("go") for name in selected) and (reason := build_go(self._folder)):
-            self._progress.print(f"The peers in Go are left out: {reason}.")
+            _report(f"The peers in Go are left out: {reason}.")
             return [name for name in selected if not name.startswith("go")]
         return selected
 
     def _compare(self, systems: list[System], catalog: Catalog) -> None:
         compared = [system for system in systems if system.name != "constant"]  # whose answers are not those of the catalog
         count = check_answers(compared, catalog)
-        self._progress.print(f"{count} answers of {', '.join(system.name for system in compared)} are equal.")
+        _report(f"{count} answers of {', '.join(system.name for system in compared)} are equal.")
 
     def _rounds(self, title: str, cases: list[list[Case]], systems: list[System]) -> Measures:
         """Measure each system in turn in each round, so that other load on the machine affects all of them.
 
         Args:
-            title: title of the progress bar.
+            title: title of progress messages.
             cases: for each row of the table, one case for each system; the cases of a row have the same name.
             systems: the systems, in the order of the cases of a row.
         """
         postmaster = int((self._postgres.data / "postmaster.pid").read_text().split("\n", 1)[0])
         measures: Measures = {row[0].name: {system.name: [] for system in systems} for row in cases}
-        task = self._progress.add_task(title, total=(self._options.rounds + 1) * len(cases) * len(systems))
         for number in range(self._options.rounds + 1):
+            _report(f"{title}: {f'round {number} of {self._options.rounds}' if number else 'warming up'}")
             for row in cases:
                 for case, system in zip(row, systems, strict=True):
                     seconds = self._options.seconds if number else self._options.seconds / 4  # the first round warms up
                     measured = measure(system, case.workload(system, seconds), postmaster)
                     if number:
                         measures[case.name][system.name].append(measured)
-                    self._progress.advance(task)
         return measures
 
     def _depth(self, catalog: Catalog, system: System) -> Measures:
@@ -181,3 +181,7 @@ class Bench:
             measured = {"get_p50_ms": got.p50_ms, "get_p99_ms": got.p99_ms, "memory_max_mb": system.memory_max_mb()}
             blocked: dict[str, float] = json.loads(system.stop())
         return {name: round(value, 2) for name, value in (measured | blocked).items()}
+
+
+def _report(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
