@@ -5,12 +5,14 @@ ARG BASE=python:3.13-slim
 FROM ${BASE} AS build
 WORKDIR /app
 COPY requirements/build.txt requirements/production.txt requirements/
-# The virtual environment is created at its final path, which its scripts contain. It has no pip of its own, and no build tools.
+# The virtual environment is created at its final path, which its scripts contain. It has no pip of its own.
+# The build tools have another one: a package of the base image's distribution cannot be replaced.
 RUN python -m venv --without-pip .venv \
+ && python -m venv --without-pip /build \
  && python -m pip --python .venv/bin/python install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/production.txt \
- && python -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore --require-hashes -r requirements/build.txt
+ && python -m pip --python /build/bin/python install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/build.txt
 COPY . .
-RUN python -m hatchling build --target wheel \
+RUN /build/bin/python -m hatchling build --target wheel \
  && python -m pip --python .venv/bin/python install --no-index --no-deps --disable-pip-version-check dist/*.whl
 
 FROM ${BASE}

@@ -1,6 +1,6 @@
 # `make` alone prints the commands from the ## comments.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test coverage soak check clients format bench bench-scale bench-instructions wheel proto requirements compose-test debian-test clean
+.PHONY: help setup run test coverage soak check clients format bench bench-scale bench-instructions wheel proto requirements compose-test debian-test debian-install-test clean
 
 # The first CPython of the PATH that is 3.11 or newer; PYTHON=... selects another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -17,7 +17,7 @@ on-optimized-python = @python=$(BENCH_PYTHON) && venv=.data/bench/venv$$(echo "$
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes
 
 help: ## print the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/local ## serve on 127.0.0.1:50051 with an embedded PostgreSQL and a sample of backups
 	@./backup-service dev
@@ -76,6 +76,9 @@ compose-test: $(VENV)/development ## run the deployment's tests against docker-c
 
 debian-test: ## run `make run` and `make test` in a bare Debian container (DEBIAN_IMAGE=..., DEBIAN_OPTIONS=... of docker run)
 	.ci/debian-test
+
+debian-install-test: wheel ## install the wheel with pipx in a bare Debian container as gpadmin, and list the sample behind a dead proxy
+	.ci/debian-install-test
 
 clean: ## remove the virtual environments, the official clients, the development database and the benchmark's catalogs
 	rm -rf .venv .venv-3.11 .clients .data dist

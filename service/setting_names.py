@@ -9,11 +9,11 @@ from service.errors import InvalidSettings
 ENV_PREFIX = "BACKUPS_"
 
 # Of the client commands.
-_COMMANDS = ("ADDRESS", "CA_FILE", "TOKEN", "TOKEN_FILE")
+_COMMANDS = ("ADDRESS", "CA_FILE", "SERVER_NAME", "TOKEN", "TOKEN_FILE")
 
 # Of the Compose files, the scripts of deploy/ and the tests of the deployment.
 _DEPLOYMENT = (
-    *("CREDENTIALS", "GRAFANA_PORT", "PORT", "POSTGRES_PORT", "PROMETHEUS_PORT", "TLS_ADDRESS"),
+    *("CREDENTIALS", "GRAFANA_PORT", "PORT", "POSTGRES_PORT", "PROMETHEUS_PORT", "PUBLIC_HOST", "PUBLIC_PORT", "TLS_ADDRESS"),
     *("IMPORT_PASSWORD", "OWNER_PASSWORD", "SERVICE_PASSWORD"),
     *("IMPORT_PASSWORD_FILE", "OWNER_PASSWORD_FILE", "SERVICE_PASSWORD_FILE"),
 )

@@ -33,6 +33,8 @@ class Endpoint(NamedTuple):
     tls: bool = False
     ca: bytes | None = None
     """Certificates to trust instead of gRPC's own list, PEM."""
+    server_name: str | None = None
+    """Host name that the certificate must have, if it is not the address's."""
     timeout: float = 30.0
     """Seconds for each call."""
 
@@ -144,10 +146,12 @@ async def is_serving(endpoint: Endpoint) -> bool:
 @contextlib.asynccontextmanager
 async def _channel(endpoint: Endpoint, *, use_proxy: bool = True) -> AsyncIterator[grpc.aio.Channel]:
     """Open a channel. A proxy from the environment (https_proxy, http_proxy) is not used for local addresses."""
-    options = [
+    options: list[tuple[str, int | str]] = [
         ("grpc.max_receive_message_length", _MESSAGE_MAX),
         ("grpc.enable_http_proxy", int(use_proxy and not endpoint.address.is_local)),
     ]
+    if endpoint.server_name is not None:
+        options.append(("grpc.ssl_target_name_override", endpoint.server_name))
     if endpoint.tls:
         channel = grpc.aio.secure_channel(endpoint.address.target, grpc.ssl_channel_credentials(endpoint.ca), options=options)
     else:
@@ -197,6 +201,11 @@ async def _connection_error_text(error: grpc.aio.AioRpcError, endpoint: Endpoint
     address = endpoint.address
     if endpoint.tls and await tls_probe.speaks_plaintext(address):
         return f"the service at {address.text} does not use TLS: call it without --tls and --ca-file, or use its TLS port"
+    if endpoint.tls and (cause := await tls_probe.certificate_error(address, endpoint.ca, endpoint.server_name)):
+        return (
+            f"the certificate of the service at {address.text} was not accepted: {cause}. "
+            "Use --ca-file for a certificate of your own authority, and --server-name if the certificate has another host name"
+        )
     if not endpoint.tls and await tls_probe.speaks_tls(address):
         return f"the service at {address.text} uses TLS: add --tls, or --ca-file for a certificate of your own authority"
     return f"no service answers at {address.text}: is it running, and is --address right? ({_first_line(error.details())})"

@@ -5,10 +5,13 @@ that makes its value.
 """
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 import typer
+
+_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 
 
 def option_groups(**makers: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -42,4 +45,11 @@ def check_text(value: str | None) -> str | None:
             value.encode()
         except UnicodeEncodeError:
             raise typer.BadParameter(f"{ascii(value)[:100]} is not text in the encoding of this locale") from None
+    return value
+
+
+def check_host_name(value: str | None) -> str | None:
+    """Reject an argument that is not a DNS name or an IPv4 address: gRPC would only report that the certificate does not match."""
+    if value is not None and not _HOST_NAME.fullmatch(value):
+        raise typer.BadParameter(f"{ascii(value)[:100]} is not a host name, such as backups.example.org")
     return value

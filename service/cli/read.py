@@ -13,7 +13,7 @@ import typer
 
 from service import pb
 from service.cli.help import example
-from service.cli.option_groups import option_groups
+from service.cli.option_groups import check_host_name, option_groups
 from service.cli.time_range import TimeRange, instant, within
 from service.errors import CommandError
 
@@ -34,14 +34,25 @@ def _endpoint(
     address: Annotated[str, typer.Option(envvar="BACKUPS_ADDRESS", help="host:port of the service.")] = "127.0.0.1:50051",
     tls: Annotated[bool, typer.Option("--tls", help="Connect with TLS.")] = False,
     ca_file: Annotated[
-        Path | None, typer.Option(help="Connect with TLS, and trust only the certificates of this file.", show_default=False)
+        Path | None,
+        typer.Option(envvar="BACKUPS_CA_FILE", help="Connect with TLS, and trust only the certificates of this file.", show_default=False),
+    ] = None,
+    server_name: Annotated[
+        str | None,
+        typer.Option(
+            envvar="BACKUPS_SERVER_NAME",
+            callback=check_host_name,
+            help="Connect with TLS, and expect this host name in the certificate instead of the address's.",
+            show_default=False,
+        ),
     ] = None,
 ) -> "Endpoint":
     from service.cli.client import Endpoint
     from service.cli.service_address import ServiceAddress
 
     ca = None if ca_file is None else _certificates(ca_file)
-    return Endpoint(ServiceAddress.parse(address), tls=tls or ca is not None, ca=ca)
+    is_tls = tls or ca is not None or server_name is not None
+    return Endpoint(ServiceAddress.parse(address), tls=is_tls, ca=ca, server_name=server_name)
 
 
 def _certificates(ca_file: Path) -> bytes:

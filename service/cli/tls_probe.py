@@ -1,6 +1,7 @@
-"""Finds out why a connection failed: the client uses TLS and the server does not, or the other way round.
+"""Cause of a failed connection: only one side uses TLS, or the server's certificate is not accepted.
 
 gRPC reports a TLS client at a plaintext port as a failed handshake, and a plaintext client at a TLS port as a closed socket.
+It does not report why a certificate is not accepted.
 """
 
 import asyncio
@@ -36,6 +37,19 @@ async def speaks_tls(address: ServiceAddress) -> bool:
         return False
 
 
+async def certificate_error(address: ServiceAddress, ca: bytes | None, server_name: str | None) -> str | None:
+    """Return why the server's certificate is not accepted; None if it is, or if there is no TLS handshake. Nothing is sent."""
+    context = ssl.create_default_context(cadata=ca.decode("ascii") if ca else None)
+    context.set_alpn_protocols(["h2"])
+    try:
+        async with asyncio.timeout(_TIMEOUT_S), _connected(address, context, server_name):
+            return None
+    except ssl.SSLCertVerificationError as exc:
+        return exc.verify_message.rstrip(".")
+    except (OSError, TimeoutError, EOFError):
+        return None
+
+
 async def speaks_plaintext(address: ServiceAddress) -> bool:
     """Return whether the server answers HTTP/2 without TLS."""
     try:
@@ -48,12 +62,12 @@ async def speaks_plaintext(address: ServiceAddress) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _connected(address: ServiceAddress, context: ssl.SSLContext | None) -> AsyncIterator[_Stream]:
+async def _connected(address: ServiceAddress, context: ssl.SSLContext | None, server_name: str | None = None) -> AsyncIterator[_Stream]:
+    name = (server_name or address.host or "localhost") if context else None
     if address.path:
-        name = "localhost" if context else None
         stream = _Stream(*await asyncio.open_unix_connection(address.path, ssl=context, server_hostname=name))
     else:
-        stream = _Stream(*await asyncio.open_connection(address.host, address.port, ssl=context))
+        stream = _Stream(*await asyncio.open_connection(address.host, address.port, ssl=context, server_hostname=name))
     try:
         yield stream
     finally:

@@ -194,11 +194,53 @@ async def test_tls_mix_ups(command: RunCommand, service: _Service, port: int, tm
         assert message.startswith(f"the service at localhost:{tls_port} uses TLS: add --tls, or --ca-file")
     message = _message(await command(*_LIST, "--address", f"localhost:{port}", "--ca-file", str(ca_file)))
     assert message.startswith(f"the service at localhost:{port} does not use TLS: call it without --tls and --ca-file")
-    other = tmp_path / "other.pem"
+
+
+async def test_certificates_that_are_not_accepted(command: RunCommand, service: _Service, tmp_path: Path) -> None:
+    """The error says why a certificate is not accepted: another authority, or another host name; the token is not sent."""
+    authority, ca_file, other = Authority(), tmp_path / "ca.pem", tmp_path / "other.pem"
+    ca_file.write_bytes(authority.cert)
     other.write_bytes(Authority("another").cert)
-    async with _serving(service, credentials=grpc.ssl_server_credentials([(pair.key, pair.cert)])) as tls_port:
-        message = _message(await command(*_LIST, "--address", f"localhost:{tls_port}", "--ca-file", str(other)))
-    assert "handshake failed" in message
+    pair = authority.pair("service", alternative_names=["backups.example.org"])
+    async with _serving(service, credentials=grpc.ssl_server_credentials([(pair.key, pair.cert)])) as port:
+        address = ("--address", f"localhost:{port}")
+        for options, cause in (
+            (("--ca-file", str(ca_file)), "Hostname mismatch, certificate is not valid for 'localhost'. "),
+            (
+                ("--ca-file", str(ca_file), "--server-name", "a.example.org"),
+                "Hostname mismatch, certificate is not valid for 'a.example.org'. ",
+            ),
+            (("--ca-file", str(other), "--server-name", "backups.example.org"), "unable to get local issuer certificate. "),
+            (("--server-name", "backups.example.org"), "unable to get local issuer certificate. "),
+        ):
+            message = _message(await command(*_LIST, *address, *options, BACKUPS_TOKEN=_TOKEN))
+            assert message.startswith(f"the certificate of the service at localhost:{port} was not accepted: {cause}Use --ca-file")
+    assert service.tokens == []
+
+
+@pytest.mark.parametrize("as_variables", [False, True])
+async def test_server_name(command: RunCommand, service: _Service, tmp_path: Path, *, as_variables: bool) -> None:
+    """With --server-name, the certificate must have this name: a tunnel or a container's own name can be the address."""
+    authority, ca_file = Authority(), tmp_path / "ca.pem"
+    ca_file.write_bytes(authority.cert)
+    pair = authority.pair("service", alternative_names=["backups.example.org"])
+    options = {"--ca-file": str(ca_file), "--server-name": "backups.example.org"}
+    variables = {"BACKUPS_CA_FILE": str(ca_file), "BACKUPS_SERVER_NAME": "backups.example.org"}
+    arguments = [] if as_variables else [word for option in options.items() for word in option]
+    settings = variables if as_variables else {}
+    async with _serving(service, credentials=grpc.ssl_server_credentials([(pair.key, pair.cert)])) as port:
+        for subcommand in (_LIST, ("health",)):
+            done = await command(*subcommand, "--address", f"localhost:{port}", *arguments, BACKUPS_TOKEN=_TOKEN, **settings)
+            assert done.status == 0, done.stderr
+    assert service.tokens == [f"Bearer {_TOKEN}", None]
+
+
+@pytest.mark.parametrize("name", ["", " ", "a b", "backups.example.org:443", "https://backups.example.org", "x" * 300, "[::1]"])
+async def test_server_names_that_are_not_host_names(command: RunCommand, name: str) -> None:
+    """A server name that no certificate can have is a usage error."""
+    done = await command(*_LIST, f"--server-name={name}")
+    assert (done.status, done.stdout) == (2, "")
+    assert "is not a host name, such as backups.example.org" in done.stderr
 
 
 # Options and files

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,23 @@ async def test_variables_of_python(tmp_path: Path, variable: str) -> None:
     assert (await processes.run(sys.executable, "-c", "import json", env=variables)).returncode != 0
     done = await processes.run(_SCRIPT, "--version", env=variables)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("others", ["", ":/usr/lib", ":/none with space:/usr/lib*"])
+async def test_libraries_of_greenplum(tmp_path: Path, others: str) -> None:
+    """Libraries of Greenplum in LD_LIBRARY_PATH, which stop a plain Python program, do not stop the command; other folders are kept."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libm.so.6").write_text("not a library\n")
+    variables = {"PATH": os.defpath, "GPHOME": str(tmp_path), "LD_LIBRARY_PATH": f"{tmp_path}/lib{others}:{tmp_path}"}
+    assert (await processes.run(sys.executable, "-c", "import math", env=variables)).returncode != 0
+    done = await processes.run(_SCRIPT, "--version", env=variables)
+    assert (done.returncode, done.stderr) == (0, b"")
+    (tmp_path / "bin").mkdir()
+    installed, python = shutil.copy(_SCRIPT, tmp_path / "bin"), tmp_path / "bin" / "python"
+    python.write_text('#!/bin/sh\nprintf %s "${LD_LIBRARY_PATH-}"\n')
+    python.chmod(0o755)
+    kept = await processes.run(installed, env=variables)
+    assert kept.stdout.decode() == others.removeprefix(":")
 
 
 # Redirections of a shell: of standard input, standard output and standard error.

@@ -124,7 +124,11 @@ async def test_metrics_are_exposed(service_metrics: str, deployment: Deployment)
     envoy_metrics = await _scrape(deployment.metrics_address, "/stats/prometheus")
     catalog_metrics = {family.name for family in families(Oldest([], left_out=0), 0)}
     known = (
-        catalog_metrics | _names(service_metrics) | _names(envoy_metrics) | {rule["record"] for rule in RULES if "record" in rule} | {"up"}
+        catalog_metrics
+        | _names(service_metrics)
+        | _names(envoy_metrics)
+        | {rule["record"] for rule in RULES if "record" in rule}
+        | {"up", "ALERTS"}
     )
     unknown = {name: missing for name, expression in _expressions().items() if (missing := _metrics(expression) - known)}
     assert not unknown

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +43,20 @@ class _Received(socket.socket):
 
 
 class Compose:
-    """`docker compose` with its own project."""
+    """`docker compose` with its own project and ports."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, files: Sequence[str] = _FILES, project: str = f"backups-test-{os.getpid()}") -> None:
         self.port, self.tls_port, self.postgres_port = free_ports(3)
         self._environment = os.environ | {
-            "COMPOSE_PROJECT_NAME": f"backups-test-{os.getpid()}",
-            "COMPOSE_FILE": ":".join(_FILES),
+            "COMPOSE_PROJECT_NAME": project,
+            "COMPOSE_FILE": ":".join(files),
             "BACKUPS_PORT": str(self.port),
             "BACKUPS_TLS_ADDRESS": f"127.0.0.1:{self.tls_port}",
             "BACKUPS_POSTGRES_PORT": str(self.postgres_port),
             "BACKUPS_CREDENTIALS": str(folder),
-            "BACKUPS_PUBLIC_ADDRESS": f"localhost:{self.tls_port}",
+            "BACKUPS_PUBLIC_HOST": "localhost",
+            "BACKUPS_PUBLIC_PORT": str(self.tls_port),
+            "BACKUPS_CA_FILE": str(folder / "authority.crt"),
             "BACKUPS_JWT_ISSUER": ISSUER,
             "BACKUPS_JWT_AUDIENCE": AUDIENCE,
         }
@@ -67,6 +69,20 @@ class Compose:
             built = await self.docker("build", "--tag", "backups-test-postgres", "--build-arg", base, "tests/composed/postgres")
             assert built.status == 0, built.stderr[-3000:]
             self._environment["POSTGRES_IMAGE"] = "backups-test-postgres"
+
+    def engine_variables(self) -> dict[str, str]:
+        """Return the variables that select the engine, the project, its ports and its images."""
+        names = (
+            "DOCKER_HOST",
+            "COMPOSE_PROJECT_NAME",
+            "BACKUPS_PORT",
+            "BACKUPS_TLS_ADDRESS",
+            "BASE_IMAGE",
+            "POSTGRES_IMAGE",
+            "ENVOY_IMAGE",
+        )
+        config = self._environment.get("DOCKER_CONFIG", str(Path.home() / ".docker"))
+        return {name: self._environment[name] for name in names if name in self._environment} | {"DOCKER_CONFIG": config}
 
     async def passwords(self) -> dict[str, str]:
         """Return the generated password of each role, and of the superuser."""
@@ -85,6 +101,14 @@ class Compose:
         """Return the standard output of `docker compose`, which must succeed."""
         done = await self.docker("compose", *arguments, stdin=stdin)
         assert done.status == 0, f"docker compose {' '.join(arguments)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done.stdout
+
+    async def started(self, service: str) -> str:
+        """Return the time at which the only container of a service started last."""
+        done = await self.docker(
+            "inspect", "--format", "{{.State.StartedAt}}", *(await self.run("ps", "--all", "--quiet", service)).split()
+        )
+        assert done.status == 0, done.stderr
         return done.stdout
 
     async def read_admin(self, path: str) -> Any:
@@ -143,6 +167,7 @@ async def composed() -> AsyncIterator[tuple[Compose, Deployment]]:
         (folder / "jwks").mkdir()
         authority, issuer, certificate = Authority(), Issuer("main"), Files(folder / "tls")
         certificate.write(authority.pair("first"))
+        (folder / "authority.crt").write_bytes(authority.cert)
         (folder / "jwks" / "jwks.json").write_bytes(issuer.jwks())
         compose = Compose(folder)
         try:

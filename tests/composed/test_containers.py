@@ -27,14 +27,28 @@ _NEWEST = "c9q3vd0k8m1nt5rj2hfe"
 
 
 async def test_import_and_read(compose: Compose, deployment: Deployment) -> None:
-    """`import walg` adds a listing once, and `list` and `get` return it through Envoy with a token."""
+    """`import walg` adds a listing once, and `list` and `get` return it through Envoy, over TLS and with the caller's token."""
     assert "4 added" in await compose.run(*_IMPORT, stdin=_SAMPLE)
     assert "nothing changed" in await compose.run(*_IMPORT, stdin=_SAMPLE)
     client = ("run", "--rm", "-T", "--env", f"BACKUPS_TOKEN={deployment.token('f1')}", "cli")
-    listed = (await compose.run(*client, "list", "--folder-id", "f1", "--insecure")).splitlines()  # plaintext between containers
+    listed = (await compose.run(*client, "list", "--folder-id", "f1")).splitlines()
     assert len(listed) == 5
     assert listed[1].startswith(_NEWEST)
-    assert json.loads(await compose.run(*client, "get", _NEWEST, "--json", "--insecure"))["size"] == "913800120559"
+    assert json.loads(await compose.run(*client, "get", _NEWEST, "--json"))["size"] == "913800120559"
+
+
+async def test_command_verifies_envoy(compose: Compose, deployment: Deployment) -> None:
+    """The command `cli` rejects Envoy's certificate without its authority and with another name, and runs no migration."""
+    started = await compose.started("migrate")
+    client = ("run", "--rm", "-T", "--env", f"BACKUPS_TOKEN={deployment.token('f1')}")
+    for variable, cause in (
+        ("BACKUPS_CA_FILE=", "unable to get local issuer certificate"),
+        ("BACKUPS_SERVER_NAME=a.example", "Hostname mismatch"),
+    ):
+        done = await compose.docker("compose", *client, "--env", variable, "cli", "list", "--folder-id", "f1")
+        assert done.status == 1
+        assert f"the certificate of the service at envoy:8443 was not accepted: {cause}" in done.stderr
+    assert await compose.started("migrate") == started
 
 
 async def test_service_is_read_only(compose: Compose, database_url: str) -> None:

@@ -21,11 +21,15 @@ from tests.support.monitoring import DASHBOARDS, PROMETHEUS
 from tests.support.repository import ROOT
 
 
-def _composed(*files: str) -> dict[str, Any]:
-    """Return the merged Compose files, with all profiles and the required variables set."""
+def _composed(*files: str, **variables: str) -> dict[str, Any]:
+    """Return the merged Compose files, with all profiles, the required variables and these ones set."""
     command = ["docker", "compose", *(part for file in files for part in ("--file", file)), "--profile", "*", "config", "--format", "json"]
-    needed = ("CREDENTIALS", "PUBLIC_ADDRESS", "JWT_ISSUER", "JWT_AUDIENCE")
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {f"BACKUPS_{name}": "/x" for name in needed}
+    needed = ("CREDENTIALS", "PUBLIC_HOST", "JWT_ISSUER", "JWT_AUDIENCE")
+    environment = (
+        {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        | {f"BACKUPS_{name}": "/x" for name in needed}
+        | variables
+    )
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
@@ -115,6 +119,18 @@ async def test_command_of_compose(files: tuple[str, ...]) -> None:
     assert not cli.get("depends_on")
     assert "BACKUPS_TOKEN" in cli["environment"]
     assert cli["tmpfs"] == ["/tmp"]
+
+
+@_with_compose
+@pytest.mark.parametrize(("variables", "ca_file"), [({}, ""), ({"BACKUPS_CA_FILE": "/etc/hosts"}, "/etc/backups/ca.crt")])
+async def test_command_of_secured_compose(variables: dict[str, str], ca_file: str) -> None:
+    """The service `cli` calls Envoy over TLS, expects the public host name, and trusts the caller's authority if there is one."""
+    cli = (await asyncio.to_thread(_composed, *_SECURED, **variables))["services"]["cli"]
+    environment = cli["environment"]
+    assert (environment["BACKUPS_ADDRESS"], environment["BACKUPS_SERVER_NAME"]) == ("envoy:8443", "/x")
+    assert environment["BACKUPS_CA_FILE"] == ca_file
+    [mount] = [mount for mount in cli["volumes"] if mount["target"] == "/etc/backups/ca.crt"]
+    assert (mount["source"], mount["read_only"]) == (variables.get("BACKUPS_CA_FILE", "/dev/null"), True)
 
 
 @_with_compose

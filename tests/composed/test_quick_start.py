@@ -1,0 +1,37 @@
+"""The commands of docs/quick-start-secured.md, on the Docker engine at DOCKER_HOST."""
+
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.composed.containers import Compose
+from tests.support.quick_start import run_all
+
+pytestmark = pytest.mark.timeout(900)  # the first test builds the images
+
+
+@pytest.fixture(name="compose")
+async def _compose() -> AsyncIterator[Compose]:
+    """The deployment without TLS, as `docker compose up` of README starts it; removed at the end."""
+    if "DOCKER_HOST" not in os.environ:
+        pytest.skip("DOCKER_HOST is not set")
+    with tempfile.TemporaryDirectory(prefix="backups-quick-start-", dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        compose = Compose(Path(name), files=["docker-compose.yml"], project=f"backups-quick-start-{os.getpid()}")
+        try:
+            await compose.choose_postgres()
+            await compose.run("up", "--build", "--wait", "--wait-timeout", "300", "--quiet-pull")
+            yield compose
+        finally:
+            await compose.run("--profile", "tools", "down", "--volumes", "--remove-orphans", "--timeout", "30")
+
+
+async def test_quick_start(compose: Compose, tmp_path: Path) -> None:
+    """The page's commands start the service with TLS, over the volumes of the deployment without TLS, and list the sample with a token."""
+    with tempfile.TemporaryDirectory(prefix="backups-quick-start-", dir="/tmp") as home:
+        printed = await run_all(Path(home), **compose.engine_variables())
+    assert "Imported cluster demo-cluster into folder demo-folder: 4 added" in printed
+    assert printed.splitlines()[-4].startswith("c9q3vd0k8m1nt5rj2hfe  demo-cluster")
