@@ -1,7 +1,8 @@
 """Reader of gpbackup's history file: bounded in time and memory, and without effect on a gpbackup that runs.
 
-The file is opened read-only, for one transaction of a few queries. A reader that lingers makes gpbackup's COMMIT fail, and its backup with
-it. Limits: 64 KiB for a value, 128 MiB for all rows, 32 MiB for SQLite, 3 s for reading, whatever the file contains.
+The file is opened read-only, for one transaction of a few queries. gpbackup's COMMIT waits for readers, but fails after 5 s, and its backup
+with it. So after 3 s, reading stops as soon as a writer waits.
+Limits for any content: 64 KiB for a value, 128 MiB for all rows, 32 MiB for SQLite, 10 s of CPU, and a minute.
 """
 
 import contextlib
@@ -16,8 +17,11 @@ from service.entry import quoted
 from service.errors import CommandError, InvalidListing
 
 _LOCK_TIMEOUT_S = 10  # while gpbackup commits
-_READ_TIMEOUT_S = 3.0  # gpbackup's commit waits for readers for 5 s
-_INSTRUCTIONS = 1000  # of SQLite's virtual machine between two checks of the time
+_WRITER_TIMEOUT_S = 3.0  # how long gpbackup may wait for this reader; its commit fails after 5 s
+_WRITER_CHECK_S = 0.2
+_CPU_LIMIT_S = 10.0  # not the time of a clock: on a busy machine, a long history takes many times its CPU time
+_TIME_LIMIT_S = 60.0
+_INSTRUCTIONS = 1000  # of SQLite's virtual machine between two checks of the limits
 _VALUE_MAX = 64 << 10  # bytes of a value, and of a row; a real row has a few hundred
 _NOT_UTF8_MAX = 100  # bytes
 _ROWS_MEMORY_MAX = 128 << 20  # bytes; a real row takes less than 1 KiB
@@ -63,19 +67,25 @@ def read_history(path: Path) -> History:
         InvalidListing: The file is not gpbackup's history, is damaged, locked, or exceeds a limit.
     """
     _check_start(path)
+    limit = _ReadingLimit(path)
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_LOCK_TIMEOUT_S)) as connection:
-            _restrict(connection)
+        with contextlib.closing(_opened(path, timeout_s=_LOCK_TIMEOUT_S)) as connection:
+            _restrict(connection, limit)
             connection.execute("BEGIN")  # all queries see the same state
             columns = _columns(path, connection)
             memory = _Memory(path)
             rows = _rows(connection, columns, memory)
             plans = _plans(connection, memory)
     except (sqlite3.Error, UnicodeDecodeError, MemoryError) as exc:  # damaged files raise the last two: see _error_message
-        raise InvalidListing(f"{path}: {_error_message(exc)} Nothing was imported.") from exc
+        raise InvalidListing(f"{path}: {limit.exceeded or _error_message(exc)} Nothing was imported.") from exc
     # Not sorted by SQLite, which would write its sort of a large file to the disk.
     rows.sort(key=lambda row: str(_decoded(row[0])))
     return History(columns, rows, plans)
+
+
+def _opened(path: Path, *, timeout_s: float) -> sqlite3.Connection:
+    """Open the file read-only; a query waits this long while gpbackup commits."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=timeout_s)
 
 
 def _decoded(value: Any) -> Any:
@@ -88,10 +98,10 @@ def _decoded(value: Any) -> Any:
         return value[:_NOT_UTF8_MAX].decode("utf-8", "backslashreplace")
 
 
-def _restrict(connection: sqlite3.Connection) -> None:
+def _restrict(connection: sqlite3.Connection, limit: "_ReadingLimit") -> None:
     """Bound the time and the memory that a crafted file can take, and prevent its schema from calling functions."""
     connection.text_factory = bytearray  # fast, and not the type of a BLOB; decoded after the file is closed
-    connection.set_progress_handler(_Timeout(_READ_TIMEOUT_S).is_over, _INSTRUCTIONS)
+    connection.set_progress_handler(limit.check, _INSTRUCTIONS)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _VALUE_MAX)
     # hard_heap_limit applies to the whole process.
     for setting in ("trusted_schema = OFF", "cell_size_check = ON", f"hard_heap_limit = {_SQLITE_MEMORY_MAX}"):
@@ -154,18 +164,41 @@ def _plans(connection: sqlite3.Connection, memory: _Memory) -> dict[str, list[st
     return plans
 
 
-class _Timeout:
-    """Time limit that starts at the first check: SQLite makes none while it waits for a lock."""
+class _ReadingLimit:
+    """Limits of CPU and time, and the rule that gpbackup must not wait long for this reader."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._end: float | None = None
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._start: float | None = None
+        self._cpu_start = 0.0
+        self._next_writer_check = _WRITER_TIMEOUT_S
+        self.exceeded: str | None = None
+        """Error message of the limit that has stopped the reading."""
 
-    def is_over(self) -> bool:
+    def check(self) -> bool:
+        """Return whether reading must stop. The time starts at the first call: SQLite makes none while it waits for a lock."""
         now = time.monotonic()
-        if self._end is None:
-            self._end = now + self._seconds
-        return now > self._end
+        if self._start is None:
+            self._start, self._cpu_start = now, time.thread_time()
+        elapsed = now - self._start
+        if time.thread_time() - self._cpu_start > _CPU_LIMIT_S:
+            self.exceeded = f"reading the file took more than {_CPU_LIMIT_S:g} s of CPU time: remove old rows from a copy, and import the copy."
+        elif elapsed > _TIME_LIMIT_S:
+            self.exceeded = f"reading the file took longer than {_TIME_LIMIT_S:g} s: import a copy on a fast disk, or on a machine with less load."
+        elif elapsed >= self._next_writer_check:
+            self._next_writer_check = elapsed + _WRITER_CHECK_S
+            if self._writer_waits():
+                self.exceeded = f"reading was stopped after {elapsed:.0f} s, because a gpbackup waits to write: try again, or import a copy."
+        return self.exceeded is not None
+
+    def _writer_waits(self) -> bool:
+        """Return whether a process waits for the readers of the file to finish: SQLite admits no new reader then."""
+        try:
+            with contextlib.closing(_opened(self._path, timeout_s=0)) as connection:
+                connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
+        except (sqlite3.Error, MemoryError):
+            return True
+        return False
 
 
 def _check_start(path: Path) -> None:
@@ -209,11 +242,6 @@ def _error_message(exc: Exception) -> str:
     match code & 0xFF:
         case sqlite3.SQLITE_BUSY:
             return "gpbackup is writing to the file and did not finish: try again."
-        case sqlite3.SQLITE_INTERRUPT:
-            return (
-                f"reading the file took longer than {_READ_TIMEOUT_S:g} s, and a gpbackup that starts to write would fail: "
-                "import a copy of it."
-            )
         case sqlite3.SQLITE_READONLY:
             return "an interrupted write has left its journal next to the file: the next gpbackup undoes that write; import then."
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:

@@ -236,7 +236,6 @@ def _endless_view(path: Path) -> None:
         connection.execute("UPDATE sqlite_schema SET sql = ? WHERE name = 'backups'", (view,))
 
 
-_TOO_LONG = "reading the file took longer than 3 s"
 _TOO_MUCH = "its rows take more than 128 MiB of memory"
 
 
@@ -252,7 +251,7 @@ _TOO_MUCH = "its rows take more than 128 MiB of memory"
     ],
 )
 async def test_crafted_histories(imported: _Import, history: Path, craft: Callable[[Path], None], message: str) -> None:
-    """A history that is made to take much memory or time once it is read is rejected in one line."""
+    """A history that is made to take much memory or time once it is read is rejected in one line, however busy the machine is."""
     craft(history)
     found = _refusal(await imported("gpbackup", history, *_OPTIONS))
-    assert message in found or _TOO_LONG in found, found  # on a busy machine the limit of time comes first
+    assert message in found, found

@@ -1,7 +1,10 @@
 """Rows of gpbackup's history, with cases that its users reported."""
 
+import contextlib
 import shutil
+import sqlite3
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -561,13 +564,82 @@ def test_a_writer_that_does_not_end(history: Path, monkeypatch: pytest.MonkeyPat
             _read(history)
 
 
-def test_a_history_that_takes_long(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading stops before it could make gpbackup's commit fail, with an error that advises a copy."""
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("_CPU_LIMIT_S", "reading the file took more than 0 s of CPU time: remove old rows from a copy"),
+        ("_TIME_LIMIT_S", "reading the file took longer than 0 s: import a copy"),
+    ],
+)
+def test_a_history_that_takes_long(history: Path, monkeypatch: pytest.MonkeyPatch, limit: str, message: str) -> None:
+    """Reading stops at the limits of CPU time and of time."""
     write_history(history, *({"timestamp": f"20200101{n:06}"} for n in range(60)))
     monkeypatch.setattr(gpbackup_history, "_INSTRUCTIONS", 10)
-    monkeypatch.setattr(gpbackup_history, "_READ_TIMEOUT_S", 0.0)
-    with pytest.raises(InvalidListing, match="reading the file took longer than 0 s, .* import a copy of it"):
+    monkeypatch.setattr(gpbackup_history, limit, 0.0)
+    with pytest.raises(InvalidListing, match=message):
         _read(history)
+
+
+def _slow_reading(monkeypatch: pytest.MonkeyPatch, on_check: Callable[[], None]) -> None:
+    """Check limits often, look for writers at once, and call a function before each check."""
+    check = gpbackup_history._ReadingLimit.check
+
+    def called(limit: gpbackup_history._ReadingLimit) -> bool:
+        on_check()
+        return check(limit)
+
+    monkeypatch.setattr(gpbackup_history, "_INSTRUCTIONS", 100)
+    monkeypatch.setattr(gpbackup_history, "_WRITER_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(gpbackup_history, "_WRITER_CHECK_S", 0.0)
+    monkeypatch.setattr(gpbackup_history._ReadingLimit, "check", called)
+
+
+def _write(history: Path) -> None:
+    """Write as gpbackup does, and wait up to 20 s for readers."""
+    with contextlib.closing(sqlite3.connect(history, timeout=20, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("UPDATE backups SET status = 'Failure'")
+        writer.execute("COMMIT")
+
+
+def _wait_until_busy(history: Path) -> None:
+    """Wait until a writer admits no new reader."""
+    for _ in range(1000):
+        with open_history(history) as probe:
+            try:
+                probe.execute("SELECT 1 FROM backups").fetchone()
+            except sqlite3.OperationalError:
+                return
+        time.sleep(0.01)
+    raise TimeoutError("no writer has waited for 10 s")
+
+
+def test_a_gpbackup_that_waits(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading stops if a gpbackup waits to commit, and the commit succeeds."""
+    write_history(history, *({"timestamp": f"20200101{n:06}"} for n in range(60)))
+    gpbackup_run = threading.Thread(target=_write, args=(history,))
+
+    def start_commit() -> None:
+        if gpbackup_run.ident is None:
+            gpbackup_run.start()
+            _wait_until_busy(history)
+
+    _slow_reading(monkeypatch, start_commit)
+    with pytest.raises(InvalidListing, match="reading was stopped after . s, because a gpbackup waits to write: try again, or import a copy"):
+        _read(history)
+    gpbackup_run.join(20)
+    with open_history(history) as connection:
+        assert connection.execute("SELECT DISTINCT status FROM backups").fetchall() == [("Failure",)]
+
+
+def test_a_gpbackup_that_does_not_commit_yet(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading continues while a gpbackup has written, but does not wait to commit."""
+    write_history(history, *({"timestamp": f"20200101{n:06}"} for n in range(60)))
+    _slow_reading(monkeypatch, lambda: None)
+    with open_history(history) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("UPDATE backups SET status = 'Failure'")
+        assert len(gpbackup_history.read_history(history).rows) == 60
 
 
 def test_half_a_transaction_is_not_read(history: Path, tmp_path: Path) -> None:
