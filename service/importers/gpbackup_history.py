@@ -182,13 +182,19 @@ class _ReadingLimit:
             self._start, self._cpu_start = now, time.thread_time()
         elapsed = now - self._start
         if time.thread_time() - self._cpu_start > _CPU_LIMIT_S:
-            self.exceeded = f"reading the file took more than {_CPU_LIMIT_S:g} s of CPU time: remove old rows from a copy, and import the copy."
+            self.exceeded = (
+                f"reading the file took more than {_CPU_LIMIT_S:g} s of CPU time: remove old rows from a copy, and import the copy."
+            )
         elif elapsed > _TIME_LIMIT_S:
-            self.exceeded = f"reading the file took longer than {_TIME_LIMIT_S:g} s: import a copy on a fast disk, or on a machine with less load."
+            self.exceeded = (
+                f"reading the file took longer than {_TIME_LIMIT_S:g} s: import a copy on a fast disk, or on a machine with less load."
+            )
         elif elapsed >= self._next_writer_check:
             self._next_writer_check = elapsed + _WRITER_CHECK_S
             if self._writer_waits():
-                self.exceeded = f"reading was stopped after {elapsed:.0f} s, because a gpbackup waits to write: try again, or import a copy."
+                self.exceeded = (
+                    f"reading was stopped after {elapsed:.0f} s, because a gpbackup waits to write: try again, or import a copy."
+                )
         return self.exceeded is not None
 
     def _writer_waits(self) -> bool:

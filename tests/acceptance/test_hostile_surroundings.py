@@ -1,12 +1,15 @@
 """Commands with hostile arguments, environments and standard streams."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -14,7 +17,9 @@ from service.server import Server
 from tests.support import processes
 from tests.support.catalog import Sql
 from tests.support.commands import environment
+from tests.support.dev import data_folder
 from tests.support.eventually import eventually
+from tests.support.ports import free_ports
 from tests.support.repository import ROOT
 
 _SCRIPT = str(ROOT / "backup-service")
@@ -99,6 +104,109 @@ async def test_hostile_environment(import_url: str, server: Server, tmp_path: Pa
     for name, arguments in _COMMANDS.items():
         done = await processes.run(_SCRIPT, *arguments, cwd=tmp_path, env=variables)
         assert (done.returncode, done.stderr) == (0, b""), name
+
+
+@contextlib.asynccontextmanager
+async def _serving(*arguments: str, cwd: Path, env: dict[str, str]) -> AsyncIterator[processes.Process]:
+    """Run a server until the block ends, which must stop it with status 0."""
+    async with processes.running(_SCRIPT, *arguments, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        yield process
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+
+
+async def test_serve_in_a_hostile_environment(database_url: str, import_url: str, tmp_path: Path) -> None:
+    """`serve` starts with hostile variables and without HOME, answers calls from its database, and stops with status 0."""
+    [port] = free_ports(1)
+    variables = {"PATH": os.defpath, "BACKUPS_ADDRESS": f"127.0.0.1:{port}"} | _hostile(tmp_path)
+    imported = await processes.run(_SCRIPT, *_COMMANDS["import walg"], cwd=tmp_path, env=variables | {"BACKUPS_DATABASE_URL": import_url})
+    assert imported.returncode == 0, imported.stderr
+    settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_LISTEN": f"127.0.0.1:{port}", "BACKUPS_DRAIN_DELAY": "0"}
+
+    async def status() -> int:
+        return (await processes.run(_SCRIPT, "health", cwd=tmp_path, env=variables)).returncode
+
+    async with _serving("serve", cwd=tmp_path, env=variables | settings):
+        await eventually(status, 0, timeout_s=30)
+        listed = await processes.run(_SCRIPT, *_COMMANDS["list"], cwd=tmp_path, env=variables)
+        assert (listed.returncode, listed.stderr, listed.stdout.count(b"\n")) == (0, b"", 5)
+
+
+async def test_dev_in_a_hostile_environment(tmp_path: Path) -> None:
+    """`dev` starts its own PostgreSQL with hostile variables, and the command that it prints lists the sample."""
+    with data_folder() as folder:
+        variables = {"PATH": f"{ROOT}:{os.defpath}", "BACKUPS_LISTEN": "127.0.0.1:0", "BACKUPS_DATA_FOLDER": str(folder)} | _hostile(
+            tmp_path
+        )
+        async with _serving("dev", cwd=tmp_path, env=variables) as process:
+            assert process.stdout
+            lines: dict[bytes, bytes] = {}
+            async with asyncio.timeout(60):
+                while b"Stop" not in lines:
+                    label, _, text = (await process.stdout.readline()).strip().partition(b" ")
+                    assert label, "dev exited"
+                    lines[label] = text.strip()
+            listed = await processes.run("/bin/sh", "-c", lines[b"Try"].decode(), cwd=ROOT, env=variables)
+            assert (listed.returncode, listed.stderr, listed.stdout.count(b"\n")) == (0, b"", 5)
+
+
+_HTTP_CLIENT = """
+import http.server, threading, urllib.request
+server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/")
+"""
+
+# Plain Python programs, and the variables whose hostile values break each of them.
+_PLAIN = {
+    "import json": ["PYTHONHOME", "PYTHONPATH", "PYTHONUTF8", "PYTHONIOENCODING"],
+    "import warnings; warnings.warn('w')": ["PYTHONWARNINGS"],
+    "def f(): 'Usage.'\nf.__doc__.split()": ["PYTHONOPTIMIZE"],
+    "import asyncio, asyncpg; asyncio.run(asyncpg.connect())": [
+        "PGHOST",
+        "PGPORT",
+        "PGUSER",
+        "PGDATABASE",
+        "PGSSLMODE",
+        "PGTARGETSESSIONATTRS",
+    ],
+    _HTTP_CLIENT: ["http_proxy", "HTTP_PROXY"],
+    "import os, grpc; grpc.channel_ready_future(grpc.insecure_channel(os.environ['ADDRESS'])).result(5)": ["grpc_proxy", "https_proxy"],
+    "import locale; locale.setlocale(locale.LC_ALL, '')": ["LC_ALL", "LANG"],
+    "import os, zoneinfo; zoneinfo.ZoneInfo(os.environ.get('TZ', 'UTC'))": ["TZ"],
+    "import os; int(os.environ.get('COLUMNS', 80))": ["COLUMNS"],
+    "import os; os.environ['HOME']": [],
+}
+
+
+@pytest.fixture(name="plain_environment")
+async def _plain_environment(database_url: str, server: Server) -> dict[str, str]:
+    """Variables with which all plain programs work."""
+    url = urlsplit(database_url)
+    query = parse_qs(url.query)
+    return {
+        "PATH": os.defpath,
+        "HOME": "/",
+        "PGUSER": url.username or "",
+        "PGDATABASE": url.path.removeprefix("/"),
+        "PGHOST": query["host"][0],
+        "PGPORT": query["port"][0],
+        "ADDRESS": str(server.address),
+    }
+
+
+@pytest.mark.parametrize(("program", "variables"), _PLAIN.items())
+async def test_hostile_values_break_plain_programs(
+    plain_environment: dict[str, str], tmp_path: Path, program: str, variables: list[str]
+) -> None:
+    """Each hostile value alone breaks a plain Python program that works without it."""
+    plain = await processes.run(sys.executable, "-c", program, env=plain_environment)
+    assert plain.returncode == 0, plain.stderr
+    for variable in variables:
+        done = await processes.run(sys.executable, "-c", program, env=plain_environment | {variable: _hostile(tmp_path)[variable]})
+        assert done.returncode != 0, variable
+    if "HOME" in program:
+        assert (await processes.run(sys.executable, "-c", program, env={"PATH": os.defpath})).returncode != 0
 
 
 @pytest.mark.parametrize("variable", ["PYTHONHOME", "PYTHONPATH"])

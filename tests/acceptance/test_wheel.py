@@ -64,6 +64,12 @@ def _borrow_dependencies(environment_folder: Path) -> None:
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
 
 
+def _documented(page: str, program: str, wheel: Path) -> list[str]:
+    """Return the only command of an installer on a page of docs/, with the path of the wheel."""
+    [command] = re.findall(rf"`{program} ([^`]+)`", (ROOT / "docs" / page).read_text(encoding="utf-8"))
+    return [str(wheel) if word == "NEW.whl" else word for word in command.split()]
+
+
 async def _run(program: Path | str, *arguments: object, **settings: str) -> Done:
     done = await processes.run(program, *arguments, cwd="/", env=environment(**_HOSTILE | settings))
     return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -108,6 +114,19 @@ async def test_pip(installed: Path, empty_database_url: str, import_url: str, se
     assert done == Done(0, "Imported cluster c1 into folder f1: 4 added, 0 changed, 0 unchanged, 0 removed, 0 skipped.\n", "")
     listed = await _run(installed, "list", "--folder-id", "f1", BACKUPS_ADDRESS=str(server.address))
     assert (listed.status, listed.stderr, listed.stdout.count("\n")) == (0, "", 5)
+
+
+async def test_pip_upgrade_and_removal(wheel: Path, tmp_path: Path) -> None:
+    """The documented commands of pip replace the release in a virtual environment, and remove the command."""
+    await asyncio.to_thread(venv.create, tmp_path, symlinks=True)
+    pip = (sys.executable, "-m", "pip", "--python", tmp_path / "bin" / "python")
+    for documented in _documented("upgrading.md", "pip", wheel), _documented("upgrading.md", "pip", wheel):
+        done = await processes.run(*pip, *documented, "--no-deps", "--no-index", env=environment())
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "bin" / "backup-service").exists()
+    done = await processes.run(*pip, *_documented("uninstalling.md", "pip", wheel), "--yes", env=environment())
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "bin" / "backup-service").exists()
 
 
 async def test_working_folder(installed: Path, tmp_path: Path) -> None:
@@ -156,6 +175,11 @@ async def test_uv(wheel: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     _borrow_dependencies(tmp_path / "tools" / "greenplum-backup-service")
     assert await _run(tmp_path / "bin" / "backup-service", "--version") == Done(0, f"backup-service {VERSION}\n", "")
+    options = ("--overrides", overrides, "--python", sys.executable)
+    for documented in (*_documented("upgrading.md", "uv", wheel), *options), _documented("uninstalling.md", "uv", wheel):
+        done = await processes.run(uv, *documented, env=environment(HOME=str(tmp_path), **settings))
+        assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "bin").iterdir()) == []
 
 
 @pytest.mark.timeout(600)
@@ -168,3 +192,11 @@ async def test_pipx(wheel: Path, tmp_path: Path) -> None:
     done = await processes.run(*command, env=environment(HOME=str(tmp_path), **settings, **index))
     assert done.returncode == 0, done.stderr
     assert await _run(tmp_path / "bin" / "backup-service", "--version") == Done(0, f"backup-service {VERSION}\n", "")
+    upgrade = environment(HOME=str(tmp_path), **settings, **index | {"PIP_NO_DEPS": "1"})  # the dependencies were tested above
+    for documented in (
+        (*_documented("upgrading.md", "pipx", wheel), "--python", sys.executable),
+        _documented("uninstalling.md", "pipx", wheel),
+    ):
+        done = await processes.run(pipx, *documented, env=upgrade)
+        assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "bin").iterdir()) == []

@@ -1,6 +1,8 @@
 """The commands of docs/quick-start-secured.md, on the Docker engine at DOCKER_HOST."""
 
 import os
+import re
+import shlex
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 
 from tests.composed.containers import Compose
 from tests.support.quick_start import run_all
+from tests.support.repository import ROOT
 
 pytestmark = pytest.mark.timeout(900)  # the first test builds the images
 
@@ -29,9 +32,18 @@ async def _compose() -> AsyncIterator[Compose]:
             await compose.run("--profile", "tools", "down", "--volumes", "--remove-orphans", "--timeout", "30")
 
 
-async def test_quick_start(compose: Compose, tmp_path: Path) -> None:
-    """The page's commands start the service with TLS, over the volumes of the deployment without TLS, and list the sample with a token."""
+async def test_quick_start(compose: Compose) -> None:
+    """The page's commands start the service with TLS, over the volumes of the deployment without TLS, and list the sample with a token.
+
+    The command of docs/uninstalling.md then leaves neither containers nor volumes.
+    """
     with tempfile.TemporaryDirectory(prefix="backups-quick-start-", dir="/tmp") as home:
         printed = await run_all(Path(home), **compose.engine_variables())
     assert "Imported cluster demo-cluster into folder demo-folder: 4 added" in printed
     assert printed.splitlines()[-4].startswith("c9q3vd0k8m1nt5rj2hfe  demo-cluster")
+    uninstalling = (ROOT / "docs" / "uninstalling.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"`docker (compose --profile '\*' down)`; with `--volumes`", uninstalling)
+    await compose.docker(*shlex.split(command), "--volumes", "--timeout", "30")
+    of_project = ("--filter", f"label=com.docker.compose.project={compose.engine_variables()['COMPOSE_PROJECT_NAME']}")
+    for listing in (("ps", "--all"), ("volume", "ls")):
+        assert (await compose.docker(*listing, "--quiet", *of_project)).stdout == ""

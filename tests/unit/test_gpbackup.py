@@ -625,7 +625,9 @@ def test_a_gpbackup_that_waits(history: Path, monkeypatch: pytest.MonkeyPatch) -
             _wait_until_busy(history)
 
     _slow_reading(monkeypatch, start_commit)
-    with pytest.raises(InvalidListing, match="reading was stopped after . s, because a gpbackup waits to write: try again, or import a copy"):
+    with pytest.raises(
+        InvalidListing, match="reading was stopped after . s, because a gpbackup waits to write: try again, or import a copy"
+    ):
         _read(history)
     gpbackup_run.join(20)
     with open_history(history) as connection:
