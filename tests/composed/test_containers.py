@@ -29,7 +29,7 @@ _NEWEST = "c9q3vd0k8m1nt5rj2hfe"
 async def test_import_and_read(compose: Compose, deployment: Deployment) -> None:
     """`import walg` adds a listing once, and `list` and `get` return it through Envoy, over TLS and with the caller's token."""
     assert "4 added" in await compose.run(*_IMPORT, stdin=_SAMPLE)
-    assert "nothing changed" in await compose.run(*_IMPORT, stdin=_SAMPLE)
+    assert "already up to date" in await compose.run(*_IMPORT, stdin=_SAMPLE)
     client = ("run", "--rm", "-T", "--env", f"BACKUPS_TOKEN={deployment.token('f1')}", "cli")
     listed = (await compose.run(*client, "list", "--folder-id", "f1")).splitlines()
     assert len(listed) == 5
