@@ -7,8 +7,10 @@ from service.postgres.import_backups import Summary, Target
 from service.postgres.listing import Noted
 
 _CHAINS = {
-    "broken": "a broken chain: a backup that a restore needs is deleted or not in the listing (a storage that is down looks the same)",
-    "unknown": "an unknown chain: a backup that a restore needs was not imported or is not recorded",
+    ("walg", "broken"): "a broken chain: the listing lacks a backup that a restore needs (a storage that is down looks the same)",
+    ("gpbackup", "broken"): "a broken chain: a backup that a restore needs is deleted, being deleted, or no longer in the history",
+    ("walg", "unknown"): "an unknown chain: a backup that a restore needs was left out, or is not recorded",
+    ("gpbackup", "unknown"): "an unknown chain: a backup that a restore needs was left out, has no row, or is not recorded",
 }
 
 _LINES_MAX = 20  # of each kind: a listing can contain any number of different reasons
@@ -26,7 +28,7 @@ def summary_lines(summary: Summary, target: Target) -> Iterator[str]:
     if summary.missing:
         yield f"  {summary.missing} newly missing from the listing: kept in the catalog, and not restorable, until --prune removes them"
     for state, noted in summary.chains.items():
-        yield f"  {noted.entries} with {_CHAINS[state]} [{_example(noted)}]"
+        yield f"  {noted.entries} with {_CHAINS[target.tool, state]} [{_example(noted)}]"
     if summary.dry_run and summary.pruned.refusal:
         yield f"  The import would be rejected: {summary.pruned.refusal}"
     if not (summary.added or summary.changed or summary.pruned.removed or summary.moved or summary.missing):

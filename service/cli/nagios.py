@@ -61,14 +61,15 @@ def _shortened(reasons: list[str]) -> str:
 
 
 def _performance_data(rows: Sequence[Freshness], overdue: Sequence[Overdue], now: datetime, thresholds: Thresholds) -> str:
-    """Return `label=value[unit];warning;critical;minimum` of the oldest last backup and of counts."""
+    """Return `label=value[unit];warning;critical;minimum` of the oldest last backup and of counts. An unknown value is U."""
     ages = [(now - row.last_created_at).total_seconds() for row in rows if row.last_created_at is not None]
     limits = ";".join("" if limit is None else f"{limit.total_seconds():.0f}" for limit in thresholds)
     age = f"{max(max(ages), 0):.0f}s" if ages else "U"
+    attempts = [row.failed_attempts for row in rows if row.failed_attempts is not None]
     counts = {
         "checked": len(rows),
         "overdue": len({each[:3] for each in overdue}),
-        "failed": sum(row.failed_attempts or 0 for row in rows),
+        "failed": sum(attempts) if attempts else "U",
         "broken": sum(row.broken for row in rows),
         "unknown": sum(row.unknown for row in rows),
         "missing": sum(row.missing for row in rows),

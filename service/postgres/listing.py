@@ -79,6 +79,7 @@ class Tally:
         self.usable = 0
         self.unusable = 0
         self.examples: list[str] = []
+        self._first_unusable: str | None = None
         self.skipped: Counter[str] = Counter()
         self.types: Counter[str] = Counter()
         self.warnings: dict[str, Noted] = {}
@@ -102,6 +103,7 @@ class Tally:
                     yield _not_usable("skipped", each.name)
                 case Unusable():
                     self.unusable += 1
+                    self._first_unusable = self._first_unusable or each.name
                     if len(self.examples) < _EXAMPLES_MAX:
                         self.examples.append(each.message)
                     yield _not_usable("skipped", each.name)
@@ -129,7 +131,7 @@ class Tally:
             allowed = f"more than {_UNUSABLE_SHARE:.0%}" if self.usable else "and none is usable"
             raise InvalidListing(
                 f"{self.unusable} of {self.entries} entries are unusable, {allowed}. Nothing was imported. "
-                f"The first: {self.examples[0]}. --exclude NAME leaves an entry out."
+                f"The first: {self.examples[0]}. An entry is left out by its name: --exclude {self._first_unusable or 'NAME'}"
             )
 
     def counts(self) -> Counts:

@@ -198,6 +198,12 @@ async def test_nagios(catalog: _Catalog) -> None:
     assert await _plugin(catalog, "--max-age", "26h") == (2, f"BACKUPS CRITICAL - {text}")
 
 
+async def test_nagios_of_a_tool_without_attempts(catalog: _Catalog) -> None:
+    """The performance data has no number of failed attempts if the tool records none."""
+    await catalog.walg(_walg(datetime.now(UTC) - timedelta(hours=2)))
+    assert "failed=U;;;0" in (await catalog.status("--nagios")).stdout
+
+
 async def test_nagios_of_failed_attempts(catalog: _Catalog) -> None:
     """A failed attempt after the last restorable backup is a warning, before the backup is too old."""
     await catalog.gpbackup(_row(_ago(hours=9)), _row(_ago(hours=2), status="Failure"))

@@ -11,7 +11,7 @@ import pytest
 from grpc import StatusCode
 
 from tests.clients.programs import NAMES, Program, Refusal, Row, command
-from tests.support.catalog import AddBackups, Backup
+from tests.support.catalog import AddBackups, Backup, Sql
 from tests.support.certificates import Authority, Files
 from tests.support.deployment import deployed
 from tests.support.eventually import eventually
@@ -134,3 +134,18 @@ async def test_largest_size(name: str, service: StartService, add_backups: AddBa
     async with service() as started, _running(name, started, tmp_path) as client:
         answer = await client.ask("get", token=started.token("f1"), backup_id=backup.id)
         assert answer == [_row(backup, exact_to=_precision(name))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("service", ["direct"], indirect=True)
+async def test_methods(name: str, service: StartService, add_backups: AddBackups, sql: Sql, tmp_path: Path) -> None:
+    """Every client decodes the method of a backup; one of a partial backup is unspecified."""
+    command(name)
+    backups = await add_backups(3)
+    facts = [("base", "everything"), ("incremental", "everything"), ("base", "metadata only")]
+    for backup, (method, contents) in zip(backups, facts, strict=True):
+        await sql.execute("UPDATE backups SET method = $2, contents = $3 WHERE id = $1", backup.id, method, contents)
+    async with service() as started, _running(name, started, tmp_path) as client:
+        found = await client.ask("list", token=started.token("f1"), folder_id="f1", page_size=0)
+    assert isinstance(found, list)
+    assert [row.method for row in found] == [1, 2, 0]

@@ -264,6 +264,21 @@ def test_types_and_warnings_of_an_import() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("tool", "state", "cause"),
+    [
+        ("walg", "broken", "the listing lacks a backup that a restore needs (a storage that is down looks the same)"),
+        ("gpbackup", "broken", "a backup that a restore needs is deleted, being deleted, or no longer in the history"),
+        ("walg", "unknown", "a backup that a restore needs was left out, or is not recorded"),
+        ("gpbackup", "unknown", "a backup that a restore needs was left out, has no row, or is not recorded"),
+    ],
+)
+def test_chains_of_an_import(tool: str, state: str, cause: str) -> None:
+    """The summary counts backups with a broken or unknown chain, with the causes that the tool allows and one backup as an example."""
+    lines = list(summary_lines(_SUMMARY._replace(chains={state: Noted(2, "n1")}), _TARGET._replace(tool=tool)))
+    assert lines[1] == f"  2 with a{'n unknown' if state == 'unknown' else ' broken'} chain: {cause} [n1 and others]"
+
+
 def test_length_of_a_summary() -> None:
     """A summary has at most 20 reasons, for any listing."""
     lines = list(summary_lines(_SUMMARY._replace(skipped={f"status unknown: '{n}'": 1 for n in range(1000)}), _TARGET))
