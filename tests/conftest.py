@@ -63,6 +63,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--report", help="file for the measurements of the tests under faults")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of processes of `-n auto`: two for each CPU, because half of the time of most tests is spent waiting."""
+    return 2 * (os.cpu_count() or 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the slow tests, so that none of them is left at the end, and run tests that share a fixture in one process."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        if isinstance(item, pytest.Function) and _shares_a_fixture(item):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
+def _shares_a_fixture(item: pytest.Function) -> bool:
+    used = item._fixtureinfo.name2fixturedefs.values()
+    return any(definition.scope == "module" for definitions in used for definition in definitions)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test marked `debian(package, program=...)` if the program is not installed, or fail it if REQUIRE_DEBIAN is set, as in CI."""
     for mark in item.iter_markers("debian"):
@@ -97,13 +116,19 @@ async def _database_name(postgres: EmbeddedPostgres, template: str) -> AsyncIter
         yield name
 
 
-@pytest.fixture(name="module_sql", scope="module")
-async def _module_sql(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[Sql]:
-    """Connection as a superuser to a migrated database that the tests of a module share. They only read it."""
+@pytest.fixture(name="module_database", scope="module")
+async def _module_database(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
+    """Name of a migrated database that the tests of a module share."""
     async with new_database(postgres, template) as name:
-        connection = await asyncpg.connect(postgres.url(name))
-        yield connection
-        await connection.close()
+        yield name
+
+
+@pytest.fixture(name="module_sql", scope="module")
+async def _module_sql(postgres: EmbeddedPostgres, module_database: str) -> AsyncIterator[Sql]:
+    """Connection to the module's database as a superuser."""
+    connection = await asyncpg.connect(postgres.url(module_database))
+    yield connection
+    await connection.close()
 
 
 @pytest.fixture(name="database_url")

@@ -29,6 +29,7 @@ from tests.support.repository import ROOT
 _CASES = {f"{call}, {over}" for call in ("Get", "List 100", "List 1000") for over in ("1 connection", "8 connections")}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)  # about fifteen seconds on an idle machine, because it starts a dozen processes
 async def test_a_short_run(tmp_path: Path) -> None:
     """`python -m bench` fills a catalog, compares and measures the service and peers, and writes results and documents."""

@@ -47,6 +47,7 @@ async def _until_over(connection: Connection, stream: int) -> None:
                 return
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee(12, "incomplete calls, and answers that are not read, through Envoy")
 async def test_incomplete_calls_are_closed(deployment: Deployment, add_backups: AddBackups, *, long: bool, measure: Measure) -> None:
     """Calls with a missing, incomplete or unread message end within half a minute, and do not delay other clients."""

@@ -148,6 +148,7 @@ _STEPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee(15, "an import killed (kill -9), and its connection cut, at each of its steps")
 async def test_ended_at_every_step(
     postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, tmp_path: Path, *, long: bool, measure: Measure

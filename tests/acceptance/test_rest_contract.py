@@ -44,6 +44,7 @@ def exemplify(schema: Any, examples: dict[str, str]) -> None:
                 parameter["example"] = examples[parameter["name"]]
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee(17, "REST API by schemathesis, through Envoy, from an OpenAPI file generated from proto/")
 @pytest.mark.timeout(3600)
 async def test_answers(deployment: Deployment, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure) -> None:

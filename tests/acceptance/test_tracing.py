@@ -90,7 +90,7 @@ def _start_traced(database_url: str, tmp_path: Path) -> StartTraced:
     return start
 
 
-@pytest.fixture(name="issuer", scope="module")
+@pytest.fixture(name="issuer", scope="session")
 def _issuer() -> Issuer:
     return Issuer("k1")
 

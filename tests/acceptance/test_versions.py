@@ -18,6 +18,7 @@ _EXCLUDED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.debian("postgresql-15", program=_POSTGRES)
 @pytest.mark.timeout(600)
 def test_postgresql_15() -> None:

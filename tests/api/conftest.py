@@ -15,7 +15,7 @@ from tests.support.server import StartGuarded, StartGuardedChannel, StartServer
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer, Source
 
 
-@pytest.fixture(name="issuer", scope="module")
+@pytest.fixture(name="issuer", scope="session")
 def _issuer() -> Issuer:
     return Issuer("k1", "k2")
 

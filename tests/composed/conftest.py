@@ -9,6 +9,7 @@ import pytest
 from service.postgres.migration import Roles
 from tests.acceptance.conftest import _long, _measure, _public  # noqa: F401  # fixtures
 from tests.composed.containers import Compose, ContainerPostgres, composed
+from tests.support.catalog import TABLES
 from tests.support.deployment import Deployment
 
 
@@ -35,7 +36,7 @@ async def _postgres(containers: tuple[Compose, Deployment]) -> ContainerPostgres
 async def _database_name(postgres: ContainerPostgres) -> str:
     """The only database, without rows."""
     connection = await asyncpg.connect(postgres.url("backups"))
-    await connection.execute("TRUNCATE backups, imports, attempts, freshness")
+    await connection.execute(f"TRUNCATE {', '.join(TABLES)}")
     await connection.close()
     return "backups"
 

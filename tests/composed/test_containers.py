@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from service import pb
-from tests.acceptance.test_envoy import *  # noqa: F403  # the same tests as with processes
+from tests.acceptance.edge.test_envoy import *  # noqa: F403  # the same tests as with processes
 from tests.acceptance.test_hostile_clients import test_floods, test_incomplete_calls_are_closed  # noqa: F401
 from tests.composed.containers import Compose, ContainerPostgres
 from tests.support.deployment import Deployment

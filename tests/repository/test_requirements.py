@@ -18,6 +18,7 @@ _SKIPPED: dict[str, Any] = {"name": "b", "skip_reason": "timed out"}
 _VULNERABLE: dict[str, Any] = {"name": "c", "version": "2", "vulns": [{"id": "CVE-1", "fix_versions": ["2.1"]}]}
 
 
+@pytest.mark.slow
 def test_bill_of_materials(tmp_path: Path) -> None:
     """The bill of materials is valid CycloneDX for the current version, and lists each pinned requirement with its version and hashes."""
     file = tmp_path / "sbom.json"

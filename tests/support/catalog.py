@@ -9,6 +9,8 @@ import asyncpg
 from service import pb
 
 OWNER = "backups_owner"
+TABLES = ("backups", "imports", "attempts", "freshness")
+"""Tables with rows of clusters."""
 
 
 class Backup(NamedTuple):
