@@ -269,6 +269,21 @@ async def test_chains_of_gpbackup(
     assert await _days(sql) == states
 
 
+@pytest.mark.parametrize(
+    "selection",
+    [Selection(None, frozenset({"20261101010000"})), Selection(datetime(2026, 11, 2, tzinfo=UTC))],
+    ids=["excluded", "before --since"],
+)
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_base_of_gpbackup_that_is_left_out(import_url: str, sql: Sql, tmp_path: Path, selection: Selection, is_stored: bool) -> None:
+    """The chain of an increment is unknown if the operator leaves out its base, also if an earlier import has stored the base."""
+    history = write_history(tmp_path / "h.db", _row(1), _row(2, **_INCREMENT), plans=_plans({2: [1, 2]}))
+    if is_stored:
+        await _load_gpbackup(import_url, history)
+    await _load_gpbackup(import_url, history, selection=selection)
+    assert await _days(sql) == (["complete", "unknown"] if is_stored else ["unknown"])
+
+
 async def test_missing_base_of_gpbackup(import_url: str, sql: Sql, tmp_path: Path) -> None:
     """A stored base whose row is gone is missing, and breaks the chains that need it."""
     rows, plans = [_row(1), _row(2, **_INCREMENT), _row(3)], _plans({2: [1, 2]})

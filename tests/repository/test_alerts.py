@@ -18,6 +18,13 @@ _TESTS: list[dict[str, Any]] = [
     test for file in sorted(PROMETHEUS.glob("*.test.yml")) for test in yaml.safe_load(file.read_text(encoding="utf-8"))["tests"]
 ]
 _TIME, _HOUR = datetime(2026, 11, 20, tzinfo=UTC), timedelta(hours=1)
+_EVERYTHING = Freshness._make([0] * len(Freshness._fields))._replace(
+    database="demo", last_created_at=_TIME, last_duration=_HOUR, last_base_id="b1", last_base_created_at=_TIME,
+    last_base_duration=_HOUR, last_method="incremental", last_partial_created_at=_TIME, last_failed_started_at=_TIME,
+    running_started_at=_TIME, imported_at=_TIME,
+)  # fmt: skip
+"""A row with every value, of a last increment and a last base."""
+
 _ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 _OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
 
@@ -58,16 +65,19 @@ def test_cases_of_operators() -> None:
 
 def test_series_have_the_labels_of_the_catalog_metrics() -> None:
     """Each series of the catalog in a test has the name and the labels of a metric that the service exports, and those of Prometheus."""
-    row = Freshness._make([0] * len(Freshness._fields))._replace(
-        database="demo", last_created_at=_TIME, last_duration=_HOUR, last_base_id="b1", last_base_created_at=_TIME,
-        last_base_duration=_HOUR, last_method="incremental", last_partial_created_at=_TIME, last_failed_started_at=_TIME,
-        running_started_at=_TIME, imported_at=_TIME,
-    )  # fmt: skip
-    exported = {sample.name: set(sample.labels) for family in families(Oldest([row], left_out=0), 0) for sample in family.samples}
+    exported = {sample.name: set(sample.labels) for family in families(Oldest([_EVERYTHING], left_out=0), 0) for sample in family.samples}
     used = {each["series"] for test in _TESTS for each in test["input_series"] if each["series"].startswith("backup_catalog_")}
     for series in used:
         name, labels = series.split("{")
         assert (name, set(re.findall(r"(\w+)=", labels))) == (name, exported[name] | {"job", "instance"})
+
+
+def test_series_of_a_database_are_bounded() -> None:
+    """A database has at most the number of series that docs/importing.md states."""
+    page = (ROOT / "docs" / "importing.md").read_text(encoding="utf-8")
+    [stated] = re.findall(r"at most two methods, so at most (\d+) series", page)
+    samples = [sample for family in families(Oldest([_EVERYTHING], left_out=0), 0) for sample in family.samples]
+    assert len([sample for sample in samples if "cluster_id" in sample.labels]) == int(stated)
 
 
 @pytest.mark.parametrize("alert", _ALERTS.values(), ids=_ALERTS)
