@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import faulthandler
 import gc
+import resource
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import uvloop
 from service.address import Address, port_taken
 from service.api.admission import Admission
 from service.api.health import Health
-from service.api.listener import Listener
+from service.api.listener import MAX_CONNECTIONS, Listener
 from service.api.readiness import Readiness
 from service.api.rpc_task import create_task
 from service.observability import logs
@@ -32,6 +33,8 @@ _IDLE_TIMEOUT = timedelta(seconds=2)
 _GOAWAY = timedelta(milliseconds=20)
 
 _HEALTH_GRACE = timedelta(seconds=1)
+
+_DESCRIPTORS = 2 * MAX_CONNECTIONS + 1000  # connections of both listeners, and those to PostgreSQL, files and metrics
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 _IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # by default, each would kill the process
@@ -188,6 +191,14 @@ async def _serve(build: Callable[[], Awaitable[Server]], started: Callable[[Serv
         await server.shutdown()
 
 
+def _raise_descriptor_limit() -> None:
+    """Allow the descriptors that the listeners may need, as far as the hard limit permits. The default of many systems is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def serve(
     build: Callable[[], Awaitable[Server]],
     *,
@@ -207,6 +218,7 @@ def serve(
     for number in _IGNORED_SIGNALS:
         if number not in stop_signals:
             signal.signal(number, signal.SIG_IGN)
+    _raise_descriptor_limit()
     with logs.writing_in_background():
         uvloop.run(_serve(build, started, stop_signals))
     faulthandler.cancel_dump_traceback_later()

@@ -14,6 +14,9 @@ from service.api.interceptor import Interceptor
 MAX_REQUEST_SIZE = 16 * 1024
 """Bytes of a request message, before and after decompression."""
 
+MAX_CONNECTIONS = 2000
+"""Connections of a listener. gRPC closes a further one immediately. Without a limit, clients could use all descriptors of the process."""
+
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # with it, a second server could listen on the same port and would get half of the calls
     # Per connection. Twice what Envoy's cluster uses: gRPC core also counts closed streams that it has not cleaned up, and rejects.
@@ -32,7 +35,7 @@ OPTIONS = (
     # With a table, a header that cannot be parsed would stay in it and break the other calls of the connection.
     ("grpc.http2.hpack_table_size.decoder", 0),
 )
-"""Options of every listener."""
+"""Options of every listener, in addition to `MAX_CONNECTIONS`."""
 
 
 class Listener:
@@ -59,7 +62,8 @@ class Listener:
         self.address = address
         """After the start, port 0 is replaced by the port in use."""
         self.interceptor = interceptor
-        self.server = new_server([interceptor], [*OPTIONS, *options], accepts_concurrently=accepts_concurrently)
+        connections = ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS)
+        self.server = new_server([interceptor], [*OPTIONS, connections, *options], accepts_concurrently=accepts_concurrently)
         self._setting, self._credentials = setting, credentials
 
     async def start(self) -> None:

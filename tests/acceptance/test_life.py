@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -86,6 +88,19 @@ async def test_every_line_of_the_log_is_json(database_url: str) -> None:
         await server.stub.List(pb.ListBackupsRequest(folder_id="f"))
         server.process.send_signal(signal.SIGTERM)
         assert await server.exit_status(within_s=10) == 0
+
+
+async def test_limit_of_descriptors_is_raised(database_url: str) -> None:
+    """The server raises its soft limit of descriptors, so that connections up to their limit leave some for PostgreSQL and files."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    command = (sys.executable, "-m", "service", "serve")
+    settings = environment(BACKUPS_DATABASE_URL=database_url, BACKUPS_LISTEN="127.0.0.1:0")
+    shell = ("/bin/sh", "-c", 'ulimit -Sn 256 && exec "$@"', "sh")
+    async with processes.running(*shell, *command, cwd=ROOT, env=settings, stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        assert "listening" in (await process.stderr.readline()).decode()
+        assert psutil.Process(process.popen.pid).rlimit(psutil.RLIMIT_NOFILE)[0] == min(hard, 5000)
+        process.kill()
 
 
 async def test_calls_in_flight_finish(database_url: str, sql: Sql) -> None:

@@ -13,6 +13,7 @@ from grpc import StatusCode
 from hyperframe.frame import HeadersFrame, RstStreamFrame
 
 from service import pb
+from service.api import listener
 from service.observability import logs
 from service.server import Server
 from tests.support.answers import failure
@@ -28,6 +29,26 @@ _WATCH = "/grpc.health.v1.Health/Watch"
 _INITIAL_WINDOW_SIZE = 4
 _UNREAD = {_INITIAL_WINDOW_SIZE: 0}
 _PAGE = message(pb.ListBackupsRequest(folder_id="f1", page_size=1000).SerializeToString())
+
+
+async def test_connections_are_limited(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection beyond the limit is closed, open connections are served, and a closed one makes room for another."""
+    monkeypatch.setattr(listener, "MAX_CONNECTIONS", 3)
+    async with start_server() as server, AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(Connection.to(server.address)) for _ in range(3)]
+        for connection in connections:
+            await connection.settled()
+        async with Connection.to(server.address) as further:
+            assert await further.closed(within=5)
+        for connection in connections:
+            await connection.frames_of(await connection.call(_GET, message(b"")))
+        connections[0].close()
+
+        async def is_closed() -> bool:
+            async with Connection.to(server.address) as another:
+                return await another.closed(within=0.5)
+
+        await eventually(is_closed, False)
 
 
 @asynccontextmanager
