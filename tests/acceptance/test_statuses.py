@@ -9,18 +9,22 @@ from typing import Any, NamedTuple, TypeAlias
 import grpc
 import pytest
 from grpc import StatusCode
+from hyperframe.frame import HeadersFrame
 
 from service import pb
 from service.address import Address
 from tests.support.deployment import Deployment, ReplicaProcess, Reply, fetch
 from tests.support.edge import Edge, edge, replaced
 from tests.support.eventually import eventually
-from tests.support.http2 import Connection
+from tests.support.http2 import Connection, message
 from tests.support.repository import ROOT
 
 _SERVICE = "/yandex.cloud.mdb.greenplum.v1.BackupService"
 _BACKUPS = "/managed-greenplum/v1/backups"
 _PUSHBACK = "grpc-retry-pushback-ms"
+_LIST_F = message(b"\n\x01f")
+_CODES_OF_REST = {400: StatusCode.INVALID_ARGUMENT, 501: StatusCode.UNIMPLEMENTED}
+"""Codes of mistakes that are only possible over REST."""
 
 
 class GrpcAnswer(NamedTuple):
@@ -44,6 +48,16 @@ class Client(NamedTuple):
             call_method: Any = channel.unary_unary(method)
             call = call_method(body, timeout=15, metadata=list(metadata.items()))
             return GrpcAnswer((await call.code()).name, {key: str(value) for key, value in await call.trailing_metadata() or ()})
+
+    async def framed(self, message: bytes, headers: dict[str, str], *, end: bool = True) -> GrpcAnswer:
+        """Make one call of `List` with a message that has its prefix, and return the headers and trailers of its answer."""
+        async with Connection.to(Address("127.0.0.1", self.port)) as connection:
+            stream = await connection.call(f"{_SERVICE}/List", message, end=end, token=self.token, headers=headers)
+            frames = await connection.frames_of(stream)
+            trailers = {
+                key: value for frame in frames if isinstance(frame, HeadersFrame) for key, value in connection.headers(frame).items()
+            }
+        return GrpcAnswer(StatusCode(_code(int(trailers["grpc-status"]))).name, trailers)
 
     async def rest(
         self, path: str = f"{_BACKUPS}?folderId=f", method: str = "GET", body: bytes | None = None, headers: dict[str, str] | None = None
@@ -87,6 +101,20 @@ async def _watch(client: Client) -> Answers:
     return [await client.grpc("/grpc.health.v1.Health/Watch", b"")], [await client.rest("/grpc.health.v1.Health/Watch", "POST")]
 
 
+async def _encoding(client: Client) -> Answers:
+    headers = [{"grpc-encoding": encoding} for encoding in ("br", "gzip,br", "")]
+    return [await client.framed(_LIST_F, each) for each in headers], [await client.rest(headers=each) for each in headers]
+
+
+async def _compressed(client: Client) -> Answers:
+    compressed = b"\1" + _LIST_F[1:]
+    return [await client.framed(compressed, headers) for headers in ({}, {"grpc-encoding": "identity"}, {"grpc-encoding": "gzip"})], []
+
+
+async def _transfer_encoding(client: Client) -> Answers:
+    return [], [await client.rest(headers={"transfer-encoding": each}) for each in ("gzip", "identity", "gzip, chunked")]
+
+
 async def _parameters(client: Client) -> Answers:
     queries = ("folderId=f&unknown=1", "folderId=f&pageSize=abc", "folderId=f&pageSize=9223372036854775808")
     return [], [await client.rest(f"{_BACKUPS}?{query}") for query in queries]
@@ -97,11 +125,9 @@ async def _unexpected_body(client: Client) -> Answers:
 
 
 async def _incomplete(client: Client) -> Answers:
-    async with Connection.to(Address("127.0.0.1", client.port)) as connection:
-        [frame, *_] = await connection.frames_of(await connection.call(f"{_SERVICE}/List", b"\0", end=False))
-        headers = connection.headers(frame)
+    over_grpc = await client.framed(b"\0", {}, end=False)
     over_rest = await client.rest(headers={"content-length": "10"}, body=b"half")
-    return [GrpcAnswer(StatusCode(_code(int(headers["grpc-status"]))).name, headers)], [over_rest]
+    return [over_grpc], [over_rest]
 
 
 def _code(number: int) -> tuple[int, str]:
@@ -166,6 +192,9 @@ _MISTAKES = {
     "too many calls from one address": Mistake(_until_rejected, (_LOW_RATE,)),
     "unknown method or path": Mistake(_unknown),
     "`grpc.health.v1.Health/Watch` through Envoy": Mistake(_watch),
+    "`grpc-encoding` other than `identity`, `deflate` and `gzip`": Mistake(_encoding),
+    "compressed message that cannot be decompressed, or that has no `grpc-encoding`": Mistake(_compressed),
+    "`Transfer-Encoding` other than `chunked` (HTTP/1.1)": Mistake(_transfer_encoding),
     "unknown query parameter, or a value of another type": Mistake(_parameters),
     "request body where none is expected": Mistake(_unexpected_body),
     "request that is not complete after 10 s": Mistake(_incomplete, (replaced("request_timeout: 10s", "request_timeout: 1s"),)),
@@ -181,7 +210,7 @@ class Row(NamedTuple):
 
     mistake: str
     grpc: str
-    rest: int
+    rest: str
 
     @property
     def status(self) -> str:
@@ -191,7 +220,7 @@ class Row(NamedTuple):
 def _rows() -> list[Row]:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8").partition("### Errors without details")[2]
     lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")][2:]
-    return [Row(mistake.strip(), over_grpc.strip(), int(over_rest)) for mistake, over_grpc, over_rest, _ in lines]
+    return [Row(mistake.strip(), over_grpc.strip(), over_rest.strip()) for mistake, over_grpc, over_rest, _ in lines]
 
 
 @pytest.mark.timeout(300)
@@ -209,13 +238,13 @@ async def test_table(deployment: Deployment) -> None:
 
 def _check(row: Row, over_grpc: list[GrpcAnswer], over_rest: list[Reply]) -> None:
     assert {answer.status for answer in over_grpc} == ({row.status} if row.status else set()), row
-    assert {reply.status for reply in over_rest} == {row.rest}, row
-    code = StatusCode[row.status].value[0] if row.status else StatusCode.INVALID_ARGUMENT.value[0]
+    assert {reply.status for reply in over_rest} == ({int(row.rest)} if row.rest else set()), row
     for answer in over_grpc:
         assert "grpc-status-details-bin" not in answer.trailers, row
         assert (_PUSHBACK in answer.trailers) == ("pushback" in row.grpc), row
     for reply in over_rest:
-        assert (reply.body["code"], set(reply.body)) == (code, {"code", "message"}), row
+        code = StatusCode[row.status] if row.status else _CODES_OF_REST[reply.status]
+        assert (reply.body["code"], set(reply.body)) == (code.value[0], {"code", "message"}), row
         assert reply.body["message"], row
         assert (reply.headers["content-type"], reply.headers["cache-control"]) == ("application/json", "no-store"), row
         assert ("retry-after" in reply.headers) == ("pushback" in row.grpc), row

@@ -21,12 +21,15 @@ def message(data: bytes) -> bytes:
     return b"\0" + len(data).to_bytes(4) + data
 
 
-def request_headers(encoder: Encoder, path: str, token: str | None = None, timeout: str | None = None) -> bytes:
+def request_headers(
+    encoder: Encoder, path: str, token: str | None = None, timeout: str | None = None, more: dict[str, str] | None = None
+) -> bytes:
     """Return the headers of a call, encoded with HPACK."""
     headers = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "test"),
                ("te", "trailers"), ("content-type", "application/grpc")]  # fmt: skip
     headers += [("authorization", f"Bearer {token}")] if token else []
     headers += [("grpc-timeout", timeout)] if timeout else []
+    headers += (more or {}).items()
     return bytes(encoder.encode(headers))
 
 
@@ -68,9 +71,18 @@ class Connection:
     async def drain(self) -> None:
         await self._writer.drain()
 
-    async def call(self, path: str, body: bytes | None, *, end: bool = True, token: str | None = None, timeout: str | None = None) -> int:
+    async def call(
+        self,
+        path: str,
+        body: bytes | None,
+        *,
+        end: bool = True,
+        token: str | None = None,
+        timeout: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> int:
         """Start a call and return its stream. Without a body or with `end=False` the call stays incomplete."""
-        return await self.send_call(request_headers(self._encoder, path, token, timeout), body, end=end)
+        return await self.send_call(request_headers(self._encoder, path, token, timeout, headers), body, end=end)
 
     async def get(self, path: str, token: str) -> int:
         """Send a complete GET request; return its stream."""

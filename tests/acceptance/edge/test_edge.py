@@ -157,6 +157,14 @@ async def test_client_mistakes_eject_no_replica(deployment: Deployment) -> None:
     assert (resets, ejections) == (0, 0)
 
 
+async def test_errors_of_grpc_core_keep_the_connection(deployment: Deployment) -> None:
+    """An error that gRPC core answers itself does not close the connection between Envoy and a replica, even if it is the first answer."""
+    async with edge(deployment) as envoy:
+        statuses = [await _check(envoy, body=b"\1\0\0\0\1x") for _ in range(4)]  # compressed, without grpc-encoding
+        errors = envoy.stat("cluster.service.upstream_cx_protocol_error")
+    assert (set(statuses), errors) == ({StatusCode.INTERNAL.value[0]}, 0)
+
+
 async def test_malformed_metadata(deployment: Deployment) -> None:
     """Metadata that gRPC core cannot parse, and that the service does not read, does not fail a call."""
     async with edge(deployment) as envoy:
@@ -172,12 +180,13 @@ async def _check(
     te: str | None = "trailers",
     headers: Sequence[tuple[str, str]] = (),
     trailers: Sequence[tuple[str, str]] = (),
+    body: bytes = message(b""),
 ) -> int:
-    """Call `Health/Check` with any headers and trailers; return the number of the gRPC status."""
+    """Call `Health/Check` with any headers, trailers and body; return the number of the gRPC status."""
     pairs = [(":method", method), (":scheme", "http"), (":path", "/grpc.health.v1.Health/Check"), (":authority", "test")]
     pairs += [("content-type", "application/grpc"), *headers, *([("te", te)] if te else [])]
     async with Connection.to(Address("127.0.0.1", envoy.port)) as connection:
-        stream = await connection.send_call(_encoded(pairs), message(b""), end=not trailers)
+        stream = await connection.send_call(_encoded(pairs), body, end=not trailers)
         if trailers:
             connection.send(HeadersFrame(stream, data=_encoded(trailers), flags=["END_HEADERS", "END_STREAM"]))
         found: dict[str, str] = {}
