@@ -17,7 +17,7 @@ from service.postgres.connection import connect as connect_to_host
 from service.postgres.database import Limits, open_database
 from service.postgres.hosts import Hosts
 from service.postgres.password_file import read_password
-from tests.support.commands import RunCommand
+from tests.support.commands import DATABASE_COMMANDS, RunCommand
 from tests.support.proxy import listening, proxied
 
 _SECRET = b"hunter2"
@@ -82,15 +82,7 @@ async def test_impostor_gets_no_password(host: str, mode: str, requests: list[by
     assert (b"user\0" in impostor.received) is not tls
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["migrate"],
-        ["status"],
-        ["import", "walg", "--folder-id", "f", "--cluster-id", "c"],
-        ["remove-cluster", "--cluster-id", "c", "--yes"],
-    ],
-)
+@pytest.mark.parametrize("arguments", DATABASE_COMMANDS)
 async def test_commands_do_not_send_the_password(command: RunCommand, arguments: list[str]) -> None:
     """Every command that connects to PostgreSQL fails with the reason, without a traceback or the password."""
     impostor = Impostor(_CLEARTEXT)

@@ -16,7 +16,7 @@ from service.dev.embedded_postgres import EmbeddedPostgres, server_user
 from service.postgres.migration import Roles, migrate
 from service.postgres.session import lock_cluster, open_session
 from tests.support.catalog import OWNER
-from tests.support.postgres import temporary_folder
+from tests.support.postgres import refused, temporary_folder
 from tests.support.repository import ROOT
 
 _FOLDER = ROOT / "deploy" / "postgres"
@@ -36,18 +36,11 @@ class Installed(NamedTuple):
     async def refused(self, user: str, *statements: str) -> list[str]:
         """Return the statements that the role may not run; none of them has an effect."""
         connection = await self.connect(user)
-        await connection.execute("SET default_transaction_read_only = off")  # any role may
-        refused = []
-        for statement in statements:
-            transaction = connection.transaction()
-            await transaction.start()
-            try:
-                await connection.execute(statement)
-            except asyncpg.InsufficientPrivilegeError:
-                refused.append(statement)
-            await transaction.rollback()
-        await connection.close()
-        return refused
+        try:
+            await connection.execute("SET default_transaction_read_only = off")  # any role may
+            return await refused(connection, *statements)
+        finally:
+            await connection.close()
 
 
 @pytest.fixture(name="installed", scope="module")

@@ -9,6 +9,7 @@ from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
 from tests.support.catalog import OWNER, Sql
 from tests.support.commands import RunCommand
+from tests.support.postgres import refused
 
 _WRITES = [
     "INSERT INTO backups VALUES ('b', 'f', now(), 'c', now(), 1, 'manual')",
@@ -42,19 +43,11 @@ _READS = [
 
 
 async def _refused(url: str, statements: list[str]) -> list[str]:
-    """Return the statements that the role may not run; none of them has an effect."""
-    refused = []
     connection = await asyncpg.connect(url)
-    for statement in statements:
-        transaction = connection.transaction()
-        await transaction.start()
-        try:
-            await connection.execute(statement)
-        except asyncpg.InsufficientPrivilegeError:
-            refused.append(statement)
-        await transaction.rollback()
-    await connection.close()
-    return refused
+    try:
+        return await refused(connection, *statements)
+    finally:
+        await connection.close()
 
 
 async def test_service_role(database_url: str) -> None:

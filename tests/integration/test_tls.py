@@ -22,7 +22,7 @@ from service.postgres.migration import Roles, migrate
 from service.settings import Settings
 from tests.support.catalog import OWNER
 from tests.support.certificates import Authority, Pair
-from tests.support.commands import RunCommand
+from tests.support.commands import DATABASE_COMMANDS, RunCommand
 from tests.support.eventually import eventually
 from tests.support.ports import free_ports
 from tests.support.postgres import temporary_folder
@@ -221,15 +221,7 @@ async def test_client_certificates(tls_postgres: TlsPostgres) -> None:
         await _connected(tls_postgres.url(tls_postgres.verified, user="certified"))
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["migrate"],
-        ["status"],
-        ["import", "walg", "--folder-id", "f", "--cluster-id", "c"],
-        ["remove-cluster", "--cluster-id", "c", "--yes"],
-    ],
-)
+@pytest.mark.parametrize("arguments", DATABASE_COMMANDS)
 async def test_every_command_reports_errors_of_tls(tls_postgres: TlsPostgres, command: RunCommand, arguments: list[str]) -> None:
     """Every command verifies the server, and reports a certificate that is not trusted as such."""
     done = await command(*arguments, stdin=b"[]", BACKUPS_DATABASE_URL=tls_postgres.url())

@@ -15,6 +15,14 @@ class Done(NamedTuple):
 
 RunCommand = Callable[..., Awaitable[Done]]
 
+DATABASE_COMMANDS = (
+    ["migrate"],
+    ["status"],
+    ["import", "walg", "--folder-id", "f", "--cluster-id", "c"],
+    ["remove-cluster", "--cluster-id", "c", "--yes"],
+)
+"""Arguments of commands that connect to PostgreSQL."""
+
 
 def environment(**settings: str) -> dict[str, str]:
     """Return the environment of a process under test: these settings, and no variable of the machine except those of coverage."""

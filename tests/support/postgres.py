@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncpg
 
 from service.dev.embedded_postgres import EmbeddedPostgres
-from tests.support.catalog import OWNER
+from tests.support.catalog import OWNER, Sql
 
 _SMALL = {"wal_init_zero": "off", "max_wal_size": "96MB"}  # little write-ahead log, which may be in memory
 _MEMORY, _DISK = Path("/dev/shm"), Path("/tmp")
@@ -64,6 +64,20 @@ async def execute(postgres: EmbeddedPostgres, statement: str) -> None:
         await connection.execute(statement)
     finally:
         await connection.close()
+
+
+async def refused(connection: Sql, *statements: str) -> list[str]:
+    """Return the statements that the connection's role may not run; none of them has an effect."""
+    found = []
+    for statement in statements:
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            await connection.execute(statement)
+        except asyncpg.InsufficientPrivilegeError:
+            found.append(statement)
+        await transaction.rollback()
+    return found
 
 
 def _remove_abandoned(parent: Path) -> None:

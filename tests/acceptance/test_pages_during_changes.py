@@ -23,7 +23,7 @@ _SEED = 14
 @pytest.mark.slow
 @pytest.mark.xdist_group("faults")
 @pytest.mark.guarantee(14, "walks while rows change and replicas restart, checked from the clients' histories")
-async def test_walks(database_url: str, owner_url: str, tmp_path: Path, *, long: bool, measure: Measure) -> None:
+async def test_changes_of_rows(database_url: str, owner_url: str, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """While rows change and replicas restart, no call fails, and no client sees a row twice, out of order or not at all."""
     clients = 40 if long else 12
     folder = Folder(tmp_path, seed=_SEED)
@@ -38,7 +38,7 @@ async def test_walks(database_url: str, owner_url: str, tmp_path: Path, *, long:
 @pytest.mark.debian("etcd-server", program="etcd")
 @pytest.mark.timeout(900)
 @pytest.mark.guarantee(14, "walks while rows and the primary change and replicas restart, checked from the clients' histories")
-async def test_walks_over_primaries(tmp_path: Path, *, long: bool, measure: Measure) -> None:
+async def test_changes_of_the_primary(tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """While the primary changes too, walks stay correct, and calls fail only with UNAVAILABLE or DEADLINE_EXCEEDED."""
     if not long:
         pytest.skip("runs only with --long; test_failover.py walks over changes of the primary in CI")
