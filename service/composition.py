@@ -22,7 +22,7 @@ from service.api.health import Health
 from service.api.interceptor import Interceptor
 from service.api.jwks_source import jwks_source
 from service.api.listener import Listener
-from service.api.readiness import Readiness
+from service.api.readiness import NotReady, Readiness
 from service.api.signing_keys import SigningKeys
 from service.catalog_metrics import CatalogMetrics
 from service.errors import TracingUnavailable
@@ -276,6 +276,7 @@ def _add_gauges(parts: _Parts) -> None:
     metrics, admission, readiness, pool = parts.metrics, parts.admission, parts.readiness, parts.database
     metrics.build(version=VERSION, python=platform.python_version(), grpcio=grpc.__version__, schema_required=str(REQUIRED_REVISION))
     metrics.gauge("backups_ready", "1 if the replica is ready, else 0.", lambda: readiness.reason is None)
+    metrics.state("backups_not_ready", "1 for the reason why the replica is not ready.", "reason", NotReady, lambda: readiness.reason)
     metrics.gauge("backups_admission_in_flight", "Cost of the calls that are being answered.", lambda: admission.in_flight)
     metrics.gauge("backups_admission_limit", "Limit of the cost of the calls in flight.", lambda: admission.limit)
     metrics.gauge("backups_incomplete_requests", "Calls whose request has not arrived in full.", lambda: len(parts.incomplete))

@@ -20,8 +20,8 @@ from service.waiting import sleep_in_steps, wait_for_first
 class NotReady(StrEnum):
     """Every reason why a replica is not ready. docs/operating.md explains each one.
 
-    Each change of the reason is logged as `not serving`, except STARTING, the state before the first check. grpc.health.v1 (health.py) and
-    the metric `backups_ready` only show that there is a reason.
+    Each change of the reason is logged as `not serving`, except STARTING, the state before the first check, and the metric
+    `backups_not_ready` has it. grpc.health.v1 (health.py) and the metric `backups_ready` only show that there is a reason.
     """
 
     # Readiness.__init__

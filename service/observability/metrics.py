@@ -4,7 +4,7 @@ import io
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from socketserver import ThreadingMixIn
 from typing import Any, NamedTuple, TextIO, get_args
@@ -93,6 +93,12 @@ class Metrics:
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """Add a gauge whose value is read for each scrape."""
         Gauge(name, help_text, registry=self._registry).set_function(read)
+
+    def state(self, name: str, help_text: str, label: str, states: Iterable[str], read: Callable[[], str | None]) -> None:
+        """Add a gauge with a label: 1 for the current state, which is read for each scrape, and 0 for the others."""
+        gauge = Gauge(name, help_text, (label,), registry=self._registry)
+        for state in states:
+            gauge.labels(state).set_function(lambda state=state: read() == state)
 
     def counter(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """Add a counter whose value is read for each scrape."""

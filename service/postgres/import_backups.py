@@ -266,10 +266,13 @@ class _Import:
     async def _check_taken_ids(self) -> None:
         cluster, tool = self._of_tool
         if taken := await self._connection.fetchrow(_TAKEN, cluster, tool):
-            owner = f"cluster {taken['source_cluster_id']}" + (f", imported by {taken['tool']}" if taken["tool"] != tool else "")
+            other = taken["source_cluster_id"]
+            owner = f"cluster {other}" + (f", imported by {taken['tool']}" if taken["tool"] != tool else "")
+            removal = f". If cluster {other} no longer exists, remove it: backup-service remove-cluster --cluster-id {other}"
             raise ImportRefused(
                 f"{taken['label']}: the id {taken['id']} already belongs to a backup of {owner}. "
                 f"Import into that cluster, use another --id-prefix, or leave the entry out with --exclude {taken['name']}"
+                f"{removal if other != cluster else ''}"
             )
 
     async def _move(self) -> int:

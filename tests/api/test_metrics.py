@@ -16,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service import VERSION, pb
+from service.api.readiness import NotReady
 from service.errors import PortTaken
 from tests.support.catalog import AddBackups, Sql
 from tests.support.certificates import Authority, Files
@@ -60,6 +61,18 @@ async def test_state_of_the_server(start_server: StartServer) -> None:
     assert value_of(scraped, "backups_admission_in_flight") == 0
     assert value_of(scraped, "backups_pool_size") == 3
     assert 1 <= value_of(scraped, "backups_pool_connections") <= 3
+
+
+async def test_reason_of_a_replica_that_is_not_ready(start_server: StartServer, tmp_path: Path) -> None:
+    """A metric has every reason why a replica can be not ready, with 1 for the current one and none for a ready replica."""
+    async with start_server(metrics_listen="127.0.0.1:0") as server:
+        scraped = await eventually(lambda: scrape(server), lambda metrics: value_of(metrics, "backups_ready"))
+    assert {reason: value_of(scraped, "backups_not_ready", reason=reason) for reason in NotReady} == dict.fromkeys(NotReady, 0)
+    jwt = {"auth": "jwt", "jwks": str(tmp_path / "none.json"), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+    async with start_server(metrics_listen="127.0.0.1:0", **jwt) as server:
+        read = lambda metrics: value_of(metrics, "backups_not_ready", reason=NotReady.KEYS_NEVER_READ)  # noqa: E731
+        scraped = await eventually(lambda: scrape(server), read)
+    assert sum(value_of(scraped, "backups_not_ready", reason=reason) for reason in NotReady) == 1
 
 
 async def test_ages(start_server: StartServer, sql: Sql, tmp_path: Path) -> None:
