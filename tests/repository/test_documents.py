@@ -1,5 +1,6 @@
 """Links of the documents, the tables of settings, the changelog and the code in docs/clients.md."""
 
+import fnmatch
 import re
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def test_every_variable_is_known() -> None:
     mentioned = set(re.findall(r"\bBACKUPS_[A-Z0-9_]*[A-Z0-9]\b(?!\*)", text))
     assert mentioned - known_names(Settings.model_fields) == set()
     assert "BACKUPS_DATABASE_URL" in mentioned
+
+
+def test_every_variable_of_other_programs_is_listed() -> None:
+    """docs/clients.md lists each environment variable that the code reads and that does not begin with `BACKUPS_`."""
+    files = [ROOT / file for file in tracked_files() if file.startswith("service/") and file.endswith(".py") and "/pb/" not in file]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    read = set(re.findall(r"environ(?:\.get\(|\[)f?\"(?!BACKUPS_)([A-Z_]+)", code))
+    rows = re.findall(r"^\| (`.+?`) \| .+ \|$", _CLIENTS.partition("### Environment")[2].partition("### ")[0], re.MULTILINE)
+    patterns = [name for row in rows for name in re.findall(r"`(\S+)`", row)]
+    assert {"XDG_DATA_HOME", "OTEL_SDK_DISABLED"} <= read
+    assert [name for name in read if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)] == []
 
 
 def _anchor(heading: str) -> str:
