@@ -34,6 +34,10 @@ class _ReadCounter(Collector):
         yield CounterMetricFamily(self._name, self._help, value=self._read())
 
 
+def _equals(state: str, read: Callable[[], str | None]) -> Callable[[], float]:
+    return lambda: float(read() == state)
+
+
 class MethodMetrics(NamedTuple):
     """The metrics of one method; their children are looked up once."""
 
@@ -98,7 +102,7 @@ class Metrics:
         """Add a gauge with a label: 1 for the current state, which is read for each scrape, and 0 for the others."""
         gauge = Gauge(name, help_text, (label,), registry=self._registry)
         for state in states:
-            gauge.labels(state).set_function(lambda state=state: read() == state)
+            gauge.labels(state).set_function(_equals(state, read))
 
     def counter(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """Add a counter whose value is read for each scrape."""
