@@ -23,9 +23,10 @@ class Position(NamedTuple):
 class Page(NamedTuple):
     """Consecutive backups of a list."""
 
-    elements: list[bytes]
+    elements: bytes | memoryview
     """Protobuf encodings of elements of `ListBackupsResponse.backups`, each with its tag and length."""
-    has_more: bool
+    last: bytes | None = None
+    """The last of these elements if there is a next page, otherwise None."""
 
 
 def is_backup_id(text: str) -> bool:

@@ -10,13 +10,12 @@ from service.page_token import PageTokens, TokenScope
 def encoded_page(page: Page, page_tokens: PageTokens, scope: TokenScope) -> bytes:
     """Return a page as an encoded `ListBackupsResponse` or `ListClusterBackupsResponse`: both number their fields alike.
 
-    Encodings that follow each other merge into one message, so the elements are joined and only the last one is parsed, for the token.
+    Encodings that follow each other merge into one message, so only the last element is parsed, for the token.
     """
-    parts = page.elements
-    if page.has_more:
-        token = page_tokens.seal(_position(page.elements[-1]), scope)
-        parts = [*parts, pb.ListBackupsResponse(next_page_token=token).SerializeToString()]
-    return b"".join(parts)
+    if page.last is None:
+        return bytes(page.elements)
+    token = page_tokens.seal(_position(page.last), scope)
+    return b"".join((page.elements, pb.ListBackupsResponse(next_page_token=token).SerializeToString()))
 
 
 def encoded_backup(element: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from service import pb
 from service.api.authentication import current_caller
 from service.api.backup_page import encoded_backup, encoded_page
+from service.api.client_address import current_client
 from service.api.validation import validate
 from service.backup import DEFAULT_PAGE_SIZE
 from service.page_token import PageTokens, TokenScope
@@ -31,5 +32,6 @@ class BackupService(pb.BackupServiceServicer):
         validate(request)
         scope = TokenScope(_LIST, request.folder_id)
         after = self._page_tokens.open(request.page_token, scope)
-        page = await self._catalog.page(request.folder_id, after=after, size=request.page_size or DEFAULT_PAGE_SIZE)
+        size = request.page_size or DEFAULT_PAGE_SIZE
+        page = await self._catalog.page(request.folder_id, after=after, size=size, client=current_client())
         return encoded_page(page, self._page_tokens, scope)

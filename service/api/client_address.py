@@ -6,6 +6,7 @@ the connection is a trusted proxy: everything before it was sent by the client a
 
 import ipaddress
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote
@@ -16,6 +17,19 @@ _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _FORWARDED_FOR = "x-forwarded-for"
 _CACHED = 4096
+
+
+_current: ContextVar[str] = ContextVar("client", default="")
+
+
+def current_client() -> str:
+    """Return the key by which the current call's client shares limits with others: the token's subject, or the address."""
+    return _current.get()
+
+
+def set_current_client(key: str) -> None:
+    """Set the key of the current call's client. Each call is a task with a context of its own."""
+    _current.set(key)
 
 
 class Client(NamedTuple):

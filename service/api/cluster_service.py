@@ -3,6 +3,7 @@
 from service import pb
 from service.api.authentication import current_caller
 from service.api.backup_page import encoded_page
+from service.api.client_address import current_client
 from service.api.validation import validate
 from service.backup import DEFAULT_PAGE_SIZE
 from service.page_token import PageTokens, TokenScope
@@ -28,5 +29,6 @@ class ClusterService(pb.ClusterServiceServicer):
         scope = TokenScope(_LIST_BACKUPS, request.cluster_id)
         after = self._page_tokens.open(request.page_token, scope)
         size = request.page_size or DEFAULT_PAGE_SIZE
-        page = await self._catalog.cluster_page(request.cluster_id, folders=current_caller().folders, after=after, size=size)
+        folders, client = current_caller().folders, current_client()
+        page = await self._catalog.cluster_page(request.cluster_id, folders=folders, after=after, size=size, client=client)
         return encoded_page(page, self._page_tokens, scope)

@@ -24,7 +24,7 @@ from grpc.aio import ServicerContext
 from service import pb
 from service.api.admission import STREAM_COST, Admission, IncompleteRequests, cost_of
 from service.api.authentication import ANYBODY, NOBODY, Authenticator, current_caller, set_current_caller
-from service.api.client_address import ClientAddresses
+from service.api.client_address import ClientAddresses, set_current_client
 from service.api.client_names import ANY_NAME, ClientNames
 from service.api.error_status import INTERNAL, REQUEST_ID_KEY, status_of, trailers
 from service.api.running_call import RunningCall
@@ -222,6 +222,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 running.client = f"subject {caller.subject}"
         else:
             running.client = "unauthenticated"  # counted as one client, so that together they get at most half of the limit
+        set_current_client(running.client)
         if self._tracing is not None and method.is_admitted:
             call.span = self._tracing.call(
                 method.name, metadata, request_id=call.request_id, seconds=call.seconds, is_authenticated=method.is_authenticated

@@ -22,7 +22,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from service import VERSION
-from service.errors import TracingUnavailable
+from service.errors import CatalogUnavailable, TracingUnavailable
 
 # Status codes that the semantic conventions list as errors of a server.
 _SERVER_ERRORS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
@@ -153,13 +153,15 @@ def _query_attributes(text: str, database: str) -> dict[str, str]:
 @lru_cache(maxsize=100)
 def _summary(query: str) -> tuple[str, str]:
     """Return the operation and the table of a statement of the service."""
-    found = re.match(r"\s*(\w+)\b.*?\bFROM\s+(\w+)", query, re.DOTALL)
-    assert found, "every query of the service is a SELECT from one table"
+    found = re.match(r"\s*(\w+)\b.*\bFROM\s+(\w+)", query, re.DOTALL)
+    assert found, "every query of the service is a SELECT from one table, which is the last one that it names"
     return found[1], found[2]
 
 
 def _failed(span: Span, error: BaseException) -> None:
     """Record an error by its type and SQLSTATE, without its text, which may contain secrets."""
+    if isinstance(error, CatalogUnavailable) and error.__cause__:
+        error = error.__cause__
     span.set_status(StatusCode.ERROR)
     span.set_attribute("error.type", f"{type(error).__module__}.{type(error).__qualname__}")
     if sqlstate := getattr(error, "sqlstate", None):

@@ -1,42 +1,56 @@
-"""Queries of the API: one backup, a page of a folder's or a cluster's backups."""
+"""Queries of the API: one backup, a page of a folder's or a cluster's backups. Each answers several calls at once (batches.py)."""
 
-import asyncio
+from datetime import UTC, datetime
 
 import asyncpg
 
-from service.backup import TIME_MIN, Page, Position, is_backup_id
+from service.backup import Page, Position, is_backup_id
 from service.errors import BackupNotFound
+from service.postgres.batches import Batches
 from service.postgres.database import Database
 
-GET = "SELECT folder_id, wire FROM backups WHERE id = $1"
-
-# LIMIT is one more than the page: an extra row means that there is a next page.
-FIRST_PAGE = """
-    SELECT wire FROM backups
-    WHERE folder_id = $1
-    ORDER BY created_at DESC, id DESC
-    LIMIT $2 + 1"""
-
-NEXT_PAGE = """
-    SELECT wire FROM backups
-    WHERE folder_id = $1 AND (created_at, id) < ($3, $4)
-    ORDER BY created_at DESC, id DESC
-    LIMIT $2 + 1"""
+BACKUPS = "SELECT array_position($1, id), folder_id, wire FROM backups WHERE id = ANY ($1::text[])"
 
 # Imports keep all backups of a cluster in one folder. If other writers use several, the first one in byte order counts.
-CLUSTER_FOLDER = "SELECT folder_id FROM backups WHERE source_cluster_id = $1 ORDER BY folder_id LIMIT 1"
+CLUSTER_FOLDERS = """
+    SELECT lookup.number, found.folder_id
+    FROM unnest($1::text[]) WITH ORDINALITY AS lookup (cluster_id, number),
+    LATERAL (
+      SELECT folder_id FROM backups WHERE source_cluster_id = lookup.cluster_id ORDER BY folder_id LIMIT 1
+    ) AS found"""
 
-FIRST_CLUSTER_PAGE = """
-    SELECT wire FROM backups
-    WHERE source_cluster_id = $1 AND folder_id = $2
-    ORDER BY created_at DESC, id DESC
-    LIMIT $3 + 1"""
+# One row for each page: its elements, and the lengths of its last element and of an extra one. LIMIT is one more than the page: an extra
+# element means that there is a next page.
+FOLDER_PAGES = """
+    SELECT lookup.number, page.elements, page.lengths
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
+      WITH ORDINALITY AS lookup (size, last_at, last_id, folder_id, number),
+    LATERAL (
+      SELECT string_agg(wire, ''::bytea) AS elements,
+        (array_agg(octet_length(wire)))[lookup.size::int : lookup.size::int + 1]::text AS lengths
+      FROM (
+        SELECT wire FROM backups
+        WHERE folder_id = lookup.folder_id AND (created_at, id) < (lookup.last_at::timestamptz, lookup.last_id)
+        ORDER BY created_at DESC, id DESC
+        LIMIT lookup.size::int + 1
+      ) AS backup
+    ) AS page"""
 
-NEXT_CLUSTER_PAGE = """
-    SELECT wire FROM backups
-    WHERE source_cluster_id = $1 AND folder_id = $2 AND (created_at, id) < ($4, $5)
-    ORDER BY created_at DESC, id DESC
-    LIMIT $3 + 1"""
+CLUSTER_PAGES = """
+    SELECT lookup.number, page.elements, page.lengths
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+      WITH ORDINALITY AS lookup (size, last_at, last_id, folder_id, cluster_id, number),
+    LATERAL (
+      SELECT string_agg(wire, ''::bytea) AS elements,
+        (array_agg(octet_length(wire)))[lookup.size::int : lookup.size::int + 1]::text AS lengths
+      FROM (
+        SELECT wire FROM backups
+        WHERE source_cluster_id = lookup.cluster_id AND folder_id = lookup.folder_id
+          AND (created_at, id) < (lookup.last_at::timestamptz, lookup.last_id)
+        ORDER BY created_at DESC, id DESC
+        LIMIT lookup.size::int + 1
+      ) AS backup
+    ) AS page"""
 
 # Held or requested: a migration step locks the table for a moment, and waits for its readers first.
 _EXCLUSIVE_LOCK = """
@@ -45,11 +59,11 @@ _EXCLUSIVE_LOCK = """
       WHERE relation = to_regclass('backups') AND mode = 'AccessExclusiveLock'
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS locked"""
 
-_EMPTY = Page([], has_more=False)
+_EMPTY = Page(b"")
+_NEWEST = Position(datetime.max.replace(tzinfo=UTC), "")  # before every backup
 
-# Only two large pages are read at once. Otherwise a client that reads many of them would delay small calls, and keep the event loop too
-# busy to reject its other calls.
-_LARGE_PAGE, _LARGE_PAGES_AT_ONCE = 200, 2
+_LARGE_PAGE = 200
+_BACKUPS_AT_ONCE, _PAGES_AT_ONCE = 64, 8
 
 
 class Catalog:
@@ -57,7 +71,9 @@ class Catalog:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._large_pages = asyncio.Semaphore(_LARGE_PAGES_AT_ONCE)
+        self._backups = Batches(database, BACKUPS, limit=_BACKUPS_AT_ONCE)
+        self._cluster_folders = Batches(database, CLUSTER_FOLDERS, limit=_BACKUPS_AT_ONCE)
+        self._pages = {query: Batches(database, query, limit=_PAGES_AT_ONCE) for query in (FOLDER_PAGES, CLUSTER_PAGES)}
 
     async def probe(self) -> None:
         """Run every statement of this class, with arguments that match no row, to find missing tables, columns and rights.
@@ -70,12 +86,11 @@ class Catalog:
         [row] = await self._database.probe(_EXCLUSIVE_LOCK)
         if row["locked"]:
             return
-        await self._database.probe(GET, "")
-        await self._database.probe(FIRST_PAGE, "", 0)
-        await self._database.probe(NEXT_PAGE, "", 0, TIME_MIN, "")
-        await self._database.probe(CLUSTER_FOLDER, "")
-        await self._database.probe(FIRST_CLUSTER_PAGE, "", "", 0)
-        await self._database.probe(NEXT_CLUSTER_PAGE, "", "", 0, TIME_MIN, "")
+        await self._database.probe(BACKUPS, [""])
+        await self._database.probe(CLUSTER_FOLDERS, [""])
+        last_at, last_id = _columns(_NEWEST)
+        await self._database.probe(FOLDER_PAGES, ["1"], [last_at], [last_id], [""])
+        await self._database.probe(CLUSTER_PAGES, ["1"], [last_at], [last_id], [""], [""])
 
     async def get(self, backup_id: str, *, folders: frozenset[str] | None) -> bytes:
         """Return a backup as an element of `ListBackupsResponse.backups`, with its tag and length.
@@ -93,24 +108,27 @@ class Catalog:
         """
         if not is_backup_id(backup_id):  # PostgreSQL rejects texts with NUL
             raise BackupNotFound(backup_id)
-        rows = await self._database.fetch(GET, backup_id)
-        if not rows or (folders is not None and rows[0][0] not in folders):
+        row = await self._backups.fetch(backup_id)
+        if row is None or (folders is not None and row[1] not in folders):
             raise BackupNotFound(backup_id)
-        return bytes(rows[0][1])
+        return bytes(row[2])
 
-    async def page(self, folder_id: str, *, after: Position | None, size: int) -> Page:
+    async def page(self, folder_id: str, *, after: Position | None, size: int, client: str) -> Page:
         """Return at most `size` of a folder's backups after a position, newest first; None is the position before the newest.
+
+        Args:
+            client: clients wait for large pages in turn.
 
         Raises:
             CatalogUnavailable: see `Database.fetch`.
         """
         if "\0" in folder_id:  # PostgreSQL rejects it, so no folder has this id
             return _EMPTY
-        if after is None:
-            return await self._page(size, FIRST_PAGE, folder_id, size)
-        return await self._page(size, NEXT_PAGE, folder_id, size, after.created_at, after.id)
+        return await self._page(client, FOLDER_PAGES, size, after, folder_id)
 
-    async def cluster_page(self, cluster_id: str, *, folders: frozenset[str] | None, after: Position | None, size: int) -> Page:
+    async def cluster_page(
+        self, cluster_id: str, *, folders: frozenset[str] | None, after: Position | None, size: int, client: str
+    ) -> Page:
         """Return at most `size` of a cluster's backups after a position, newest first; None is the position before the newest.
 
         The page has the backups in the cluster's folder only. An unknown cluster and one in a hidden folder give an empty page after
@@ -121,26 +139,36 @@ class Catalog:
             folders: those that the caller may read; None means all.
             after: the position.
             size: the number of backups.
+            client: clients wait for large pages in turn.
 
         Raises:
             CatalogUnavailable: see `Database.fetch`.
         """
         if "\0" in cluster_id:
             return _EMPTY
-        found = await self._database.fetch(CLUSTER_FOLDER, cluster_id)
-        if not found or (folders is not None and found[0][0] not in folders):
+        found = await self._cluster_folders.fetch(cluster_id)
+        if found is None or (folders is not None and found[1] not in folders):
             return _EMPTY
-        if after is None:
-            return await self._page(size, FIRST_CLUSTER_PAGE, cluster_id, found[0][0], size)
-        return await self._page(size, NEXT_CLUSTER_PAGE, cluster_id, found[0][0], size, after.created_at, after.id)
+        return await self._page(client, CLUSTER_PAGES, size, after, found[1], cluster_id)
 
-    async def _page(self, size: int, query: str, *arguments: object) -> Page:
+    async def _page(self, client: str, query: str, size: int, after: Position | None, *of: str) -> Page:
+        lookup = (str(size), *_columns(after or _NEWEST), *of)
         if size < _LARGE_PAGE:
-            return _page(await self._database.fetch(query, *arguments), size)
-        async with self._large_pages:
-            return _page(await self._database.fetch(query, *arguments), size)
+            return _page_of(await self._pages[query].fetch(*lookup))
+        with self._database.trace(query) as connected:
+            [row] = await self._database.fetch_large(client, query, *([each] for each in lookup), connected=connected)
+        return _page_of(row)
 
 
-def _page(rows: list[asyncpg.Record], size: int) -> Page:
-    # Access by name would take 1.5 times as long as by position.
-    return Page([row[0] for row in rows[:size]], has_more=len(rows) > size)
+def _columns(position: Position) -> tuple[str, str]:
+    return position.created_at.isoformat(), position.id
+
+
+def _page_of(row: asyncpg.Record | None) -> Page:
+    if row is None or row[1] is None:
+        return _EMPTY
+    last, _, extra = row[2].strip("{}").partition(",")  # access by position is faster than by name
+    if not extra:
+        return Page(row[1])
+    end = len(row[1]) - int(extra)
+    return Page(memoryview(row[1])[:end], last=row[1][end - int(last) : end])

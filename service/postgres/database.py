@@ -61,21 +61,47 @@ class Database:
         self._pool = pool
         self._trace = trace
 
-    async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
+    def trace(self, query: str) -> AbstractContextManager[Callable[[], None]]:
+        """Return a context manager that creates the span of a query for the current call. It yields `connected` of `fetch`."""
+        return self._trace(query)
+
+    async def fetch(self, query: str, *args: object, connected: Callable[[], None] = _ignore) -> list[asyncpg.Record]:
         """Run one query on a connection of the pool.
+
+        Args:
+            connected: called when there is a connection.
 
         Raises:
             CatalogUnavailable: PostgreSQL cannot be used now, or no connection was free in time; the message is the cause.
         """
         try:
-            with self._trace(query) as connected:
-                left_s = await self._pool.acquire_permit()
-                try:
-                    return await self._pool.fetch(query, args, connected, within_s=left_s)
-                finally:
-                    self._pool.release_permit()
+            return await self._fetch(query, args, connected)
         except UNAVAILABLE as exc:
             raise unavailable(exc) from exc
+
+    async def fetch_large(self, client: str, query: str, *args: object, connected: Callable[[], None]) -> list[asyncpg.Record]:
+        """Run a query with a large result, as `fetch` does. Only two run at once, and clients wait for them in turn.
+
+        Otherwise a client that reads many large pages would delay small calls, and keep the event loop too busy to reject its other calls.
+        The wait counts against the timeout of acquiring a connection.
+        """
+        try:
+            waited_s = await self._pool.acquire_turn(client)
+            try:
+                return await self._fetch(query, args, connected, waited_s=waited_s)
+            finally:
+                self._pool.release_turn()
+        except UNAVAILABLE as exc:
+            raise unavailable(exc) from exc
+
+    async def _fetch(
+        self, query: str, args: tuple[object, ...], connected: Callable[[], None], *, waited_s: float = 0.0
+    ) -> list[asyncpg.Record]:
+        left_s = await self._pool.acquire_permit(waited_s=waited_s)
+        try:
+            return await self._pool.fetch(query, args, connected, within_s=left_s)
+        finally:
+            self._pool.release_permit()
 
     async def probe(self, query: str, *args: object) -> list[asyncpg.Record]:
         """Run a health query on the reserved connection, so that it never waits for calls; one at a time.
@@ -144,7 +170,8 @@ def _create_pool(
         connect = connect_unless_lagging(connect, max_replication_lag)
     # Each query is one statement in its own transaction. transaction_timeout would end the session, not only the statement.
     timeouts = SessionTimeouts(statement=limits.statement, lock=limits.statement, idle_in_transaction=limits.statement)
-    settings = timeouts.server_settings | {"default_transaction_read_only": "on"}
+    # For arguments that are arrays, PostgreSQL would plan each execution again: it expects ten elements in a generic plan.
+    settings = timeouts.server_settings | {"default_transaction_read_only": "on", "plan_cache_mode": "force_generic_plan"}
     return asyncpg.create_pool(
         connect=connect,
         init=None if pooled else timeouts.set_transaction_timeout,

@@ -11,11 +11,15 @@ import asyncpg
 
 from service.errors import ConnectFailed
 from service.postgres.errors import UNAVAILABLE
+from service.postgres.turns import Turns
 
 if TYPE_CHECKING:  # the class cannot be subscripted at run time
     from asyncpg.pool import PoolConnectionProxy
 
     _Connection = PoolConnectionProxy[asyncpg.Record]
+
+LARGE_AT_ONCE = 2
+"""Large queries that run at once."""
 
 
 class Pool:
@@ -37,27 +41,52 @@ class Pool:
         self._acquire_s = acquire.total_seconds()
         self._hosts = hosts
         self._permits = asyncio.Semaphore(size)
+        self._large = Turns(LARGE_AT_ONCE)
         self._idle: list[_Connection] = []  # last in, first out
         self._generation = 0
         self._releases: set[asyncio.Task[None]] = set()
 
-    async def acquire_permit(self) -> float:
-        """Wait until fewer than `size` queries run, and return the seconds left for connecting.
+    async def acquire_turn(self, client: str) -> float:
+        """Wait until fewer than `LARGE_AT_ONCE` large queries run, in turn with other clients. Return the seconds that this took.
 
         Raises:
             ConnectFailed: the wait took too long.
         """
-        if not self._permits.locked():
-            await self._permits.acquire()  # does not wait
-            return self._acquire_s
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._acquire_s):
+                await self._large.acquire(client)
+        except TimeoutError as exc:
+            raise ConnectFailed(
+                f"no large page could be read within {self._acquire_s:g} s: {LARGE_AT_ONCE} others were being read"
+            ) from exc
+        return time.monotonic() - began
+
+    def release_turn(self) -> None:
+        """Let the next large query start."""
+        self._large.release()
+
+    async def acquire_permit(self, *, waited_s: float = 0.0) -> float:
+        """Wait until fewer than `size` queries run, and return the seconds left for connecting.
+
+        Args:
+            waited_s: seconds that the query has waited already.
+
+        Raises:
+            ConnectFailed: the wait took too long.
+        """
+        left_s = self._acquire_s - waited_s
+        if not self._permits.locked():
+            await self._permits.acquire()  # does not wait
+            return left_s
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(left_s):
                 await self._permits.acquire()
         except TimeoutError as exc:
             cause = f"no connection was free within {self._acquire_s:g} s: all {self._size} of the pool were in use"
             raise ConnectFailed(cause) from exc
-        return self._acquire_s - (time.monotonic() - began)
+        return left_s - (time.monotonic() - began)
 
     def release_permit(self) -> None:
         """Let the next query start."""

@@ -141,9 +141,11 @@ async def _check_pool(stub: pb.BackupServiceStub, sql: Sql, database_name: str, 
     """Check that `size` calls have a connection at the same time, and that there is no other one but the reserved connection."""
     async with sql.transaction():
         await sql.execute("LOCK TABLE backups IN ACCESS EXCLUSIVE MODE")
-        calls = [asyncio.ensure_future(_call(stub, 15)) for _ in range(size)]
         waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'backups'::regclass AND NOT granted"
-        await eventually(lambda: sql.fetchval(waiting), lambda count: count >= size, timeout_s=20)
+        calls = []
+        for number in range(1, size + 1):  # one after the other, so that each call has a query of its own
+            calls.append(asyncio.ensure_future(_call(stub, 15)))
+            await eventually(lambda: sql.fetchval(waiting), number.__le__, timeout_s=20)
     assert {code for code, _ in await asyncio.gather(*calls)} == {"OK"}
     await eventually(lambda: sql.fetchval(f"SELECT count(*) {_BACKENDS}", database_name), lambda count: count <= size + 1, timeout_s=20)
 

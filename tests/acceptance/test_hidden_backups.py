@@ -87,7 +87,7 @@ class Resource(NamedTuple):
 
 
 _BACKUP = Resource(
-    f"/{pb.BACKUP_SERVICE}/Get", "backup_id", pb.GetBackupRequest, pb.Backup, StatusCode.NOT_FOUND, "        if not rows or "
+    f"/{pb.BACKUP_SERVICE}/Get", "backup_id", pb.GetBackupRequest, pb.Backup, StatusCode.NOT_FOUND, "        if row is None or "
 )
 _CLUSTER = Resource(
     f"/{pb.CLUSTER_SERVICE}/ListBackups",
@@ -95,7 +95,7 @@ _CLUSTER = Resource(
     pb.ListClusterBackupsRequest,
     pb.ListClusterBackupsResponse,
     StatusCode.OK,
-    "        if not found or ",
+    "        if found is None or ",
 )
 
 

@@ -110,7 +110,7 @@ async def test_calls_in_flight_finish(database_url: str, sql: Sql) -> None:
         async with sql.transaction():
             await sql.execute("LOCK TABLE backups")
             held = [asyncio.ensure_future(failure(server.stub.Get(pb.GetBackupRequest(backup_id="a")))) for _ in range(5)]
-            await eventually(lambda: sql.fetchval(_WAITING), lambda count: count >= 5)
+            await eventually(lambda: sql.fetchval(_WAITING), lambda count: count >= 1)  # one query may answer all
             server.process.send_signal(signal.SIGTERM)
             await server.event("not serving")
             assert (await server.health.Check(health_pb2.HealthCheckRequest())).status == _NOT_SERVING

@@ -18,6 +18,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from service import pb
+from service.postgres.catalog import BACKUPS
 from tests.support.catalog import AddBackups, Sql
 from tests.support.commands import environment
 from tests.support.deployment import ReplicaProcess
@@ -141,7 +142,7 @@ async def test_spans_of_a_call(
         "db.operation.name": "SELECT",
         "db.collection.name": "backups",
         "db.query.summary": "SELECT backups",
-        "db.query.text": "SELECT folder_id, wire FROM backups WHERE id = $1",
+        "db.query.text": BACKUPS,
     }
     assert _attributes(query)["db.namespace"].startswith("test_")
     assert [event.name for event in query.events] == ["connected"]
@@ -168,6 +169,34 @@ async def test_spans_of_failed_calls(start_traced: StartTraced, collector: Colle
     assert _attributes(failed)["db.response.status_code"] == "42P01"
     assert _attributes(unavailable)["error.type"] == "UNAVAILABLE"
     assert "does not exist" not in str(collector.requests)
+
+
+async def test_spans_of_calls_that_share_a_query(
+    start_traced: StartTraced, collector: Collector, sql: Sql, issuer: Issuer, jwt: dict[str, str]
+) -> None:
+    """Each call has a span of its query in its own trace, also if one query answers several calls and one of them is cancelled."""
+    async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}", **jwt) as (replica, channel):
+        stub: Any = pb.BackupServiceStub(channel)
+        async with sql.transaction():
+            await sql.execute("LOCK TABLE backups")
+            metadata = [[("traceparent", f"00-{number:032x}-{_PARENT}-01"), _bearer(issuer)] for number in range(1, 21)]
+            calls = [stub.Get(pb.GetBackupRequest(backup_id="none"), metadata=each) for each in metadata]
+            await eventually(lambda: sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"), bool)
+            calls[3].cancel()
+            await eventually(lambda: [line for line in replica.log() if line.get("code") == "CANCELLED"], bool, timeout_s=20)
+        codes = [await call.code() for call in calls]
+        await _stop(replica)
+    assert codes == [StatusCode.CANCELLED if number == 3 else StatusCode.NOT_FOUND for number in range(20)]
+    served = {span.span_id: span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER}
+    queries = [span for span in collector.spans if span.kind == Span.SPAN_KIND_CLIENT]
+    assert sorted(span.trace_id.hex() for span in queries) == [f"{number:032x}" for number in range(1, 21)]
+    for query in queries:
+        call = served[query.parent_span_id]
+        assert call.trace_id == query.trace_id
+        assert call.start_time_unix_nano <= query.start_time_unix_nano <= query.end_time_unix_nano <= call.end_time_unix_nano
+        assert [event.name for event in query.events] == ["connected"]
+        is_cancelled = query.trace_id.hex() == f"{4:032x}"
+        assert (query.status.code == Status.STATUS_CODE_ERROR) is is_cancelled
 
 
 async def test_untraced_calls(start_traced: StartTraced, collector: Collector, issuer: Issuer, jwt: dict[str, str]) -> None:

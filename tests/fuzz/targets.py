@@ -34,7 +34,7 @@ from service.errors import CommandError, InvalidListing, InvalidPageToken
 from service.importers import gpbackup, walg
 from service.observability.metrics import Metrics
 from service.page_token import DEFAULT_KEY, PageTokens
-from service.postgres.catalog import CLUSTER_FOLDER, Catalog
+from service.postgres.catalog import CLUSTER_FOLDERS, Catalog
 from tests.support.page_tokens import cluster_scope, folder_scope
 
 Target: TypeAlias = Callable[[bytes], None]
@@ -111,19 +111,24 @@ class _EmptyDatabase:
     Every cluster has a folder, so that pages of clusters are read too.
     """
 
-    async def fetch(self, query: str, *arguments: object) -> list[Any]:
-        for argument in arguments:
-            match argument:
-                case str():
-                    assert "\0" not in argument
-                    argument.encode()
-                case int():
-                    assert 1 <= argument <= 1000
-                case datetime():
-                    assert _FIRST <= argument <= _LAST
-                case _:
-                    assert argument is None, "anonymous callers may read all folders"
-        return [("f1",)] if query == CLUSTER_FOLDER else []
+    def trace(self, query: str) -> AbstractContextManager[Callable[[], None]]:
+        return contextlib.nullcontext(lambda: None)
+
+    async def fetch(self, query: str, *columns: list[str], connected: Callable[[], None]) -> list[Any]:
+        for column in columns:
+            for argument in column:
+                assert "\0" not in argument
+                argument.encode()
+        if len(columns) > 1:  # pages
+            sizes, times, *_ = columns
+            assert all(1 <= int(size) <= 1000 for size in sizes)
+            assert all(_FIRST <= datetime.fromisoformat(time) <= datetime.max.replace(tzinfo=UTC) for time in times)
+            return [(1, None, None)]
+        return [(1, "f1")] if query == CLUSTER_FOLDERS else []
+
+    async def fetch_large(self, client: str, query: str, *columns: list[str], connected: Callable[[], None]) -> list[Any]:
+        assert client
+        return await self.fetch(query, *columns, connected=connected)
 
 
 @contextlib.contextmanager

@@ -39,44 +39,53 @@ def _blocks(node: dict[str, Any]) -> int:
     return int(node["Shared Hit Blocks"]) + int(node["Shared Read Blocks"])
 
 
+def _nested(plan: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Return the node that is executed for each lookup, and the number of lookups."""
+    lookups, node = plan["Plans"]
+    assert (plan["Node Type"], lookups["Node Type"]) == ("Nested Loop", "Function Scan")
+    return node, node["Actual Loops"]
+
+
+@pytest.mark.parametrize("lookups", [1, 8])
 @pytest.mark.parametrize(
-    ("index", "query", "types", "arguments"),
+    ("index", "query", "columns"),
     [
-        ("backups_page", catalog.FIRST_PAGE, "text, bigint", "'f1', 1000"),
-        ("backups_page", catalog.NEXT_PAGE, "text, bigint, timestamptz, text", "'f1', 1000, '2026-02-01 00:00:00+00', 'b500'"),
-        ("backups_cluster_page", catalog.FIRST_CLUSTER_PAGE, "text, text, bigint", "'c1', 'f1', 1000"),
-        (
-            "backups_cluster_page",
-            catalog.NEXT_CLUSTER_PAGE,
-            "text, text, bigint, timestamptz, text",
-            "'c1', 'f1', 1000, '2026-02-01 00:00:00+00', 'b500'",
-        ),
+        ("backups_page", catalog.FOLDER_PAGES, ("1000", "9999-12-31T23:59:59.999999+00:00", "", "f1")),
+        ("backups_page", catalog.FOLDER_PAGES, ("1000", "2026-02-01T00:00:00+00:00", "b500", "f1")),
+        ("backups_cluster_page", catalog.CLUSTER_PAGES, ("1000", "9999-12-31T23:59:59.999999+00:00", "", "f1", "c1")),
+        ("backups_cluster_page", catalog.CLUSTER_PAGES, ("1000", "2026-02-01T00:00:00+00:00", "b500", "f1", "c1")),
     ],
 )
-async def test_a_page_is_an_index_only_scan(many: Sql, index: str, query: str, types: str, arguments: str) -> None:
-    """A page is read from the index alone, in order, and no row is read that the page does not need."""
-    limit = await _plan(many, query, types, arguments)
+async def test_a_page_is_an_index_only_scan(many: Sql, index: str, query: str, columns: tuple[str, ...], lookups: int) -> None:
+    """Each of several pages is read from the index alone, in order, and no row is read that the page does not need."""
+    arguments = ", ".join(f"array_fill('{column}'::text, ARRAY[{lookups}])" for column in columns)
+    page, loops = _nested(await _plan(many, query, ", ".join(["text[]"] * len(columns)), arguments))
+    [limit] = page["Plans"]
     [scan] = limit["Plans"]
+    assert (page["Node Type"], loops) == ("Aggregate", lookups)
     assert (limit["Node Type"], scan["Node Type"], scan["Index Name"]) == ("Limit", "Index Only Scan", index)
     assert scan["Heap Fetches"] == 0
     assert scan["Actual Rows"] == 1001
     assert scan.get("Rows Removed by Filter", 0) == 0
-    assert _blocks(scan) < 70  # without `wire` in the index, each row would need a block of the table
+    assert _blocks(scan) < 70 * lookups  # without `wire` in the index, each row would need a block of the table
 
 
 @pytest.mark.parametrize("cluster_id", ["c1", "c2", "unknown"])
 async def test_folder_of_a_cluster_is_one_index_entry(many: Sql, cluster_id: str) -> None:
     """The folder of a cluster is found by reading one index entry, however many backups the cluster has, in one folder or several."""
-    limit = await _plan(many, catalog.CLUSTER_FOLDER, "text", f"'{cluster_id}'")
+    limit, loops = _nested(await _plan(many, catalog.CLUSTER_FOLDERS, "text[]", f"ARRAY['{cluster_id}', 'c3']"))
     [scan] = limit["Plans"]
     assert (limit["Node Type"], scan["Node Type"], scan["Index Name"]) == ("Limit", "Index Only Scan", "backups_cluster_page")
-    assert scan["Actual Rows"] == (0 if cluster_id == "unknown" else 1)
+    assert scan["Actual Rows"] * loops == (1 if cluster_id == "unknown" else 2)
     assert scan["Heap Fetches"] == 0
-    assert _blocks(scan) <= 5
+    assert _blocks(scan) <= 5 * 2
 
 
-async def test_get_is_by_the_primary_key(many: Sql) -> None:
-    """One backup is found by the primary key."""
-    scan = await _plan(many, catalog.GET, "text", "'b77'")
+@pytest.mark.parametrize("ids", [1, 64])
+async def test_get_is_by_the_primary_key(many: Sql, ids: int) -> None:
+    """Each of several backups is found by the primary key."""
+    arguments = ", ".join(f"'b{number * 1000}'" for number in range(1, ids + 1))
+    scan = await _plan(many, catalog.BACKUPS, "text[]", f"ARRAY[{arguments}]")
     assert (scan["Node Type"], scan["Index Name"]) == ("Index Scan", "backups_pkey")
-    assert _blocks(scan) <= 5
+    assert scan["Actual Rows"] == ids
+    assert _blocks(scan) <= 5 * ids
