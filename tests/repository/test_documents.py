@@ -1,5 +1,6 @@
 """Links of the documents, the tables of settings, the changelog and the code in docs/clients.md."""
 
+import ast
 import fnmatch
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from service import VERSION
 from service.setting_names import ENV_PREFIX, known_names
 from service.settings import Settings
 from tests.clients.programs import HERE, NAMES
-from tests.support.repository import ROOT, tracked_files
+from tests.support.repository import ROOT, named_tests, tracked_files
 
 _CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 _CLIENTS = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
@@ -90,3 +91,11 @@ def test_every_client_is_documented() -> None:
         found = re.search(pattern, (HERE / file).read_text(encoding="utf-8"), re.MULTILINE)
         assert found
         assert f"| {found[1]} |" in _CLIENTS
+
+
+def test_slow_tests_are_named() -> None:
+    """The ten slowest tests of CONTRIBUTING.md exist, and are marked so that they start first."""
+    tests = named_tests((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len(tests) == 10
+    for test in tests:
+        assert "pytest.mark.slow" in [ast.unparse(decorator) for decorator in test.decorator_list], test.name

@@ -1,22 +1,14 @@
 """Threat model of SECURITY.md and the tests that it names."""
 
-import ast
-import re
-
 from service import VERSION
-from tests.support.repository import ROOT
+from tests.support.repository import ROOT, named_tests
 
 _SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 
 
 def test_security_policy_names_existing_tests() -> None:
     """Every test that the threat model names exists, and every row of its tables names one."""
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", _SECURITY)
-    assert named
-    for file, test in named:
-        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
-        assert test in functions, f"{file}::{test}"
+    assert named_tests(_SECURITY)
     model = _SECURITY.partition("## Threat model")[2].splitlines()
     rows = [line for line in model if line.startswith("| ") and not line.startswith(("| Statement |", "| --- |"))]
     assert len(rows) > 20
