@@ -173,6 +173,40 @@ async def test_backup_dir(cli: _Cli, sql: Sql, tmp_path: Path) -> None:
 # Status
 
 
+_STATUS = {
+    "folderId": "f1",
+    "clusterId": "c1",
+    "tool": "walg",
+    "database": None,
+    "lastBackupId": "c9q3vd0k8m1nt5rj2hfe",
+    "lastCompletedAt": "2026-11-23T20:02:11.357020Z",
+    "lastBaseId": "c9q3vd0k8m1nt5rj2hfe",
+    "lastBaseCompletedAt": "2026-11-23T20:02:11.357020Z",
+    "lastPartialId": None,
+    "lastPartialCompletedAt": None,
+    "partialAgeSeconds": None,
+    "method": "base",
+    "durationSeconds": 8551.456203,
+    "sizeBytes": 913800120559,
+    "failedAttempts": None,
+    "lastFailedName": None,
+    "lastFailedStartedAt": None,
+    "runningName": None,
+    "runningStartedAt": None,
+    "runState": None,
+    "restorable": 4,
+    "partial": 0,
+    "broken": 0,
+    "unknown": 0,
+    "missing": 0,
+    "skipped": 0,
+    "unusable": 0,
+    "excluded": 0,
+    "backups": 4,
+}
+"""Entry of a cluster in the JSON of `status`, without values that depend on the current time."""
+
+
 async def test_status(cli: _Cli) -> None:
     """`status` shows each cluster's last backup and last import as a table and as JSON, with a role that can only read."""
     nothing = await cli.status()
@@ -198,37 +232,7 @@ async def test_status(cli: _Cli) -> None:
     assert ages[0] > ages[1] > 0
     assert only.pop("baseAgeSeconds") == pytest.approx(ages[0])
     assert datetime.now(UTC) - datetime.fromisoformat(only.pop("lastImportedAt")) < timedelta(minutes=10)
-    assert only == {
-        "folderId": "f1",
-        "clusterId": "c1",
-        "tool": "walg",
-        "database": None,
-        "lastBackupId": "c9q3vd0k8m1nt5rj2hfe",
-        "lastCompletedAt": "2026-11-23T20:02:11.357020Z",
-        "lastBaseId": "c9q3vd0k8m1nt5rj2hfe",
-        "lastBaseCompletedAt": "2026-11-23T20:02:11.357020Z",
-        "lastPartialId": None,
-        "lastPartialCompletedAt": None,
-        "partialAgeSeconds": None,
-        "method": "base",
-        "durationSeconds": 8551.456203,
-        "sizeBytes": 913800120559,
-        "failedAttempts": None,
-        "lastFailedName": None,
-        "lastFailedStartedAt": None,
-        "runningName": None,
-        "runningStartedAt": None,
-        "runState": None,
-        "restorable": 4,
-        "partial": 0,
-        "broken": 0,
-        "unknown": 0,
-        "missing": 0,
-        "skipped": 0,
-        "unusable": 0,
-        "excluded": 0,
-        "backups": 4,
-    }
+    assert only == _STATUS
 
 
 async def test_max_age(cli: _Cli, sql: Sql) -> None:

@@ -44,31 +44,32 @@ async def under_load(deployment: Deployment, inject: Callable[[], Awaitable[None
     stop = asyncio.Event()
     async with deployment.channel() as channel:
         expected = [backup.id for backup in (await pb.BackupServiceStub(channel).List(_LIST)).backups]
-
-    async def call_grpc() -> None:
-        async with deployment.channel() as channel:
-            stub = pb.BackupServiceStub(channel)
-            while not stop.is_set():
-                began = time.monotonic()
-                call: Any = stub.List(_LIST, timeout=10)
-                code = await call.code()
-                outcomes.record(code.name, began)
-                assert code is not StatusCode.OK or [backup.id for backup in (await call).backups] == expected
-                await asyncio.sleep(0.005)
-
-    async def call_rest() -> None:
-        while not stop.is_set():
-            began = time.monotonic()
-            reply = await deployment.rest(_REST)
-            outcomes.record(f"HTTP {reply.status}", began)
-            assert reply.status != 200 or [backup["id"] for backup in reply.body.get("backups", [])] == expected
-            await asyncio.sleep(0.02)
-
     async with asyncio.TaskGroup() as callers:
-        for call in [call_grpc] * 8 + [call_rest] * 2:
-            callers.create_task(call())
+        for call in [_call_grpc] * 8 + [_call_rest] * 2:
+            callers.create_task(call(deployment, outcomes, expected, stop))
         try:
             await inject()
         finally:
             stop.set()
     return outcomes
+
+
+async def _call_grpc(deployment: Deployment, outcomes: Outcomes, expected: list[str], stop: asyncio.Event) -> None:
+    async with deployment.channel() as channel:
+        stub = pb.BackupServiceStub(channel)
+        while not stop.is_set():
+            began = time.monotonic()
+            call: Any = stub.List(_LIST, timeout=10)
+            code = await call.code()
+            outcomes.record(code.name, began)
+            assert code is not StatusCode.OK or [backup.id for backup in (await call).backups] == expected
+            await asyncio.sleep(0.005)
+
+
+async def _call_rest(deployment: Deployment, outcomes: Outcomes, expected: list[str], stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        began = time.monotonic()
+        reply = await deployment.rest(_REST)
+        outcomes.record(f"HTTP {reply.status}", began)
+        assert reply.status != 200 or [backup["id"] for backup in reply.body.get("backups", [])] == expected
+        await asyncio.sleep(0.02)

@@ -129,6 +129,35 @@ BAD_TOKENS: dict[str, BadToken] = {
 }
 
 
+def _handler(source: "Source") -> type[http.server.BaseHTTPRequestHandler]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        """Handler that returns the answer of `source`."""
+
+        def do_GET(self) -> None:
+            source.requests += 1
+            if source.answer is None:
+                source.released.wait(20)  # hangs
+                return
+            status, body = source.answer
+            source.received = {name.lower(): value for name, value in self.headers.items()}
+            self.send_response(status)
+            for name, value in source.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if pause := source.pause:
+                with contextlib.suppress(OSError):  # the client closed the connection
+                    for byte in body:
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(pause)
+            else:
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Handler
+
+
 class Source:
     """HTTP server that returns the given answer and counts its requests."""
 
@@ -141,34 +170,7 @@ class Source:
         self.pause = 0.0
         """Seconds to wait after each byte."""
         self.released = threading.Event()
-        source = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            """Handler that returns the answer of `source`."""
-
-            def do_GET(self) -> None:
-                source.requests += 1
-                if source.answer is None:
-                    source.released.wait(20)  # hangs
-                    return
-                status, body = source.answer
-                source.received = {name.lower(): value for name, value in self.headers.items()}
-                self.send_response(status)
-                for name, value in source.headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if pause := source.pause:
-                    with contextlib.suppress(OSError):  # the client closed the connection
-                        for byte in body:
-                            self.wfile.write(bytes([byte]))
-                            time.sleep(pause)
-                else:
-                    self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/jwks"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()

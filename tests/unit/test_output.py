@@ -151,67 +151,67 @@ _NO_BACKUP: dict[str, Any] = {name: None for name in Freshness._fields if name.s
 _ROW_WITHOUT_BACKUP = _ROW._replace(**_NO_BACKUP, backups=0, broken=0, missing=0, unusable=0)
 
 
+_CELLS = {
+    "FOLDER": "f1",
+    "CLUSTER": r"c\x1b1",
+    "TOOL": "walg",
+    "DATABASE": "-",
+    "LAST RESTORABLE": "2026-11-25 09:00:00Z",
+    "AGE": "3h 0m",
+    "BASE AGE": "3d 0h",
+    "PARTIAL AGE": "-",
+    "METHOD": "incremental",
+    "DURATION": "1m 30s",
+    "SIZE": "1.5 KiB",
+    "FINDINGS": "2 broken, 3 missing, 1 unusable, running",
+    "SKIPPED": "7",
+    "BACKUPS": "1234",
+    "LAST IMPORTED": "2026-11-25 11:55:00Z",
+    "IMPORT AGE": "5m 0s",
+}
+_ENTRY = {
+    "folderId": "f1",
+    "clusterId": "c\x1b1",
+    "tool": "walg",
+    "database": None,
+    "lastBackupId": "b1",
+    "lastCompletedAt": "2026-11-25T09:00:00Z",
+    "ageSeconds": 10800.0,
+    "lastBaseId": "b0",
+    "lastBaseCompletedAt": "2026-11-22T12:00:00Z",
+    "baseAgeSeconds": 259200.0,
+    "lastPartialId": None,
+    "lastPartialCompletedAt": None,
+    "partialAgeSeconds": None,
+    "method": "incremental",
+    "durationSeconds": 90.5,
+    "sizeBytes": 1536,
+    "failedAttempts": None,
+    "lastFailedName": None,
+    "lastFailedStartedAt": None,
+    "runningName": "n5",
+    "runningStartedAt": "2026-11-25T11:00:00Z",
+    "runState": "running",
+    "restorable": 1230,
+    "partial": 1,
+    "broken": 2,
+    "unknown": 0,
+    "missing": 3,
+    "skipped": 7,
+    "unusable": 1,
+    "excluded": 2,
+    "backups": 1234,
+    "lastImportedAt": "2026-11-25T11:55:00Z",
+    "importAgeSeconds": 300.0,
+}
+
+
 def test_table_and_json_of_status() -> None:
     """The table and the JSON of `status` show the same facts, because both come from one list of fields."""
     table = list(Table(status_report.columns(_NOW)).lines([_ROW]))
     cells = [re.split(r"  +", line) for line in table]
-    assert dict(zip(*cells, strict=True)) == {
-        "FOLDER": "f1",
-        "CLUSTER": r"c\x1b1",
-        "TOOL": "walg",
-        "DATABASE": "-",
-        "LAST RESTORABLE": "2026-11-25 09:00:00Z",
-        "AGE": "3h 0m",
-        "BASE AGE": "3d 0h",
-        "PARTIAL AGE": "-",
-        "METHOD": "incremental",
-        "DURATION": "1m 30s",
-        "SIZE": "1.5 KiB",
-        "FINDINGS": "2 broken, 3 missing, 1 unusable, running",
-        "SKIPPED": "7",
-        "BACKUPS": "1234",
-        "LAST IMPORTED": "2026-11-25 11:55:00Z",
-        "IMPORT AGE": "5m 0s",
-    }
-    assert json.loads(status_report.status_json([_ROW], _NOW, None)) == {
-        "clusters": [
-            {
-                "folderId": "f1",
-                "clusterId": "c\x1b1",
-                "tool": "walg",
-                "database": None,
-                "lastBackupId": "b1",
-                "lastCompletedAt": "2026-11-25T09:00:00Z",
-                "ageSeconds": 10800.0,
-                "lastBaseId": "b0",
-                "lastBaseCompletedAt": "2026-11-22T12:00:00Z",
-                "baseAgeSeconds": 259200.0,
-                "lastPartialId": None,
-                "lastPartialCompletedAt": None,
-                "partialAgeSeconds": None,
-                "method": "incremental",
-                "durationSeconds": 90.5,
-                "sizeBytes": 1536,
-                "failedAttempts": None,
-                "lastFailedName": None,
-                "lastFailedStartedAt": None,
-                "runningName": "n5",
-                "runningStartedAt": "2026-11-25T11:00:00Z",
-                "runState": "running",
-                "restorable": 1230,
-                "partial": 1,
-                "broken": 2,
-                "unknown": 0,
-                "missing": 3,
-                "skipped": 7,
-                "unusable": 1,
-                "excluded": 2,
-                "backups": 1234,
-                "lastImportedAt": "2026-11-25T11:55:00Z",
-                "importAgeSeconds": 300.0,
-            }
-        ]
-    }
+    assert dict(zip(*cells, strict=True)) == _CELLS
+    assert json.loads(status_report.status_json([_ROW], _NOW, None)) == {"clusters": [_ENTRY]}
     names = [field.name for field in status_report.FIELDS if field.name]
     assert names == list(json.loads(status_report.status_json([_ROW], _NOW, None))["clusters"][0])
 
