@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from service import VERSION
-from service.cli import chain, import_listing, migrate, read, remove_cluster, serve, status, streams
+from service.cli import chain, import_listing, migrate, read, remove_cluster, report, serve, status, streams
 from service.cli.environment import print_warnings
 from service.cli.formatting import printable
 from service.errors import Error
@@ -48,6 +48,7 @@ app.add_typer(migrate.commands)
 app.add_typer(import_listing.commands, name="import")
 app.add_typer(status.commands)
 app.add_typer(chain.commands)
+app.add_typer(report.commands)
 app.add_typer(remove_cluster.commands)
 app.add_typer(read.commands)
 

@@ -2,91 +2,18 @@
 
 import asyncio
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, NoReturn
+from typing import Annotated, NamedTuple, NoReturn
 
 import typer
 
 from service.cli.environment import read_settings
 from service.cli.help import example
-from service.cli.lengths import parse_length
-from service.cli.option_groups import check_text, option_groups
-from service.settings import Settings
-
-if TYPE_CHECKING:
-    from service.cli.overdue import Overdue
-    from service.postgres.freshness import Freshness
+from service.cli.judgement import Filters, Judgement, Rules, filters_of, judge_catalog, length, rules_of
+from service.cli.option_groups import option_groups
 
 commands = typer.Typer()
-
-
-def _length(text: str) -> timedelta:
-    if (length := parse_length(text)) is None:
-        raise typer.BadParameter("must be a number with s, m, h or d, such as 26h")
-    return length
-
-
-class _Filters(NamedTuple):
-    """The clusters that are shown and judged."""
-
-    folder_id: str | None
-    cluster_id: str | None
-    tool: str | None
-
-
-def _filters(
-    folder_id: Annotated[
-        str | None, typer.Option("--folder-id", callback=check_text, help="Only this folder's clusters.", show_default=False)
-    ] = None,
-    cluster_id: Annotated[
-        str | None, typer.Option("--cluster-id", callback=check_text, help="Only this cluster.", show_default=False)
-    ] = None,
-    tool: Annotated[Literal["walg", "gpbackup"] | None, typer.Option(help="Only backups of this tool.", show_default=False)] = None,
-) -> _Filters:
-    return _Filters(folder_id, cluster_id, tool)
-
-
-class _Rules(NamedTuple):
-    """Limits, and the file of `--expect`."""
-
-    max_age: timedelta | None
-    max_age_base: timedelta | None
-    expect: Path | None
-
-    @property
-    def any(self) -> bool:
-        return any(rule is not None for rule in self)
-
-
-def _rules(
-    max_age: Annotated[
-        timedelta | None,
-        typer.Option(
-            parser=_length,
-            metavar="LENGTH",
-            help="Exit with 2 if a last restorable backup or a last import is older, if there is none, or if it is dated in the future: "
-            "90m, 26h, 8d.",
-            show_default=False,
-        ),
-    ] = None,
-    max_age_base: Annotated[
-        timedelta | None,
-        typer.Option(
-            parser=_length, metavar="LENGTH", help="The same for the last restorable backup that is not an increment.", show_default=False
-        ),
-    ] = None,
-    expect: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Judge only the clusters that this file names, and exit with 2 if one was never imported. "
-            "A line is: cluster [tool [database]] [max-age].",
-            show_default=False,
-        ),
-    ] = None,
-) -> _Rules:
-    return _Rules(max_age, max_age_base, expect)
 
 
 class _Output(NamedTuple):
@@ -105,9 +32,7 @@ def _output(
     ] = False,
     warn_age: Annotated[
         timedelta | None,
-        typer.Option(
-            parser=_length, metavar="LENGTH", help="With --nagios: warn if a last restorable backup is older.", show_default=False
-        ),
+        typer.Option(parser=length, metavar="LENGTH", help="With --nagios: warn if a last restorable backup is older.", show_default=False),
     ] = None,
     textfile: Annotated[
         Path | None,
@@ -123,23 +48,15 @@ def _output(
     return _Output(as_json, nagios, warn_age, textfile)
 
 
-class _Result(NamedTuple):
-    """Rows to show, and their judgement at a time."""
-
-    rows: "list[Freshness]"
-    judged: "list[Freshness]"
-    overdue: "list[Overdue]"
-    now: datetime
-
-
 @commands.command(epilog=example("backup-service status --folder-id f1 --max-age 26h"))
-@option_groups(filters=_filters, rules=_rules, output=_output)
-def status(filters: _Filters, rules: _Rules, output: _Output) -> None:
+@option_groups(filters=filters_of, rules=rules_of, output=_output)
+def status(filters: Filters, rules: Rules, output: _Output) -> None:
     """Show the last restorable backup and the last import of each cluster, by tool and database.
 
+    With --max-age, --max-age-base or --expect, the exit status is 2 if something is overdue.
     The command reads the PostgreSQL of BACKUPS_DATABASE_URL, not the service.
     """
-    result = _read(filters, rules)
+    result = asyncio.run(_read(filters, rules))
     if output.textfile:
         from service.cli.textfile import write_textfile
 
@@ -153,23 +70,14 @@ def status(filters: _Filters, rules: _Rules, output: _Output) -> None:
         raise typer.Exit(2)
 
 
-def _read(filters: _Filters, rules: _Rules) -> _Result:
-    """Read the rows of freshness and judge them."""
-    from service.cli.expected import read_expected
-    from service.cli.overdue import Limits, judge, judged
+async def _read(filters: Filters, rules: Rules) -> Judgement:
+    from service import composition
 
-    if rules.expect and any(filters):
-        raise typer.BadParameter(
-            "judges the clusters that its file names: leave out --folder-id, --cluster-id and --tool", param_hint="--expect"
-        )
-    expected = read_expected(rules.expect) if rules.expect else None
-    rows = asyncio.run(_freshness(read_settings(), filters))
-    now = datetime.now(UTC)
-    overdue = list(judge(rows, now, Limits(rules.max_age, rules.max_age_base), expected))
-    return _Result(rows, judged(rows, expected), overdue, now)
+    async with composition.database(read_settings()) as database:
+        return await judge_catalog(database, filters, rules)
 
 
-def _exit_as_plugin(result: _Result, max_age: timedelta | None, warn_age: timedelta | None) -> NoReturn:
+def _exit_as_plugin(result: Judgement, max_age: timedelta | None, warn_age: timedelta | None) -> NoReturn:
     from service.cli.nagios import Thresholds, report
 
     exit_status, line = report(result.judged, result.overdue, result.now, Thresholds(warn_age, max_age))
@@ -177,7 +85,7 @@ def _exit_as_plugin(result: _Result, max_age: timedelta | None, warn_age: timede
     raise typer.Exit(exit_status)
 
 
-def _print(result: _Result, *, as_json: bool, has_rules: bool) -> None:
+def _print(result: Judgement, *, as_json: bool, has_rules: bool) -> None:
     from service.cli import status_report
     from service.cli.table import Table, print_left_out, terminal_width
 
@@ -189,19 +97,10 @@ def _print(result: _Result, *, as_json: bool, has_rules: bool) -> None:
         print_left_out(table)
 
 
-def _report_overdue(result: _Result) -> bool:
+def _report_overdue(result: Judgement) -> bool:
     """Print the overdue clusters. Return True if any cluster is overdue, or if there is no cluster."""
     from service.cli.overdue import lines
 
     for line in lines(result.overdue):
         print(line, file=sys.stderr)
     return bool(result.overdue) or not result.rows
-
-
-async def _freshness(settings: Settings, filters: _Filters) -> "list[Freshness]":
-    from service import composition
-    from service.postgres.freshness import freshness
-
-    async with composition.database(settings) as database:
-        rows = await freshness(database, folder_id=filters.folder_id, cluster_id=filters.cluster_id)
-    return [row for row in rows if filters.tool in (None, row.tool)]

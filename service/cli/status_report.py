@@ -48,7 +48,7 @@ FIELDS = (
     Field("method", "METHOD", lambda row, _: row.last_method, dropped=6),
     Field("durationSeconds", "DURATION", lambda row, _: row.last_duration, align="right", dropped=2),
     Field("sizeBytes", "SIZE", lambda row, _: row.last_size, align="right", text=formatting.size, dropped=7),
-    Field(None, "FINDINGS", lambda row, now: ", ".join(_findings(row, now)) or None),
+    Field(None, "FINDINGS", lambda row, now: ", ".join(findings(row, now)) or None),
     Field("failedAttempts", None, lambda row, _: row.failed_attempts),
     Field("lastFailedName", None, lambda row, _: row.last_failed_name),
     Field("lastFailedStartedAt", None, lambda row, _: row.last_failed_started_at),
@@ -113,7 +113,7 @@ def _age(time: datetime | None, now: datetime) -> timedelta | None:
     return None if time is None else now - time
 
 
-def _findings(row: Freshness, now: datetime) -> Iterator[str]:
+def findings(row: Freshness, now: datetime) -> Iterator[str]:
     """Return what an operator has to look at: runs after the last restorable backup, and backups that cannot be restored."""
     counts = {
         "failed": row.failed_attempts,

@@ -355,6 +355,7 @@ async def test_serve_until_sigterm(database_url: str, command: RunCommand) -> No
         ["import", "walg", "--folder-id", "f", "--cluster-id", "c"],
         ["status"],
         ["chain", "b"],
+        ["report", "--output", "/none/report.html"],
         ["remove-cluster", "--cluster-id", "c"],
         ["list", "--folder-id", "f"],
         ["get", "b"],

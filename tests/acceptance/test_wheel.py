@@ -104,8 +104,8 @@ async def test_content(wheel: Path) -> None:
     assert sorted(metadata.get_all("Provides-Extra", [])) == ["dev", "tracing"]
 
 
-async def test_pip(installed: Path, empty_database_url: str, import_url: str, server: Server) -> None:
-    """After an install with pip, the command runs with hostile variables of Python, migrates a database, imports a listing and lists it."""
+async def test_pip(installed: Path, empty_database_url: str, import_url: str, server: Server, tmp_path: Path) -> None:
+    """After an install with pip, the command runs with hostile variables of Python: it migrates, imports, lists, and writes a report."""
     assert await _run(installed, "--version") == Done(0, f"backup-service {VERSION}\n", "")
     assert await _run(installed, "roles") == Done(0, (ROOT / "deploy" / "postgres" / "roles.sql").read_text(encoding="utf-8"), "")
     done = await _run(installed, "migrate", BACKUPS_DATABASE_URL=empty_database_url)
@@ -114,6 +114,8 @@ async def test_pip(installed: Path, empty_database_url: str, import_url: str, se
     assert done == Done(0, "Imported cluster c1 into folder f1: 4 added, 0 changed, 0 unchanged, 0 removed, 0 skipped.\n", "")
     listed = await _run(installed, "list", "--folder-id", "f1", BACKUPS_ADDRESS=str(server.address))
     assert (listed.status, listed.stderr, listed.stdout.count("\n")) == (0, "", 5)
+    done = await _run(installed, "report", "--output", tmp_path / "report.html", BACKUPS_DATABASE_URL=import_url)
+    assert done == Done(0, f"Wrote {tmp_path / 'report.html'}: 1 cluster, 0 with findings.\n", "")
 
 
 async def test_pip_upgrade_and_removal(wheel: Path, tmp_path: Path) -> None:

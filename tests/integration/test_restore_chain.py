@@ -123,13 +123,14 @@ async def test_cycle(import_url: str, database: Database, entries: list[Entry], 
     assert _states(chain.needed_by) == [(each, "unknown") for each in needed_by]
 
 
-async def test_one_name_of_two_backups(import_url: str, database: Database) -> None:
+@pytest.mark.parametrize("earlier_id", ["a:1", "z:1"])
+async def test_one_name_of_two_backups(import_url: str, database: Database, earlier_id: str) -> None:
     """If a backup was imported again with another id, the listed row counts as the needed one."""
-    await _load(import_url, "walg", _entry(1)._replace(id="a:1"), _entry(2, 1))
+    await _load(import_url, "walg", _entry(1)._replace(id=earlier_id), _entry(2, 1))
     await _load(import_url, "walg", _entry(1), _entry(2, 1))
     chain = await _chain(database, "c1:2")
     assert (_states(chain.needs), chain.backup.state) == ([("c1:1", "usable")], "usable")
-    assert _states((await _chain(database, "a:1")).needed_by) == [("c1:2", "usable")]
+    assert _states((await _chain(database, earlier_id)).needed_by) == [("c1:2", "usable")]
 
 
 async def test_owner(import_url: str, database: Database, sql: Sql) -> None:

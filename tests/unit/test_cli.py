@@ -27,7 +27,7 @@ _COMMANDS = dict(_commands(typer.main.get_command(app)))
 def test_all_commands_are_found() -> None:
     """The tests of this module cover every command."""
     assert set(_COMMANDS) == {
-        *("dev", "serve", "roles", "migrate", "import walg", "import gpbackup", "status", "chain", "remove-cluster"),
+        *("dev", "serve", "roles", "migrate", "import walg", "import gpbackup", "status", "chain", "report", "remove-cluster"),
         *("list", "get", "health"),
     }
 

@@ -1,0 +1,104 @@
+"""The command `report`."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from datetime import UTC
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from service.cli.environment import read_settings
+from service.cli.help import example
+from service.cli.judgement import Filters, Rules, filters_of, judge_catalog, rules_of
+from service.cli.option_groups import option_groups
+from service.errors import CommandError
+
+if TYPE_CHECKING:
+    from service.cli.report_page import Cluster, Page, Row, Section
+    from service.postgres.database import Database
+    from service.postgres.history import Period
+
+commands = typer.Typer()
+
+_CLUSTERS_MAX = 50
+_DAYS_MAX = 3660
+
+
+@commands.command(epilog=example("backup-service report --output report.html --folder-id f1 --max-age 26h"))
+@option_groups(filters=filters_of, rules=rules_of)
+def report(
+    filters: Filters,
+    rules: Rules,
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The HTML file to write. An existing one is replaced.")],
+    days: Annotated[int, typer.Option(min=1, max=_DAYS_MAX, help="Days of the calendars and charts.")] = 180,
+    all_: Annotated[
+        bool, typer.Option("--all", help=f"With more than {_CLUSTERS_MAX} clusters, also show those without findings.")
+    ] = False,
+) -> None:
+    """Write an HTML page about the backups of each cluster: a summary, calendars of days, sizes, durations and chains.
+
+    The page is one file without scripts. The command reads the PostgreSQL of BACKUPS_DATABASE_URL, not the service.
+    """
+    if output.exists() and not output.is_file():
+        raise typer.BadParameter(f"{output} is not a file", param_hint="--output")
+    page = asyncio.run(_write(output, filters, rules, days=days, shows_all=all_))
+    clusters = "1 cluster" if page.total == 1 else f"{page.total} clusters"
+    left_out = f", {page.left_out} left out (--all shows them)" if page.left_out else ""
+    print(f"Wrote {output}: {clusters}, {page.attention} with findings{left_out}.")
+
+
+async def _write(output: Path, filters: Filters, rules: Rules, *, days: int, shows_all: bool) -> "Page":
+    """Write the page to a temporary file, which then replaces `output`."""
+    from service import composition
+    from service.cli.report_page import render
+
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    async with composition.database(read_settings()) as database:
+        page = await _page(database, filters, rules, days=days, shows_all=shows_all)
+        try:
+            with temporary.open("x", encoding="utf-8") as file:
+                async for part in render(page, _sections(database, page)):
+                    file.write(part)
+            temporary.replace(output)
+        except OSError as exc:
+            raise CommandError(f"--output {output}: {exc.strerror}") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+    return page
+
+
+async def _page(database: "Database", filters: Filters, rules: Rules, *, days: int, shows_all: bool) -> "Page":
+    from service.cli.report_page import Page, clusters
+    from service.postgres.history import Period
+
+    judgement = await judge_catalog(database, filters, rules)
+    found = clusters(judgement)
+    attention = [cluster for cluster in found if cluster.needs_attention]
+    return Page(
+        judgement=judgement,
+        rules=rules,
+        scope=[f"{name.removesuffix('_id')} {value}" for name, value in filters._asdict().items() if value is not None],
+        period=Period.until(judgement.now.astimezone(UTC).date(), days),
+        clusters=found if shows_all or len(found) <= _CLUSTERS_MAX else attention,
+        total=len(found),
+        attention=len(attention),
+    )
+
+
+async def _sections(database: "Database", page: "Page") -> "AsyncIterator[tuple[Cluster, list[Section]]]":
+    for cluster in page.clusters:
+        yield cluster, [await _section(database, row, page.period) for row in cluster.rows]
+
+
+async def _section(database: "Database", row: "Row", period: "Period") -> "Section":
+    from service.cli.report_page import Section, history, restore
+    from service.postgres.history import runs_by_day
+    from service.postgres.restore_chain import restore_chain
+
+    fresh = row.freshness
+    owner = (fresh.source_cluster_id, fresh.tool, fresh.database or "")
+    runs = await runs_by_day(database, *owner, period)
+    chain = await restore_chain(database, fresh.last_backup_id) if fresh.last_backup_id else None
+    return Section(row, history(period, runs), restore(chain))
