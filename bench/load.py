@@ -237,7 +237,8 @@ async def run_workload(workload: Workload) -> Result:
         await loop.create_connection(lambda: _Connection(workload, ends_at), host, int(port)) for _ in range(workload.connections)
     ]
     connections = [connection for _, connection in created]
-    await asyncio.wait_for(asyncio.gather(*(connection.done for connection in connections)), workload.seconds + 30)
+    timeout = workload.seconds + max(workload.deadline_s, 30)
+    await asyncio.wait_for(asyncio.gather(*(connection.done for connection in connections)), timeout)
     latencies = sorted(latency for connection in connections for latency in connection.latencies)
     calls = len(latencies)
     errors = sum((connection.errors for connection in connections), Counter[str]())

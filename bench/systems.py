@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ _GO = {"go": "rows", "go pass-through": "passthrough"}
 _ANY_PORT = "127.0.0.1:0"
 _START_TIMEOUT_S = 300  # callgrind makes the start fifty times slower
 _STOP_TIMEOUT_S = 60
+_CALLGRIND_DEADLINE_S = 600
 
 
 class System(NamedTuple):
@@ -149,6 +150,7 @@ def callgrind(folder: Path) -> tuple[str, ...]:
 def instructions_per_call(system: System, workload: Workload, folder: Path) -> int:
     """Return the instructions of a system in user space for each call of a workload. The system runs under `callgrind(folder)`."""
     pid = system.process.pid
+    workload = replace(workload, deadline_s=_CALLGRIND_DEADLINE_S)
     send(workload)  # fills caches
     subprocess.run(["callgrind_control", "--zero", str(pid)], check=True, stdout=subprocess.DEVNULL)
     [result] = send(workload)
