@@ -133,36 +133,49 @@ async def test_rotation_under_load(guarded_postgres: EmbeddedPostgres, tmp_path:
             await eventually(lambda: server.health.serving, expected=True, timeout_s=20)
             async with _calling(server, authority, issuer.token("old")) as caller:
                 await caller.more()
-                await _execute(guarded_postgres, f"ALTER ROLE {_ROLE} PASSWORD 'second'")
-                # The service must have used the old password before the file changes.
-                await eventually(guarded_postgres.log.read_text, lambda log: "password authentication failed" in log)
-                _write(passfile, "second")
-                since = await _now(guarded_postgres)
-                await _until_connections_are_newer(guarded_postgres, since)
+                await _replace_password(guarded_postgres, passfile)
                 await caller.more()
-
-                jwks.write_bytes(issuer.jwks("old", "new"))
-                await _until_good(server, authority, issuer.token("new"))
-                caller.token = issuer.token("new")
-                await caller.more()
-                jwks.write_bytes(issuer.jwks("new"))
-                await caller.more()
-
-                shown = [await certificate_name("127.0.0.1", server.address.port, authority)]
-                _link(tmp_path, "two")
-                await caller.more()
-                shown.append(await certificate_name("127.0.0.1", server.address.port, authority))
-                third = authority.pair("three")
-                (tmp_path / "two" / "tls.crt").write_bytes(third.cert)  # incomplete: its key follows
-                await caller.more()
-                (tmp_path / "two" / "tls.key").write_bytes(third.key)
-                await caller.more()
-                shown.append(await certificate_name("127.0.0.1", server.address.port, authority))
+                await _replace_keys(caller, server, authority, issuer, jwks)
+                shown = await _replace_certificates(caller, server, authority, tmp_path)
             assert shown == ["one", "two", "three"]
             assert caller.failures == []
             measure(f"{len(caller.codes)} calls, all OK, in {time.monotonic() - began:.0f} s")
     finally:
         await server.shutdown()
+
+
+async def _replace_password(postgres: EmbeddedPostgres, passfile: Path) -> None:
+    """Change the password in PostgreSQL and then in the file, and wait until the service has connected with the new one."""
+    await _execute(postgres, f"ALTER ROLE {_ROLE} PASSWORD 'second'")
+    # The service must have used the old password before the file changes.
+    await eventually(postgres.log.read_text, lambda log: "password authentication failed" in log)
+    _write(passfile, "second")
+    await _until_connections_are_newer(postgres, await _now(postgres))
+
+
+async def _replace_keys(caller: Caller, server: Server, authority: Authority, issuer: Issuer, jwks: Path) -> None:
+    """Add a signing key, use it, and remove the old one."""
+    jwks.write_bytes(issuer.jwks("old", "new"))
+    await _until_good(server, authority, issuer.token("new"))
+    caller.token = issuer.token("new")
+    await caller.more()
+    jwks.write_bytes(issuer.jwks("new"))
+    await caller.more()
+
+
+async def _replace_certificates(caller: Caller, server: Server, authority: Authority, folder: Path) -> list[str]:
+    """Replace the certificate by a link, and then its files one after the other; return the names that the server has shown."""
+    shown = [await certificate_name("127.0.0.1", server.address.port, authority)]
+    _link(folder, "two")
+    await caller.more()
+    shown.append(await certificate_name("127.0.0.1", server.address.port, authority))
+    third = authority.pair("three")
+    (folder / "two" / "tls.crt").write_bytes(third.cert)  # incomplete: its key follows
+    await caller.more()
+    (folder / "two" / "tls.key").write_bytes(third.key)
+    await caller.more()
+    shown.append(await certificate_name("127.0.0.1", server.address.port, authority))
+    return shown
 
 
 async def _until_good(server: Server, authority: Authority, token: str) -> None:

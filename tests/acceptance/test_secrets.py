@@ -151,18 +151,7 @@ async def test_no_secret_on_the_wire_or_in_a_log(database_url: str, tmp_path: Pa
         seen = {fault: await _seen(_call(channel, fault)) for fault in _FAULTS}
         await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="task"))
         await replica.until_logged('"unexpected error"')
-        (tmp_path / "broken").touch()
-        replica.jwks.write_bytes(b"injected")
-
-        async def raised_by_handshake() -> bool:
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(ssl.get_server_certificate, ("localhost", replica.port))
-            return _raised(replica, "certificate.py")
-
-        await eventually(raised_by_handshake, True, timeout_s=20)
-        await replica.until_logged("signing keys cannot be read")
-        (tmp_path / "broken").unlink()
-        replica.jwks.write_bytes(replica.issuer.jwks())
+        await _raise_in_background(replica, tmp_path / "broken")
         async with replica.channel() as another:
             await pb.BackupServiceStub(another).List(pb.ListBackupsRequest(folder_id="f1"), wait_for_ready=True, timeout=30)
     logged = replica.logged()
@@ -174,6 +163,22 @@ async def test_no_secret_on_the_wire_or_in_a_log(database_url: str, tmp_path: Pa
     assert _SECRET not in logged
     assert logged.count("builtins.RuntimeError") >= len(seen)
     assert [line for line in logged.splitlines() if not _is_json(line)] == []
+
+
+async def _raise_in_background(replica: Guarded, broken: Path) -> None:
+    """Raise exceptions where the certificate and the signing keys are read, until both are logged."""
+
+    async def raised_by_handshake() -> bool:
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(ssl.get_server_certificate, ("localhost", replica.port))
+        return _raised(replica, "certificate.py")
+
+    broken.touch()
+    replica.jwks.write_bytes(b"injected")
+    await eventually(raised_by_handshake, True, timeout_s=20)
+    await replica.until_logged("signing keys cannot be read")
+    broken.unlink()
+    replica.jwks.write_bytes(replica.issuer.jwks())
 
 
 def _call(channel: grpc.aio.Channel, fault: str) -> Any:

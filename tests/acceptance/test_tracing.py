@@ -125,6 +125,14 @@ async def test_spans_of_a_call(
         await _stop(replica)
 
     query, call = collector.spans
+    _check_span_of_call(call)
+    _check_span_of_query(query, call)
+    assert line["trace_id"] == _TRACE
+    assert _attributes(collector.requests[0].resource_spans[0].resource)["service.name"] == "greenplum-backup-service"
+    assert backup.id not in str(collector.requests)
+
+
+def _check_span_of_call(call: Span) -> None:
     assert (call.name, call.kind) == (f"{_SERVICE}/Get", Span.SPAN_KIND_SERVER)
     assert (call.trace_id.hex(), call.parent_span_id.hex()) == (_TRACE, _PARENT)
     assert _attributes(call) == {
@@ -134,6 +142,9 @@ async def test_spans_of_a_call(
         "backups.request_id": "mine",
     }
     assert call.status.code == Status.STATUS_CODE_UNSET
+
+
+def _check_span_of_query(query: Span, call: Span) -> None:
     assert (query.name, query.kind) == ("SELECT backups", Span.SPAN_KIND_CLIENT)
     assert (query.trace_id.hex(), query.parent_span_id) == (_TRACE, call.span_id)
     assert _attributes(query) | {"db.namespace": ""} == {
@@ -147,9 +158,6 @@ async def test_spans_of_a_call(
     assert _attributes(query)["db.namespace"].startswith("test_")
     assert [event.name for event in query.events] == ["connected"]
     assert call.start_time_unix_nano <= query.start_time_unix_nano <= query.end_time_unix_nano <= call.end_time_unix_nano
-    assert line["trace_id"] == _TRACE
-    assert _attributes(collector.requests[0].resource_spans[0].resource)["service.name"] == "greenplum-backup-service"
-    assert backup.id not in str(collector.requests)
 
 
 async def test_spans_of_failed_calls(start_traced: StartTraced, collector: Collector, sql: Sql) -> None:

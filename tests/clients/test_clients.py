@@ -106,23 +106,29 @@ async def test_client(name: str, service: StartService, add_backups: AddBackups,
         for cluster_id in ("c1", "none"):
             assert await client.ask("list_cluster", token=started.token("f3"), cluster_id=cluster_id, page_size=0) == []
 
-        refused = {
-            ("get", "none", token): (StatusCode.NOT_FOUND, "There is no such backup."),
-            ("get", many[7].id, started.token("f3")): (StatusCode.NOT_FOUND, "There is no such backup."),
-            ("list", "f1", started.token("f3")): (StatusCode.PERMISSION_DENIED, "The caller may not read this folder."),
-            ("list", "f1", "t1.opaque"): (StatusCode.UNAUTHENTICATED, "A valid bearer token is required."),
-            ("list", "f" * 51, started.token("*")): (StatusCode.INVALID_ARGUMENT, "The request breaks limits of the API."),
-        }
-        for (call, value, given), (code, message) in refused.items():
-            answer = await client.ask(call, token=given, page_size=0, **{"backup_id" if call == "get" else "folder_id": value})
-            assert isinstance(answer, Refusal)
-            assert (answer.code, answer.message) == (code.value[0], message)
-            assert len(answer.request_id) == 36  # a UUID, of the service or of Envoy
+        await _check_refusals(client, started, many[7].id)
 
-        for call in ("delete", "create token"):
-            answer = await client.ask(call, token=token, backup_id=many[7].id)
-            assert isinstance(answer, Refusal)
-            assert answer.code == StatusCode.UNIMPLEMENTED.value[0]
+
+async def _check_refusals(client: Program, started: Service, backup_id: str) -> None:
+    """Check the errors that a client reports."""
+    token = started.token("f1", "f2")
+    refused = {
+        ("get", "none", token): (StatusCode.NOT_FOUND, "There is no such backup."),
+        ("get", backup_id, started.token("f3")): (StatusCode.NOT_FOUND, "There is no such backup."),
+        ("list", "f1", started.token("f3")): (StatusCode.PERMISSION_DENIED, "The caller may not read this folder."),
+        ("list", "f1", "t1.opaque"): (StatusCode.UNAUTHENTICATED, "A valid bearer token is required."),
+        ("list", "f" * 51, started.token("*")): (StatusCode.INVALID_ARGUMENT, "The request breaks limits of the API."),
+    }
+    for (call, value, given), (code, message) in refused.items():
+        answer = await client.ask(call, token=given, page_size=0, **{"backup_id" if call == "get" else "folder_id": value})
+        assert isinstance(answer, Refusal)
+        assert (answer.code, answer.message) == (code.value[0], message)
+        assert len(answer.request_id) == 36  # a UUID, of the service or of Envoy
+
+    for call in ("delete", "create token"):
+        answer = await client.ask(call, token=token, backup_id=backup_id)
+        assert isinstance(answer, Refusal)
+        assert answer.code == StatusCode.UNIMPLEMENTED.value[0]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -137,6 +137,31 @@ def request() -> Iterator[Target]:
 
     The response is an empty page, INVALID_ARGUMENT or NOT_FOUND.
     """
+    loop = asyncio.new_event_loop()
+    handlers = loop.run_until_complete(_wrapped_handlers())
+
+    def target(data: bytes) -> None:
+        if not data:
+            return
+        context = _Context(data[1:])
+        answer = loop.run_until_complete(handlers[data[0] % len(handlers)](None, context))
+        if context.answer:
+            code, status = context.answer
+            assert code in (StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND), status
+            assert status.code == code.value[0]
+            assert status.details
+        else:
+            assert data[0] % len(handlers), "Get finds nothing in an empty catalog"
+            assert answer == b""
+
+    try:
+        yield target
+    finally:
+        loop.close()
+
+
+async def _wrapped_handlers() -> list[Any]:
+    """Return the handlers of three methods over an empty catalog, wrapped by the interceptor."""
     catalog, page_tokens = Catalog(_EmptyDatabase()), PageTokens()  # type: ignore[arg-type]
     backups = BackupService(catalog=catalog, page_tokens=page_tokens)
     clusters = ClusterService(catalog=catalog, page_tokens=page_tokens)
@@ -157,35 +182,16 @@ def request() -> Iterator[Target]:
         ),
     ]
 
-    async def wrapped(method: str, handler: Any) -> Any:
-        async def continuation(_: object) -> Any:
-            return handler
+    return [await _wrapped(interceptor, *method) for method in methods]
 
-        details: Any = type("Details", (), {"method": method, "invocation_metadata": ()})
-        found: Any = await interceptor.intercept_service(continuation, details)
-        return found.stream_unary
 
-    loop = asyncio.new_event_loop()
-    handlers = [loop.run_until_complete(wrapped(*method)) for method in methods]
+async def _wrapped(interceptor: Interceptor, method: str, handler: Any) -> Any:
+    async def continuation(_: object) -> Any:
+        return handler
 
-    def target(data: bytes) -> None:
-        if not data:
-            return
-        context = _Context(data[1:])
-        answer = loop.run_until_complete(handlers[data[0] % len(handlers)](None, context))
-        if context.answer:
-            code, status = context.answer
-            assert code in (StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND), status
-            assert status.code == code.value[0]
-            assert status.details
-        else:
-            assert data[0] % len(handlers), "Get finds nothing in an empty catalog"
-            assert answer == b""
-
-    try:
-        yield target
-    finally:
-        loop.close()
+    details: Any = type("Details", (), {"method": method, "invocation_metadata": ()})
+    found: Any = await interceptor.intercept_service(continuation, details)
+    return found.stream_unary
 
 
 class _Slow:

@@ -271,17 +271,8 @@ async def deployed(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backups-deployed-")))
         authority, issuer, certificate = Authority(), issuer or Issuer("main"), Files(folder)
         certificate.write(authority.pair("first"))
-        jwks = folder / "jwks.json"
-        jwks.write_bytes(issuer.jwks())
-        settings = {
-            "BACKUPS_DATABASE_URL": database_url,
-            "BACKUPS_PUBLIC_ADDRESS": f"localhost:{tls_port}",
-            "BACKUPS_DRAIN_DELAY": "4",
-            "BACKUPS_AUTH": "jwt",
-            "BACKUPS_JWKS": str(jwks),
-            "BACKUPS_JWT_ISSUER": ISSUER,
-            "BACKUPS_JWT_AUDIENCE": AUDIENCE,
-        } | settings
+        (folder / "jwks.json").write_bytes(issuer.jwks())
+        settings = _settings(database_url, folder, tls_port) | settings
         running = [ReplicaProcess(each, settings, folder / f"{each}.log") for each in ports]
         for replica in running:
             replica.release = release
@@ -297,12 +288,6 @@ async def deployed(
         async def read_admin(path: str) -> Any:
             return (await asyncio.to_thread(fetch, f"http://127.0.0.1:{admin_port}{path}")).body
 
-        def describe() -> str:
-            logs = {log.name: log.read_text(encoding="utf-8")[-1000:] for log in folder.glob("*.log")}
-            return "\n".join(
-                (f"Envoy: {envoy.poll()}", *(f"{each.port}: {each.status}" for each in running), *map(": ".join, logs.items()))
-            )
-
         deployment = Deployment(
             [*running],
             port,
@@ -311,13 +296,32 @@ async def deployed(
             certificate,
             issuer,
             read_admin,
-            describe,
+            describe=lambda: _describe(folder, envoy, running),
             metrics_address=f"127.0.0.1:{metrics_port}",
             envoy_pid=envoy.pid,
         )
         await deployment.until_healthy(replicas)
         await deployment.settled()
         yield deployment
+
+
+def _settings(database_url: str, folder: Path, tls_port: int) -> dict[str, str]:
+    """Return the settings of the replicas."""
+    return {
+        "BACKUPS_DATABASE_URL": database_url,
+        "BACKUPS_PUBLIC_ADDRESS": f"localhost:{tls_port}",
+        "BACKUPS_DRAIN_DELAY": "4",
+        "BACKUPS_AUTH": "jwt",
+        "BACKUPS_JWKS": str(folder / "jwks.json"),
+        "BACKUPS_JWT_ISSUER": ISSUER,
+        "BACKUPS_JWT_AUDIENCE": AUDIENCE,
+    }
+
+
+def _describe(folder: Path, envoy: "subprocess.Popen[bytes]", replicas: list[ReplicaProcess]) -> str:
+    """Return the exit statuses of the processes that have ended, and the last lines of the logs."""
+    logs = {log.name: log.read_text(encoding="utf-8")[-1000:] for log in folder.glob("*.log")}
+    return "\n".join((f"Envoy: {envoy.poll()}", *(f"{each.port}: {each.status}" for each in replicas), *map(": ".join, logs.items())))
 
 
 def configuration(
