@@ -113,8 +113,13 @@ class Tracing:
                 return
             attributes = _query_attributes(text, database)
             span = self._tracer.start_span(attributes["db.query.summary"], kind=SpanKind.CLIENT, attributes=attributes)
+
+            def connected() -> None:
+                if span.is_recording():  # not after the call was cancelled: other calls may share its query
+                    span.add_event("connected")
+
             try:
-                yield lambda: span.add_event("connected")
+                yield connected
             except BaseException as exc:
                 _failed(span, exc)
                 raise

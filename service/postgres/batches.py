@@ -44,9 +44,8 @@ class Batches:
         if self._next is batch:
             self._next = None
         try:
-            if batch.start():
-                rows = await self._database.fetch(self._query, *batch.columns(), connected=batch.on_connected)
-                batch.succeed({row[0]: row for row in rows})
+            rows = await self._database.fetch(self._query, *batch.columns(), connected=batch.on_connected)
+            batch.succeed({row[0]: row for row in rows})
         except Exception as exc:
             batch.fail(exc)
         finally:
@@ -62,7 +61,6 @@ class _Batch:
         self.query: asyncio.Task[None] | None = None
         self._waiting: list[asyncio.Future[_Rows]] = []
         self._connected: list[Callable[[], None]] = []
-        self._started = False
 
     async def row(self, lookup: tuple[str, ...], connected: Callable[[], None]) -> asyncpg.Record | None:
         """Return the row of a lookup, or None. If all calls of the batch are cancelled, its query is cancelled."""
@@ -73,14 +71,9 @@ class _Batch:
             # Not a variable: an error refers to this frame, and the future to the error.
             return (await self._waiting[-1]).get(number)
         except asyncio.CancelledError:
-            if self._started and self.query and self._is_abandoned():
+            if self.query and all(future.done() for future in self._waiting):
                 self.query.cancel()
             raise
-
-    def start(self) -> bool:
-        """Return whether a call still waits for the query, which is then not changed any more."""
-        self._started = True
-        return not self._is_abandoned()
 
     def columns(self) -> list[list[str]]:
         """Return the arguments of the query."""
@@ -109,6 +102,3 @@ class _Batch:
         for future in self._waiting:
             future.cancel()
         self._waiting.clear()
-
-    def _is_abandoned(self) -> bool:
-        return all(future.done() for future in self._waiting)

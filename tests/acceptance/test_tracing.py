@@ -207,6 +207,26 @@ async def test_spans_of_calls_that_share_a_query(
         assert (query.status.code == Status.STATUS_CODE_ERROR) is is_cancelled
 
 
+async def test_span_of_a_call_that_expires_before_its_query(start_traced: StartTraced, collector: Collector, sql: Sql) -> None:
+    """The query that an expired call shares with others does not change the span of that call, which has ended."""
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.address}", "BACKUPS_POOL_SIZE": "1"}
+    async with start_traced(**variables) as (replica, channel):
+        stub: Any = pb.BackupServiceStub(channel)
+        async with sql.transaction():
+            await sql.execute("LOCK TABLE backups")
+            holding = stub.List(pb.ListBackupsRequest(folder_id="f"))
+            await eventually(lambda: sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"), bool)
+            waiting = [stub.Get(pb.GetBackupRequest(backup_id="none"), timeout=(1, 20)[number % 2]) for number in range(20)]
+            assert {await call.code() for call in waiting[::2]} == {StatusCode.DEADLINE_EXCEEDED}
+            await eventually(lambda: sum(line["event"] == "call" for line in replica.log()), 10, timeout_s=20)
+        codes = {await call.code() for call in (holding, *waiting[1::2])}
+        await _stop(replica)
+    assert codes == {StatusCode.OK, StatusCode.NOT_FOUND}
+    assert [line for line in replica.log() if line["level"] == "warning"] == []
+    events = sorted(len(span.events) for span in collector.spans if span.kind == Span.SPAN_KIND_CLIENT)
+    assert events == [0] * 10 + [1] * 11
+
+
 async def test_untraced_calls(start_traced: StartTraced, collector: Collector, issuer: Issuer, jwt: dict[str, str]) -> None:
     """Health checks, queries of the readiness check, rejected tokens and unsampled traces create no spans."""
     async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}", **jwt) as (replica, channel):

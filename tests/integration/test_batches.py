@@ -264,7 +264,7 @@ async def test_waits_share_one_timeout(database_url: str, locked: Locked, sql: S
         others = []
         for number in range(3):  # they wait for connections
             others.append(asyncio.ensure_future(catalog.get(f"b{number}", folders=None)))
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
         for page in first:  # b has its turn, but no connection
             page.cancel()
         with pytest.raises(CatalogUnavailable):
