@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a PostgreSQL server for each pytest process, a database for each test, and servers on free ports."""
+"""Fixtures of all tests: a PostgreSQL server for each pytest process, a database for each test, servers, and measurements of guarantees."""
 
 import os
 import signal
@@ -38,6 +38,8 @@ from tests.support import server as servers
 from tests.support.catalog import OWNER, AddBackups, Backup, Sql, insert
 from tests.support.commands import Done, RunCommand, environment
 from tests.support.debian import debian_program
+from tests.support.deployment import Deployment
+from tests.support.guarantees import Measure
 from tests.support.postgres import execute, new_database, run_postgres
 from tests.support.repository import ROOT
 from tests.support.server import StartServer
@@ -234,3 +236,29 @@ async def _channel(server: Server) -> AsyncIterator[grpc.aio.Channel]:
 @pytest.fixture(name="stub")
 def _stub(channel: grpc.aio.Channel) -> pb.BackupServiceStub:
     return pb.BackupServiceStub(channel)
+
+
+@pytest.fixture(name="public")
+async def _public(deployment: Deployment) -> AsyncIterator[grpc.aio.Channel]:
+    """Channel to Envoy of the suite's deployment."""
+    async with deployment.channel() as channel:
+        yield channel
+
+
+@pytest.fixture(name="long")
+def _long(request: pytest.FixtureRequest) -> bool:
+    """True if the long forms of the fault tests run."""
+    return bool(request.config.getoption("long"))
+
+
+@pytest.fixture(name="measure")
+def _measure(request: pytest.FixtureRequest) -> Measure:
+    """Function that prints a measurement and adds it to the report."""
+    mark = request.node.get_closest_marker("guarantee")
+    request.node.user_properties.append(("guarantee", mark.args))
+
+    def measure(text: str) -> None:
+        print(f"{request.node.name}: {text}")
+        request.node.user_properties.append(("measurement", text))
+
+    return measure

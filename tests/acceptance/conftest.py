@@ -4,13 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import asyncpg
-import grpc
 import pytest
 
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
 from tests.support.deployment import Deployment, deployed
-from tests.support.guarantees import Measure, Report
+from tests.support.guarantees import Report
 from tests.support.postgres import run_postgres
 
 
@@ -18,12 +17,6 @@ from tests.support.postgres import run_postgres
 async def _deployment(database_url: str) -> AsyncIterator[Deployment]:
     async with deployed(database_url) as deployment:
         yield deployment
-
-
-@pytest.fixture(name="public")
-async def _public(deployment: Deployment) -> AsyncIterator[grpc.aio.Channel]:
-    async with deployment.channel() as channel:
-        yield channel
 
 
 @pytest.fixture(name="own_postgres")
@@ -35,25 +28,6 @@ async def _own_postgres() -> AsyncIterator[EmbeddedPostgres]:
         await sql.close()
         await asyncio.to_thread(migrate, postgres.url("postgres"), roles=Roles())
         yield postgres
-
-
-@pytest.fixture(name="long")
-def _long(request: pytest.FixtureRequest) -> bool:
-    """True if the long forms of the fault tests run."""
-    return bool(request.config.getoption("long"))
-
-
-@pytest.fixture(name="measure")
-def _measure(request: pytest.FixtureRequest) -> Measure:
-    """Function that prints a measurement and adds it to the report."""
-    mark = request.node.get_closest_marker("guarantee")
-    request.node.user_properties.append(("guarantee", mark.args))
-
-    def measure(text: str) -> None:
-        print(f"{request.node.name}: {text}")
-        request.node.user_properties.append(("measurement", text))
-
-    return measure
 
 
 def pytest_configure(config: pytest.Config) -> None:

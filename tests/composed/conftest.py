@@ -7,7 +7,6 @@ import asyncpg
 import pytest
 
 from service.postgres.migration import Roles
-from tests.acceptance.conftest import _long, _measure, _public  # noqa: F401  # fixtures
 from tests.composed.containers import Compose, ContainerPostgres, composed
 from tests.support.catalog import TABLES
 from tests.support.deployment import Deployment
