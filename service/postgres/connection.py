@@ -58,7 +58,7 @@ async def connect(
         if isinstance(exc, ConnectFailed):
             raise
         if plaintext and plaintext.refused:
-            raise _password_refused(host, plaintext.refused) from exc
+            raise ConnectFailed(f"{host} {plaintext.refused}") from exc
         raise connect_failed(exc, _attempt(url, host, attributes, seconds)) from exc
     _set_keepalives(connection, host, url.keepalives)
     return connection
@@ -68,13 +68,6 @@ async def _connect(host: Host, credentials: _Credentials, **options: Any) -> asy
     unused: Any = {"krbsrvname": "postgres", "gsslib": "gssapi"}  # without values, asyncpg would read the environment
     connection: asyncpg.Connection = await asyncpg.connect(host=host.name, port=host.port, **credentials.arguments, **unused, **options)
     return connection
-
-
-def _password_refused(host: Host, how: str) -> ConnectFailed:
-    return ConnectFailed(
-        f"{host} requests the password {how} without TLS, so it was not sent: "
-        "use sslmode=verify-full, or a SCRAM password (password_encryption = scram-sha-256)"
-    )
 
 
 def _attempt(url: DatabaseUrl, host: Host, attributes: SessionAttribute, timeout_s: float) -> Attempt:

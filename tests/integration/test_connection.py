@@ -103,6 +103,25 @@ async def test_endless_message() -> None:
             await _connected(f"postgresql://u@127.0.0.1:{port}/d")
 
 
+@pytest.mark.parametrize("iterations", [b"1000001", b"2000000000", b"9" * 5000])
+async def test_scram_iterations_are_limited(iterations: bytes) -> None:
+    """A server without TLS cannot block the process with a huge number of iterations for the password."""
+    request = _message(b"R", (10).to_bytes(4) + b"SCRAM-SHA-256\0\0")
+    impostor = Impostor(request, _message(b"R", (11).to_bytes(4) + b"r=x,s=c2FsdA==,i=" + iterations))
+    async with listening(impostor.serve) as port:
+        with pytest.raises(ConnectFailed, match="requires more than 1000000 iterations of SCRAM without TLS"):
+            await _connected(f"postgresql://u:{_SECRET.decode()}@127.0.0.1:{port}/d")
+
+
+async def test_endless_parameters() -> None:
+    """The connection is closed if the server reports more than fits into memory before the session starts."""
+    accepted, parameters = _message(b"R", bytes(4)), [_message(b"S", b"p%d\0" % number + b"x" * 50_000 + b"\0") for number in range(30)]
+    impostor = Impostor(accepted, *parameters)
+    async with listening(impostor.serve) as port:
+        with pytest.raises(ConnectFailed, match="the connection was lost"):
+            await _connected(f"postgresql://u@127.0.0.1:{port}/d")
+
+
 @pytest.mark.parametrize("name", ["PGPASSWORD", "PGUSER", "PGHOST", "PGPORT", "PGDATABASE", "PGSSLMODE", "PGSERVICE", "PGPASSFILE",
                                   "PGTARGETSESSIONATTRS", "PGSSLNEGOTIATION", "PGKRBSRVNAME", "PGGSSLIB", "PGSSLROOTCERT"])  # fmt: skip
 async def test_variables_of_libpq_are_ignored(monkeypatch: pytest.MonkeyPatch, database_url: str, name: str) -> None:
