@@ -10,6 +10,7 @@ from pathlib import Path
 from service.database_url import Host
 from service.errors import ConnectFailed
 
+_MAX_BYTES = 256 * 1024
 _FIELD = re.compile(r"((?:\\.|[^:])*)(?::|$)")
 _ESCAPED = re.compile(r"\\(.)")
 
@@ -18,13 +19,10 @@ def read_password(file: Path, host: Host, *, database: str, user: str) -> str | 
     """Return the password of the first line that matches, or None.
 
     Raises:
-        ConnectFailed: the file cannot be read, or users outside of its group may read it.
+        ConnectFailed: the file cannot be read, is not a regular file, is too large, or users outside of its group may read it.
     """
     check_private(file)
-    try:
-        text = file.read_bytes().decode("utf-8", errors="surrogateescape")
-    except OSError as exc:
-        raise ConnectFailed(f"the password file {file} cannot be read: {exc.strerror}") from exc
+    text = _read(file).decode("utf-8", errors="surrogateescape")
     names = (host.name, "localhost") if host.is_socket else (host.name,)
     for line in text.replace("\r\n", "\n").split("\n"):  # not splitlines(): it knows more line ends than libpq
         fields = _FIELD.findall(line)
@@ -34,6 +32,19 @@ def read_password(file: Path, host: Host, *, database: str, user: str) -> str | 
         if all(raw == "*" or _unescaped(raw) in values for raw, values in zip(fields[:4], wanted, strict=True)):
             return _unescaped(fields[4])
     return None
+
+
+def _read(file: Path) -> bytes:
+    if not file.is_file():  # a named pipe would block the process
+        raise ConnectFailed(f"the password file {file} is not a regular file")
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(_MAX_BYTES + 1)
+    except OSError as exc:
+        raise ConnectFailed(f"the password file {file} cannot be read: {exc.strerror}") from exc
+    if len(data) > _MAX_BYTES:
+        raise ConnectFailed(f"the password file {file} has more than {_MAX_BYTES} bytes")
+    return data
 
 
 def check_private(file: Path) -> None:

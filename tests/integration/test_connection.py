@@ -1,6 +1,7 @@
 """Connections: passwords that are not sent to unverified servers, password files, and ignored variables."""
 
 import asyncio
+import os
 import socket
 from datetime import timedelta
 from pathlib import Path
@@ -213,6 +214,19 @@ def _password_file(folder: Path, text: str) -> Path:
     file.write_text(text, encoding="utf-8", newline="")
     file.chmod(0o640)
     return file
+
+
+async def test_password_files_of_any_kind(tmp_path: Path) -> None:
+    """A directory, a named pipe without a writer, and a file of any size neither block nor crash the process."""
+    folder, pipe, large = tmp_path / "folder", tmp_path / "pipe", tmp_path / "large"
+    folder.mkdir(mode=0o700)
+    os.mkfifo(pipe, 0o600)
+    large.touch(0o600)
+    os.truncate(large, 1 << 40)
+    errors = {folder: "is not a regular file", pipe: "is not a regular file", large: "has more than 262144 bytes"}
+    for file, error in errors.items():
+        with pytest.raises(ConnectFailed, match=f"the password file {file} {error}"):
+            await _connected(f"postgresql://u@127.0.0.1:1/d?passfile={file}")
 
 
 async def test_unusable_password_files(tmp_path: Path) -> None:
