@@ -147,7 +147,7 @@ class Readiness:
             logs.event("serving")
         else:
             cause = {} if error is None else {"error": logs.describe(error)}
-            logs.event("not serving", level="info" if reason is NotReady.SHUTTING_DOWN else "warning", reason=reason, **cause)
+            logs.event("not serving", level="info" if reason is NotReady.SHUTTING_DOWN else "warning", reason=reason.value, **cause)
 
 
 async def _finished(task: "asyncio.Future[NotReady | None]") -> None:

@@ -191,6 +191,8 @@ async def _error_text(error: grpc.aio.AioRpcError, endpoint: Endpoint) -> str:
     packed = metadata.get(_DETAILS_KEY)
     if error.code() is grpc.StatusCode.UNAVAILABLE and packed is None:
         return await _connection_error_text(error, endpoint)
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and packed is None:
+        return f"{endpoint.address.text} did not answer within {endpoint.timeout:g} s: is --address the address of a backup service?"
     lines = [f"{error.code().name}: {error.details()}"]
     if isinstance(packed, bytes):
         lines += _details(packed)

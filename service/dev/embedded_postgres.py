@@ -63,7 +63,7 @@ class EmbeddedPostgres:
             settings: additional settings of PostgreSQL.
             programs: the folder with PostgreSQL's programs; None means those of the wheel.
         """
-        folder = folder.resolve()
+        folder = self._requested = folder.resolve()
         name = f"backup-service-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}"
         self._settings = settings or {}
         self._user = server_user()
@@ -170,11 +170,13 @@ class EmbeddedPostgres:
         """Hold the lock of the folder, which the kernel releases when the process exits."""
         with contextlib.ExitStack() as stack:
             try:
+                if not (existing := _nearest_existing(self._requested)).is_dir():
+                    raise EmbeddedPostgresError(f"{existing} is not a folder")
                 self.own(self.folder)
                 fcntl.flock(stack.enter_context((self.folder / "lock").open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
                 raise EmbeddedPostgresError(f"the PostgreSQL in {self.folder} already runs, for another `backup-service dev`") from exc
-            except PermissionError as exc:
+            except OSError as exc:
                 raise EmbeddedPostgresError(f"{exc.filename or self.folder}: {exc.strerror}") from exc
             yield
 
@@ -236,7 +238,7 @@ class EmbeddedPostgres:
 
     def _can_enter(self, path: Path) -> bool:
         """Return whether the user of the server can enter the nearest existing folder above `path`."""
-        nearest = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+        nearest = _nearest_existing(path)
         if os.getuid() == self._user.pw_uid:
             return True
         return subprocess.run(["/usr/bin/test", "-x", nearest], **self._as_user()).returncode == 0
@@ -255,6 +257,11 @@ class EmbeddedPostgres:
                 shutil.copytree(package, unfinished / package.name)
             unfinished.rename(copy)
         return copy / programs.relative_to(packages)
+
+
+def _nearest_existing(path: Path) -> Path:
+    """Return the path, or the nearest of the folders above it that exists."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
 
 
 def server_user() -> pwd.struct_passwd:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,15 @@ async def test_server_names_that_are_not_host_names(command: RunCommand, name: s
 
 
 # Options and files
+
+
+async def test_a_service_that_does_not_answer(command: RunCommand) -> None:
+    """If a server accepts the connection and never answers, the error names its address and the time."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        for options in ((), ("--tls",)):
+            message = _message(await command("health", "--address", address, *options))
+            assert message == f"{address} did not answer within 3 s: is --address the address of a backup service?"
 
 
 async def test_an_address_without_a_port(command: RunCommand) -> None:

@@ -204,6 +204,22 @@ async def test_second_dev_over_the_same_folder(dev: StartDev, folder: Path) -> N
         assert running.process.returncode is None
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file", "{file} is not a folder"),
+        ("file/folder", "{file} is not a folder"),
+        ("/proc/none", "/proc/none: No such file or directory"),
+    ],
+)
+async def test_data_folders_that_cannot_be_used(tmp_path: Path, name: str, message: str) -> None:
+    """A data folder that is a file, or that cannot be created, gives one line with its path."""
+    file = tmp_path / "file"
+    file.write_text("content")
+    assert await _failure(tmp_path / name) == (1, f"backup-service: {message.format(file=file)}\n")
+    assert file.read_text() == "content"
+
+
 async def test_port_in_use(folder: Path) -> None:
     """A port that is in use gives one line that names it and the setting, and leaves nothing running."""
     with socket.socket() as taken:
