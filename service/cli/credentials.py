@@ -58,7 +58,7 @@ class TokenFile:
     def _mode(self) -> int:
         try:
             return self._path.stat().st_mode
-        except OSError:
+        except OSError:  # pragma: no cover: the file was removed after it was read
             return 0
 
 

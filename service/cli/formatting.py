@@ -33,9 +33,5 @@ def size(count: int) -> str:
     """Return a number of bytes in binary units: `851.0 GiB`."""
     if count < 1024:
         return f"{count} B"
-    amount = float(count)
-    for unit in _UNITS:
-        amount /= 1024
-        if amount < 1024 or unit == _UNITS[-1]:
-            return f"{amount:.1f} {unit}"
-    raise AssertionError
+    exponent = min((count.bit_length() - 1) // 10, len(_UNITS))
+    return f"{count / 1024**exponent:.1f} {_UNITS[exponent - 1]}"

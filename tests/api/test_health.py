@@ -44,6 +44,15 @@ async def test_serving(health: Any, service: str) -> None:
     assert (await health.Check(health_pb2.HealthCheckRequest(service=service))).status == _SERVING
 
 
+async def test_list(health: Any, server: Server) -> None:
+    """List returns the status of each service that Check knows."""
+    await eventually(lambda: server.health.serving, expected=True)
+    listed = await health.List(health_pb2.HealthListRequest())  # type: ignore[attr-defined]  # the stubs are older than the method
+    assert {name: answer.status for name, answer in listed.statuses.items()} == dict.fromkeys(
+        ("", pb.BACKUP_SERVICE, pb.CLUSTER_SERVICE, LIVENESS), _SERVING
+    )
+
+
 async def test_unknown_service(health: Any) -> None:
     """Check of an unknown service is NOT_FOUND; Watch returns SERVICE_UNKNOWN and stays open, as the protocol requires."""
     assert (await failure(health.Check(health_pb2.HealthCheckRequest(service="x" * 10_000)))).code is StatusCode.NOT_FOUND

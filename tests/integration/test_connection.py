@@ -6,6 +6,7 @@ import socket
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import asyncpg
 import pytest
@@ -131,6 +132,13 @@ async def test_variables_of_libpq_are_ignored(monkeypatch: pytest.MonkeyPatch, d
         changed.setenv(name, "hunter2")
         async with open_database(database_url, _LIMITS) as database:
             assert (await database.fetch("SELECT current_user"))[0][0] == "backups_service"
+
+
+async def test_no_user_name(postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If neither the URL nor the system has a user name, the error says so."""
+    monkeypatch.setattr("getpass.getuser", Mock(side_effect=KeyError("uid not found")))
+    with pytest.raises(ConnectFailed, match="names no user, and this process has no user name"):
+        await _connected(f"postgresql:///postgres?host={postgres.sockets}")
 
 
 async def test_pgpassword_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
