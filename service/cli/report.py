@@ -1,11 +1,14 @@
 """The command `report`."""
 
 import asyncio
+import contextlib
+import io
 import os
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -24,6 +27,7 @@ commands = typer.Typer()
 
 _CLUSTERS_MAX = 50
 _DAYS_MAX = 3660
+_STANDARD_OUTPUT = Path("-")
 
 
 @commands.command(epilog=example("backup-service report --output report.html --folder-id f1 --max-age 26h"))
@@ -31,7 +35,9 @@ _DAYS_MAX = 3660
 def report(
     filters: Filters,
     rules: Rules,
-    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The HTML file to write. An existing one is replaced.")],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="FILE", help="The HTML file to write; `-` is standard output. An existing one is replaced.")
+    ],
     days: Annotated[int, typer.Option(min=1, max=_DAYS_MAX, help="Days of the calendars and charts.")] = 180,
     all_: Annotated[
         bool, typer.Option("--all", help=f"With more than {_CLUSTERS_MAX} clusters, also show those without findings.")
@@ -41,32 +47,44 @@ def report(
 
     The page is one file without scripts. The command reads the PostgreSQL of BACKUPS_DATABASE_URL, not the service.
     """
-    if output.exists() and not output.is_file():
+    if output != _STANDARD_OUTPUT and output.exists() and not output.is_file():
         raise typer.BadParameter(f"{output} is not a file", param_hint="--output")
     page = asyncio.run(_write(output, filters, rules, days=days, shows_all=all_))
     clusters = "1 cluster" if page.total == 1 else f"{page.total} clusters"
     left_out = f", {page.left_out} left out (--all shows them)" if page.left_out else ""
-    print(f"Wrote {output}: {clusters}, {page.attention} with findings{left_out}.")
+    messages = sys.stderr if output == _STANDARD_OUTPUT else sys.stdout
+    print(f"Wrote {output}: {clusters}, {page.attention} with findings{left_out}.", file=messages)
 
 
 async def _write(output: Path, filters: Filters, rules: Rules, *, days: int, shows_all: bool) -> "Page":
-    """Write the page to a temporary file, which then replaces `output`."""
     from service import composition
     from service.cli.report_page import render
 
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     async with composition.database(read_settings()) as database:
         page = await _page(database, filters, rules, days=days, shows_all=shows_all)
-        try:
-            with temporary.open("x", encoding="utf-8") as file:
-                async for part in render(page, _sections(database, page)):
-                    file.write(part)
-            temporary.replace(output)
-        except OSError as exc:
-            raise CommandError(f"--output {output}: {exc.strerror}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _open(output) as file:
+            async for part in render(page, _sections(database, page)):
+                file.write(part)
     return page
+
+
+@contextlib.contextmanager
+def _open(output: Path) -> Iterator[TextIO]:
+    """Open standard output, or a temporary file that replaces `output` unless an error occurs."""
+    if output == _STANDARD_OUTPUT:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # as the page declares
+        yield sys.stdout
+        return
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            yield file
+        temporary.replace(output)
+    except OSError as exc:
+        raise CommandError(f"--output {output}: {exc.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 async def _page(database: "Database", filters: Filters, rules: Rules, *, days: int, shows_all: bool) -> "Page":

@@ -34,6 +34,17 @@ async def test_report(command: RunCommand, import_url: str, database_url: str, t
     assert list(tmp_path.iterdir()) == [file]
 
 
+async def test_standard_output(database_url: str, import_url: str, sql: Sql) -> None:
+    """`--output -` prints the page in UTF-8, in any locale, and the message on standard error."""
+    await load_sample(import_url, days=5)
+    await sql.execute("UPDATE freshness SET database = 'Lager Süd' WHERE database = 'sales'")
+    program = (sys.executable, "-m", "service", "report", "--output", "-")
+    done = await processes.run(*program, cwd=ROOT, env=environment(BACKUPS_DATABASE_URL=database_url, LC_ALL="C", PYTHONUTF8="0"))
+    assert (done.returncode, done.stderr) == (0, b"Wrote -: 4 clusters, 3 with findings.\n")
+    assert done.stdout.decode("utf-8").startswith("<!doctype html>")
+    assert "<bdi>Lager Süd</bdi>" in done.stdout.decode("utf-8")
+
+
 @pytest.mark.parametrize(
     ("options", "clusters", "found"),
     [
