@@ -2,21 +2,18 @@
 
 import asyncio
 import contextlib
-import faulthandler
 import gc
-import resource
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NamedTuple, Self
 
-import uvloop
-
+from service import process
 from service.address import Address, port_taken
 from service.api.admission import Admission
 from service.api.health import Health
-from service.api.listener import MAX_CONNECTIONS, Listener
+from service.api.listener import Listener
 from service.api.readiness import Readiness
 from service.api.rpc_task import create_task
 from service.observability import logs
@@ -33,14 +30,6 @@ _IDLE_TIMEOUT = timedelta(seconds=2)
 _GOAWAY = timedelta(milliseconds=20)
 
 _HEALTH_GRACE = timedelta(seconds=1)
-
-_DESCRIPTORS = 2 * MAX_CONNECTIONS + 1000  # connections of both listeners, and those to PostgreSQL, files and metrics
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
-_IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # by default, each would kill the process
-
-WATCHDOG_MARGIN = timedelta(seconds=10)
-"""Time after the bound of the shutdown at which the process exits."""
 
 
 class ShutdownTimes(NamedTuple):
@@ -156,69 +145,33 @@ class Server:
         await wait_for_first(waiting, self._forced.wait())
 
 
-def _log_unexpected(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log exceptions of tasks that are never awaited, without their text, which asyncio would log."""
-    error = context.get("exception")
-    logs.event("unexpected error", level="error", error=logs.describe(error) if error else None)
+def serve(
+    build: Callable[[], Awaitable[Server]],
+    *,
+    started: Callable[[Server], None] = lambda server: None,
+    stop_signals: Sequence[signal.Signals] = process.STOP_SIGNALS,
+) -> None:
+    """Run a server until the process receives a stop signal. A second one forces shutdown.
 
+    Args:
+        build: builds the server; called in the event loop.
+        started: called once the server listens.
+        stop_signals: signals that stop the server.
 
-def _handle_signals(server: Server, stop_signals: Sequence[signal.Signals]) -> asyncio.Event:
-    """Return an event that the signals set. A second one forces shutdown."""
-    signalled = asyncio.Event()
-
-    def on_signal() -> None:
-        if signalled.is_set():
-            server.force_shutdown()
-        signalled.set()
-
-    for number in stop_signals:
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
-    return signalled
+    Raises:
+        CommandError: the server cannot be built or started.
+    """
+    process.run(_serve(build, started, stop_signals), stop_signals=stop_signals)
 
 
 async def _serve(build: Callable[[], Awaitable[Server]], started: Callable[[Server], None], stop_signals: Sequence[signal.Signals]) -> None:
-    asyncio.get_running_loop().set_exception_handler(_log_unexpected)
     server = await build()
-    signalled = _handle_signals(server, stop_signals)
+    signalled = process.handle_signals(stop_signals, repeated=server.force_shutdown)
     await server.start()
     gc.freeze()  # a full collection over everything that start-up has created would stop the loop for tens of milliseconds
     try:
         started(server)
         await signalled.wait()
     finally:
-        # If shutdown hangs, the watchdog dumps the stacks of all threads and exits with 1.
-        faulthandler.dump_traceback_later((server.shutdown_times.longest + WATCHDOG_MARGIN).total_seconds(), exit=True)
+        process.start_watchdog(server.shutdown_times.longest)
         await server.shutdown()
-
-
-def _raise_descriptor_limit() -> None:
-    """Allow the descriptors that the listeners may need, as far as the hard limit permits. The default of many systems is 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def serve(
-    build: Callable[[], Awaitable[Server]],
-    *,
-    started: Callable[[Server], None] = lambda server: None,
-    stop_signals: Sequence[signal.Signals] = STOP_SIGNALS,
-) -> None:
-    """Run a server until it receives a signal that stops it. A second one forces shutdown. The other signals of users are ignored.
-
-    Args:
-        build: builds the server; called in the event loop.
-        started: called once the server listens.
-        stop_signals: the signals that stop the server.
-
-    Raises:
-        CommandError: the server cannot be built or started.
-    """
-    for number in _IGNORED_SIGNALS:
-        if number not in stop_signals:
-            signal.signal(number, signal.SIG_IGN)
-    _raise_descriptor_limit()
-    with logs.writing_in_background():
-        uvloop.run(_serve(build, started, stop_signals))
-    faulthandler.cancel_dump_traceback_later()

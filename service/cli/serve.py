@@ -21,7 +21,7 @@ _DEV: dict[str, Any] = {"reflection": True, "log_format": "console", "drain_dela
 @commands.command(epilog=example("backup-service dev"))
 def dev() -> None:
     """Serve a sample of backups from an embedded PostgreSQL, for development."""
-    from service import composition, server
+    from service import composition, process, server
     from service.dev import run as development
     from service.postgres.migration import Roles
 
@@ -37,7 +37,7 @@ def dev() -> None:
             options = _client_options(settings, running.address)
             development.announce(catalog, address=str(running.address), security=_security(settings), client_options=options)
 
-        stop_signals = (*server.STOP_SIGNALS, signal.SIGHUP)  # SIGHUP: the terminal was closed
+        stop_signals = (*process.STOP_SIGNALS, signal.SIGHUP)  # SIGHUP: the terminal was closed
         server.serve(lambda: composition.build_server(settings), started=started, stop_signals=stop_signals)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from service.composition import shutdown_times
-from service.server import WATCHDOG_MARGIN
+from service.process import WATCHDOG_MARGIN
 from service.settings import Settings
 from tests.support import processes
 from tests.support.commands import environment

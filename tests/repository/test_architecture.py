@@ -1,13 +1,15 @@
-"""Tree and layers of docs/architecture.md, the reasons of readiness in docs/operating.md, and the length of functions."""
+"""Tree, layers and path of a call of docs/architecture.md, the reasons of readiness in docs/operating.md, and the length of functions."""
 
 import ast
 import re
 import tomllib
+from pathlib import Path
 
 from service.api.readiness import NotReady
 from tests.support.repository import ROOT
 
-_BLOCKS = re.findall(r"^```\n(.*?)^```", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+_ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+_BLOCKS = re.findall(r"^```\n(.*?)^```", _ARCHITECTURE, re.MULTILINE | re.DOTALL)
 _OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
 _SERVICE = ROOT / "service"
 
@@ -31,6 +33,33 @@ def test_layers() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
     [layers] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
     assert _BLOCKS[1].splitlines() == [layer.replace("service.", "") for layer in layers]
+
+
+def _defined(path: Path) -> set[str]:
+    """Return the names of a module's variables, functions, classes and methods, those of methods after their class."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            members = node.body if isinstance(node, ast.ClassDef) else []
+            names |= {
+                node.name,
+                *(f"{node.name}.{each.name}" for each in members if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)),
+            }
+    return names
+
+
+def test_path_of_a_call() -> None:
+    """Each step of a call names functions of its files, and errors that exist."""
+    section = _ARCHITECTURE.partition("\n## Path of a call\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[2:-1] for line in section.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 10
+    unknown = []
+    for files, functions, raised in ([re.findall(r"`(.+?)`", cell) for cell in row] for row in rows):
+        unknown += sorted(set(functions) - set().union(*(_defined(_SERVICE / file) for file in files)))
+        unknown += sorted(set(raised) - _defined(_SERVICE / "errors.py"))
+    assert unknown == []
 
 
 def test_reasons_of_readiness() -> None:

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 from service import VERSION, pb
 from service.api.health import LIVENESS, Health
 from service.composition import shutdown_times
-from service.server import WATCHDOG_MARGIN
+from service.process import WATCHDOG_MARGIN
 from service.setting_names import ENV_PREFIX
 from service.settings import Settings
 from tests.support.manifests import (
