@@ -23,7 +23,7 @@ class Address(NamedTuple):
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is `localhost`, in 127.0.0.0/8, or ::1."""
+    """Return True if a host is `localhost`, in 127.0.0.0/8, or ::1."""
     if host == "localhost":
         return True
     try:

@@ -30,5 +30,5 @@ class Page(NamedTuple):
 
 
 def is_backup_id(text: str) -> bool:
-    """Return whether a text can be the id of a backup: 1 to 50 printable ASCII characters without spaces."""
+    """Return True if a text can be the id of a backup: 1 to 50 printable ASCII characters without spaces."""
     return _ID.fullmatch(text) is not None

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from service.observability import logs
 from service.postgres.database import Database
-from service.postgres.freshness import Freshness, Oldest, oldest
+from service.postgres.freshness import Freshness, Stalest, stalest
 
 _TOOL = ("folder_id", "cluster_id", "tool")
 _DATABASE = (*_TOOL, "database")
@@ -76,7 +76,7 @@ _DATABASE_METRICS: dict[str, tuple[str, Callable[[Freshness], float | None]]] = 
 }
 
 
-def families(found: Oldest, read_at: float) -> Iterator[Metric]:
+def families(found: Stalest, read_at: float) -> Iterator[Metric]:
     """Return the metrics of rows that were read at a time, in seconds since 1970."""
     for name, (help_text, value_of_last) in _LAST_METRICS.items():
         samples = (((*_owner(row), last.method), value_of_last(last)) for row in found.kept for last in _last_backups(row))
@@ -126,14 +126,14 @@ class CatalogMetrics(Collector):
     def __init__(self, database: Database, *, limit: int) -> None:
         self._database = database
         self._limit = limit
-        self._read: tuple[Oldest, float] | None = None  # replaced, never modified, because scrapes run in other threads
+        self._read: tuple[Stalest, float] | None = None  # replaced, never modified, because scrapes run in other threads
         self._limit_logged = False
         self._available = True
 
     async def refresh(self) -> None:
         """Read the catalog. If that fails, the metrics keep their values."""
         try:
-            found = await oldest(self._database, limit=self._limit)
+            found = await stalest(self._database, limit=self._limit)
         except Exception as exc:  # unavailable, or the role lacks a right; logged once and retried after the period
             if self._available:
                 logs.event("catalog metrics not refreshed", level="warning", error=logs.describe(exc))

@@ -100,7 +100,7 @@ class Host(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Return whether the host is a Unix socket, 127.0.0.0/8, ::1 or `localhost`."""
+        """Return True if the host is a Unix socket, 127.0.0.0/8, ::1 or `localhost`."""
         return _is_local(self.name)
 
     def __str__(self) -> str:

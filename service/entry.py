@@ -40,7 +40,7 @@ class Entry(NamedTuple):
     database: str = ""
     """Empty for a backup of the whole cluster."""
     permanent: bool | None = None
-    """Whether the tool never deletes the backup by itself; None if the tool does not record it."""
+    """True if the tool never deletes the backup by itself; None if the tool does not record it."""
     needs: tuple[str, ...] = ()
     """Names of the backups that a restore requires: the direct parent for WAL-G, all of them for gpbackup."""
     types: tuple[str, ...] = ()
@@ -105,11 +105,11 @@ class Selection(NamedTuple):
     """Skip entries with these names."""
 
     def excludes(self, name: str) -> bool:
-        """Return whether the operator named this entry to leave it out."""
+        """Return True if the operator named this entry to leave it out."""
         return name in self.exclude
 
     def is_too_early(self, time: datetime) -> bool:
-        """Return whether a backup that was completed at this time is left out."""
+        """Return True if a backup that was completed at this time is left out."""
         return self.since is not None and time < self.since
 
 

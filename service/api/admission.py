@@ -79,7 +79,7 @@ class Admission:
         return cost
 
     def _others_call(self, client: str) -> bool:
-        """Record a call, and return whether another client has called within the window. Rejected calls count."""
+        """Record a call, and return True if another client has called within the window. Rejected calls count."""
         now = time.monotonic()
         if client != self._last_client:
             self._last_client, self._other_at = client, self._last_at

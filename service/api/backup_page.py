@@ -8,9 +8,9 @@ from service.page_token import PageTokens, TokenScope
 
 
 def encoded_page(page: Page, page_tokens: PageTokens, scope: TokenScope) -> bytes:
-    """Return a page as an encoded `ListBackupsResponse` or `ListClusterBackupsResponse`: both number their fields alike.
+    """Return a page as an encoded `ListBackupsResponse` or `ListClusterBackupsResponse`. Both have the same field numbers.
 
-    Encodings that follow each other merge into one message, so only the last element is parsed, for the token.
+    Concatenated encodings are one message in protobuf, so only the last element is parsed, for the token.
     """
     if page.last is None:
         return bytes(page.elements)

@@ -30,7 +30,7 @@ ANY_NAME = ClientNames(None)
 
 
 def _names_of(context: ServicerContext[Any, Any]) -> set[str]:
-    # Not `x509_subject_alternative_name`, which mixes them with e-mail and IP addresses.
+    # `x509_subject_alternative_name` would not separate names from e-mail and IP addresses.
     found: Any = context.auth_context()
     names = {name.decode(errors="replace").lower() for name in found.get("peer_dns", [])}
     return names | {uri.decode(errors="replace") for uri in found.get("peer_uri", [])}

@@ -1,4 +1,4 @@
-"""The steps of every call, in order: observe, deadline, receive, authenticate, decode, admit, handle; then the outcome.
+"""The steps of every call (`Interceptor._handle`): deadline, receive, authenticate, decode, admit, handle; then its outcome (`_wrap`).
 
 Handlers are wrapped so that error_status.py alone decides which errors clients receive. By default, gRPC decodes a request before it calls
 the handler, and returns its own texts for errors. Therefore wrapped handlers receive and return bytes.
@@ -65,14 +65,14 @@ class _Method(NamedTuple):
     handle: _Handle
     cost: Callable[[Any], int]
     """Returns the cost of a request against the admission limit."""
-    longest: float | None
-    """Seconds that the call may take; None for `Watch` of the health service, which has no limit."""
+    max_seconds: float | None
+    """Time limit of the call; None for `Watch` of the health service, which has none."""
     is_admitted: bool
     """Health checks are not: an overloaded server is still healthy."""
     is_authenticated: bool
     """Health checks and discovery are not: clients call them before they have a token."""
-    reads: bool
-    """True if the request is one message, which is read before the handler is called."""
+    has_one_request: bool
+    """True if the request is one message, which is read before the handler is called; False if it is a stream."""
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
@@ -124,27 +124,27 @@ class Interceptor(grpc.aio.ServerInterceptor):
         """Wrap a handler as one for a stream of requests, because gRPC lets such handlers read the requests."""
         decode, encode, timeout = _decoder(handler.request_deserializer), handler.response_serializer, self._request_timeout
         if handler.unary_unary:
-            method = self._method(name, kind="unary", decode=decode, handle=_encoded(handler.unary_unary), longest=timeout)
+            method = self._method(name, kind="unary", decode=decode, handle=_encoded(handler.unary_unary), max_seconds=timeout)
             return grpc.stream_unary_rpc_method_handler(self._wrap(method))
         if handler.unary_stream:
-            method = self._method(name, kind="server_stream", decode=decode, handle=_written(handler.unary_stream), longest=None)
+            method = self._method(name, kind="server_stream", decode=decode, handle=_written(handler.unary_stream), max_seconds=None)
             return grpc.stream_stream_rpc_method_handler(self._wrap(method), response_serializer=encode)
         assert handler.stream_stream, f"{name}: methods with a stream of requests and one response are not supported"
-        method = self._method(name, kind="bidi_stream", decode=_unchanged, handle=_written(handler.stream_stream), longest=timeout)
+        method = self._method(name, kind="bidi_stream", decode=_unchanged, handle=_written(handler.stream_stream), max_seconds=timeout)
         return grpc.stream_stream_rpc_method_handler(self._wrap(method), request_deserializer=decode, response_serializer=encode)
 
-    def _method(self, name: str, *, kind: str, decode: _Decode, handle: _Handle, longest: float | None) -> _Method:
-        reads_stream = kind == "bidi_stream"
+    def _method(self, name: str, *, kind: str, decode: _Decode, handle: _Handle, max_seconds: float | None) -> _Method:
+        is_stream = kind == "bidi_stream"
         return _Method(
             name=name,
             metrics=self._metrics.of_method(name, kind=kind),
             decode=decode,
             handle=handle,
-            cost=_cost_of_stream if reads_stream else cost_of,
-            longest=longest,
+            cost=_cost_of_stream if is_stream else cost_of,
+            max_seconds=max_seconds,
             is_admitted=not name.startswith(_HEALTH),
             is_authenticated=not name.startswith((_HEALTH, _DISCOVERY)),
-            reads=not reads_stream,
+            has_one_request=not is_stream,
         )
 
     def _wrap(self, method: _Method) -> _Wrapped:
@@ -183,7 +183,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         running.limit_to(_allowed(context, self._request_timeout))
         if method.is_admitted:
             self._admission.arrive()
-        request = await self._receive(context, running, method) if method.reads else requests
+        request = await self._receive(context, running, method) if method.has_one_request else requests
         if method.is_authenticated:
             self._client_names.require(context)
         self._authenticate(method, running)
@@ -207,7 +207,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if request is grpc.aio.EOF:
             await asyncio.sleep(_CORE_ANSWER_S)  # if the message was too large, gRPC core answers now and cancels this call
             raise UndecodableRequest
-        if method.longest is None:
+        if method.max_seconds is None:  # the request has arrived: from now on, only the client's deadline limits the call
             running.limit_to(_allowed(context, None))
         return bytes(request)
 
@@ -288,10 +288,10 @@ def _folder(message: Any) -> str:
     return "" if current_caller() in (ANYBODY, NOBODY) else getattr(message, "folder_id", "")
 
 
-def _allowed(context: _Context, longest: float | None) -> float | None:
-    """Return the seconds until the client's deadline, at most `longest`; None if there is no limit."""
+def _allowed(context: _Context, max_seconds: float | None) -> float | None:
+    """Return the seconds until the client's deadline, at most `max_seconds`; None if there is no limit."""
     remaining = context.time_remaining()
-    return longest if remaining is None or (longest is not None and longest < remaining) else remaining
+    return max_seconds if remaining is None or (max_seconds is not None and max_seconds < remaining) else remaining
 
 
 async def _answer(call: Call, error: Exception, cause: BaseException, context: _Context) -> None:

@@ -1,4 +1,4 @@
-"""Readiness: the check whether this replica can answer calls, and the reason if it cannot."""
+"""Readiness: the check that this replica can answer calls, and the reason if it cannot."""
 
 import asyncio
 import math
@@ -115,7 +115,7 @@ class Readiness:
         return self._keys_problem() if is_migrated else NotReady.SCHEMA_TOO_OLD
 
     async def _is_behind(self) -> bool:
-        """Return whether the replication lag has exceeded `max_replication_lag` for longer than `max_replication_lag`.
+        """Return True if the replication lag has exceeded its maximum for at least as long as that maximum.
 
         The lag is the age of the last replayed transaction. After an idle time of the primary, a new transaction makes it large until that
         transaction is replayed.

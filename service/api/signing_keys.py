@@ -72,7 +72,7 @@ class SigningKeys:
         return self._keys[kid]
 
     def holds(self, key: SigningKey) -> bool:
-        """Return whether the key may still be used."""
+        """Return True if the key may still be used."""
         return self._keys.get(key.kid) is key and self.age < self._max_age
 
     async def refresh(self) -> None:
@@ -85,7 +85,7 @@ class SigningKeys:
         self._due_at = began + self._refresh if is_read else -math.inf
 
     async def update(self) -> bool:
-        """Read the keys once. Return whether a JWKS was read; its keys then replace the previous ones, even if there are none."""
+        """Read the keys once. Return True if a JWKS was read; its keys then replace the previous ones, even if there are none."""
         try:
             found = parse_jwks(await self._read())
         except Exception as exc:  # any error: the loop that calls this must keep running

@@ -84,5 +84,5 @@ def run() -> int | str | None:
 
 
 def _is_plugin() -> bool:
-    """Return whether this is a monitoring plugin, whose errors, also in the command line, have exit status 3."""
+    """Return True if this is a monitoring plugin, whose errors, also in the command line, have exit status 3."""
     return "--nagios" in sys.argv[1:]

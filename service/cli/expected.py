@@ -26,7 +26,7 @@ class Expected(NamedTuple):
     """None: the limit of the command line."""
 
     def matches(self, row: Freshness) -> bool:
-        """Return whether this line names the row."""
+        """Return True if this line names the row."""
         return (
             self.cluster_id == row.source_cluster_id
             and self.tool in (None, row.tool)

@@ -207,7 +207,7 @@ def get(
 @commands.command(epilog=example("backup-service health --address 127.0.0.1:50051"))
 @option_groups(endpoint=_endpoint)
 def health(endpoint: "Endpoint") -> None:
-    """Check whether the service is ready for calls. The exit status is 1 if it is not."""
+    """Check that the service is ready for calls. The exit status is 1 if it is not."""
     from service.cli import client
 
     if not asyncio.run(client.is_serving(endpoint._replace(timeout=_HEALTH_TIMEOUT_S))):

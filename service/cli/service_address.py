@@ -36,7 +36,7 @@ class ServiceAddress(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether calls stay on this machine: a Unix socket, `localhost` or a loopback address."""
+        """True if calls stay on this machine: a Unix socket, `localhost` or a loopback address."""
         if self.path or self.host.lower() == "localhost":
             return True
         try:

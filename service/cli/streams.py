@@ -45,7 +45,7 @@ def prepare() -> None:
 
 
 def is_output_error(error: OSError) -> bool:
-    """Return whether an error is one of standard output; errors of files have a name, and those of sockets are translated."""
+    """Return True if an error is one of standard output; errors of files have a name, and those of sockets are translated."""
     return error.filename is None and error.errno in _OUTPUT_ERRORS
 
 

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from service.catalog_metrics import families
 from service.errors import CommandError
-from service.postgres.freshness import Freshness, Oldest
+from service.postgres.freshness import Freshness, Stalest
 
 
 class _Read(Collector):
@@ -20,7 +20,7 @@ class _Read(Collector):
         self._rows, self._read_at = list(rows), read_at
 
     def collect(self) -> Iterator[Metric]:
-        return families(Oldest(self._rows, left_out=0), self._read_at.timestamp())
+        return families(Stalest(self._rows, left_out=0), self._read_at.timestamp())
 
 
 def write_textfile(path: Path, rows: Sequence[Freshness], read_at: datetime) -> None:

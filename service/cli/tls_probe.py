@@ -24,7 +24,7 @@ class _Stream(NamedTuple):
 
 
 async def speaks_tls(address: ServiceAddress) -> bool:
-    """Return whether the server completes a TLS handshake. No certificate is verified, and nothing is sent."""
+    """Return True if the server completes a TLS handshake. No certificate is verified, and nothing is sent."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -51,7 +51,7 @@ async def certificate_error(address: ServiceAddress, ca: bytes | None, server_na
 
 
 async def speaks_plaintext(address: ServiceAddress) -> bool:
-    """Return whether the server answers HTTP/2 without TLS."""
+    """Return True if the server answers HTTP/2 without TLS."""
     try:
         async with asyncio.timeout(_TIMEOUT_S), _connected(address, None) as stream:
             stream.writer.write(_PREFACE)

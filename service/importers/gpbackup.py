@@ -152,7 +152,7 @@ class _Reader:
         return None
 
     def _left_out(self, row: Row, name: str | None) -> Skipped | None:
-        """Return whether --exclude or --since leaves out a row. --exclude may also name a malformed timestamp."""
+        """Return True if --exclude or --since leaves out a row. --exclude may also name a malformed timestamp."""
         if self._selection.excludes(str(row["timestamp"])):
             return Skipped(name, EXCLUDED)
         return Skipped(name, TOO_EARLY) if name and self._is_too_early(row) else None
@@ -174,7 +174,7 @@ class _Reader:
         return Attempt(name, database, started_at, state)  # type: ignore[arg-type]  # one of its three states
 
     def _is_too_early(self, row: Row) -> bool:
-        """Return whether the backup was certainly completed before --since, even if its times are invalid in the zone."""
+        """Return True if the backup was certainly completed before --since, even if its times are invalid in the zone."""
         completed = self._approximate(row["timestamp"] if _has_no_end(row) else row["end_time"])
         return completed is not None and self._selection.is_too_early(completed)
 
@@ -279,11 +279,11 @@ def _local(text: object) -> datetime:
     matched = _TIMESTAMP.fullmatch(text) if isinstance(text, str) else None
     if not matched:
         raise ValueError
-    return datetime(*map(int, matched.groups()))  # type: ignore[arg-type]  # noqa: DTZ001  # of a clock
+    return datetime(*map(int, matched.groups()))  # type: ignore[arg-type]  # noqa: DTZ001  # its zone is not known yet
 
 
 def _has_no_end(row: Row) -> bool:
-    """Return whether a later gpbackup migrated the row from one that recorded no end: its end_time is the time of the migration."""
+    """Return True if the end is unknown: a later gpbackup has migrated the row, and its end_time is the time of the migration."""
     return _version(row) < (1, 13, 0) and not row["status"]
 
 
@@ -292,7 +292,7 @@ def _deletion_warning(row: Row) -> tuple[str, ...]:
 
 
 def _type(label: str, row: Row) -> _Type:
-    """Return gpbackman's type of a backup, and whether parts of the database were left out.
+    """Return gpbackman's type of a backup, and True if parts of the database were left out.
 
     Raises:
         InvalidEntry: gpbackup cannot make a backup with these flags.
@@ -313,7 +313,7 @@ def _type(label: str, row: Row) -> _Type:
 
 
 def _version(row: Row) -> tuple[int, int, int]:
-    """Return gpbackup's version, also of `1.30.5+dev.3.gabcdef`. An unreadable version counts as new."""
+    """Return gpbackup's version, such as (1, 30, 5) for `1.30.5+dev.3.gabcdef`. An unreadable version counts as new."""
     matched = _VERSION.match(str(row["backup_version"]))
     return (int(matched[1]), int(matched[2]), int(matched[3] or 0)) if matched else (2**31, 0, 0)
 

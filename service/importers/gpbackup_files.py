@@ -21,7 +21,7 @@ class Files(NamedTuple):
     segments: int
     """Primaries."""
     has_data: bool
-    """Whether the primaries have files."""
+    """True if the primaries have files."""
 
     @property
     def place(self) -> Path:

@@ -176,7 +176,7 @@ class _ReadingLimit:
         """Error message of the limit that has stopped the reading."""
 
     def check(self) -> bool:
-        """Return whether reading must stop. The time starts at the first call: SQLite makes none while it waits for a lock."""
+        """Return True if reading must stop. The time starts at the first call: SQLite makes none while it waits for a lock."""
         now = time.monotonic()
         if self._start is None:
             self._start, self._cpu_start = now, time.thread_time()
@@ -198,7 +198,7 @@ class _ReadingLimit:
         return self.exceeded is not None
 
     def _writer_waits(self) -> bool:
-        """Return whether a process waits for the readers of the file to finish: SQLite admits no new reader then."""
+        """Return True if a process waits for the readers of the file to finish: SQLite admits no new reader then."""
         try:
             with contextlib.closing(_opened(self._path, timeout_s=0)) as connection:
                 connection.execute("SELECT 1 FROM sqlite_schema").fetchone()

@@ -106,7 +106,7 @@ class JsonArray:
         return grew
 
     def _is_cut(self, exc: json.JSONDecodeError) -> bool:
-        """Return whether the text seems to stop within an element."""
+        """Return True if the text seems to stop within an element."""
         return exc.msg.startswith("Unterminated string") or len(self._text.rstrip()) - exc.pos < _LITERAL_MAX
 
     def _next(self) -> str:

@@ -45,7 +45,7 @@ class LogWriter:
             self._changed.notify()
 
     def close(self) -> bool:
-        """Give the thread a limited time to write the waiting lines, and return whether it has written them."""
+        """Give the thread a limited time to write the waiting lines, and return True if it has written them."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()

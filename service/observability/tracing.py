@@ -53,7 +53,7 @@ class Tracing:
     def __init__(self, *, trusts_callers: bool) -> None:
         """
         Args:
-            trusts_callers: whether callers are authenticated, so that spans become children of their spans.
+            trusts_callers: True if callers are authenticated; then spans become children of their spans.
 
         Raises:
             TracingUnavailable: a variable has a value that is not supported.

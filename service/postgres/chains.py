@@ -1,4 +1,4 @@
-"""Chains of backups: whether the backups that a restore requires are there.
+"""Chains of backups: their state, which depends on the backups that a restore requires.
 
 The rules differ by tool, because WAL-G lists only what exists, and gpbackup's history also has rows of deleted backups:
 

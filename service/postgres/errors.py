@@ -131,7 +131,7 @@ def connect_failed(exc: BaseException, attempt: Attempt) -> ConnectFailed:
 
 
 def is_timeout(exc: BaseException) -> bool:
-    """Return whether a statement or an attempt to connect timed out."""
+    """Return True if a statement or an attempt to connect timed out."""
     return isinstance(exc, TimeoutError) or (isinstance(exc, ConnectFailed) and isinstance(exc.__cause__, TimeoutError))
 
 

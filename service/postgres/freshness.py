@@ -76,8 +76,8 @@ class Freshness(NamedTuple):
         return "running" if now - self.running_started_at < RUNNING_MAX else "crashed"
 
 
-class Oldest(NamedTuple):
-    """The rows whose last restorable backup is oldest."""
+class Stalest(NamedTuple):
+    """The rows whose last restorable backup is oldest, or that have none."""
 
     kept: list[Freshness]
     left_out: int
@@ -95,31 +95,35 @@ class Attempt(NamedTuple):
     state: Literal["failed", "running", "crashed"]
 
 
+# Facts that are read from `backups`. All others are columns of `imports` or `freshness`, with the names of `Freshness`.
+_JOINED = {
+    "last_duration": "last_created_at - last.started_at",
+    "last_size": "last.size",
+    "last_method": "last.method",
+    "last_base_duration": "last_base_created_at - base.started_at",
+    "last_base_size": "base.size",
+}
+
 # LIMIT prevents the planner from joining the tables, and so from reading all of `backups`.
 _LAST = """
     LEFT JOIN LATERAL (SELECT started_at, size, method FROM backups WHERE id = last_backup_id LIMIT 1) AS last ON true
     LEFT JOIN LATERAL (SELECT started_at, size FROM backups WHERE id = last_base_id LIMIT 1) AS base ON true"""
 
-# A gpbackup history without any row has an import and no database.
-_ROWS = """
-    SELECT imports.folder_id, source_cluster_id, tool, database, imported_at, entries, skipped, unusable, excluded,
-      coalesce(backups, 0) AS backups, coalesce(restorable, 0) AS restorable, coalesce(partial, 0) AS partial,
-      coalesce(broken, 0) AS broken, coalesce(unknown, 0) AS unknown, coalesce(missing, 0) AS missing,
-      last_backup_id, last_created_at, last_base_id, last_base_created_at, last_partial_id, last_partial_created_at,
-      failed_attempts, last_failed_name, last_failed_started_at, running_name, running_started_at
+# A gpbackup history without any row has an import and no database. Its counts are 0.
+_COUNTS = ("backups", "restorable", "partial", "broken", "unknown", "missing")
+_STORED = {"folder_id": "imports.folder_id"} | {count: f"coalesce({count}, 0) AS {count}" for count in _COUNTS}
+_ROWS = f"""
+    SELECT {", ".join(_STORED.get(field, field) for field in Freshness._fields if field not in _JOINED)}
     FROM imports LEFT JOIN freshness USING (source_cluster_id, tool)"""
-_COLUMNS = f"""
-    {", ".join(Freshness._fields[:-5])},
-    last_created_at - last.started_at AS last_duration, last.size AS last_size, last.method AS last_method,
-    last_base_created_at - base.started_at AS last_base_duration, base.size AS last_base_size"""
+_COLUMNS = ", ".join(f"{_JOINED[field]} AS {field}" if field in _JOINED else field for field in Freshness._fields)
 
-_IMPORTED = f"""
+_ALL = f"""
     SELECT {_COLUMNS}
     FROM ({_ROWS}) AS listed {_LAST}
     WHERE ($1::text IS NULL OR folder_id = $1) AND ($2::text IS NULL OR source_cluster_id = $2)
     ORDER BY folder_id, source_cluster_id, tool, database"""
 
-_OLDEST = f"""
+_STALEST = f"""
     SELECT {_COLUMNS}, total
     FROM (
       SELECT *, count(*) OVER () AS total FROM ({_ROWS}) AS all_rows
@@ -134,17 +138,17 @@ async def freshness(database: Database, *, folder_id: str | None, cluster_id: st
     Raises:
         CatalogUnavailable: See `Database.fetch`.
     """
-    return [Freshness(*row) for row in await database.fetch(_IMPORTED, folder_id, cluster_id)]
+    return [Freshness(*row) for row in await database.fetch(_ALL, folder_id, cluster_id)]
 
 
-async def oldest(database: Database, *, limit: int) -> Oldest:
+async def stalest(database: Database, *, limit: int) -> Stalest:
     """Return at most `limit` rows: first those without a restorable backup, then those whose last one is oldest.
 
     Raises:
         CatalogUnavailable: See `Database.fetch`.
     """
-    rows = await database.fetch(_OLDEST, limit)
-    return Oldest([Freshness(*tuple(row)[:-1]) for row in rows], left_out=rows[0]["total"] - len(rows) if rows else 0)
+    rows = await database.fetch(_STALEST, limit)
+    return Stalest([Freshness(*tuple(row)[:-1]) for row in rows], left_out=rows[0]["total"] - len(rows) if rows else 0)
 
 
 _ATTEMPTS = f"""

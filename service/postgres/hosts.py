@@ -78,8 +78,8 @@ class Hosts:
     async def _connect_preferring_standby(self, hosts: list[int], options: dict[str, Any]) -> asyncpg.Connection:
         """Connect to a standby, or to any host if there is none.
 
-        Hosts that have just timed out are not asked whether they are standbys. Each host is tried alone: given a single host, asyncpg
-        accepts a primary in place of the preferred standby.
+        Hosts that have just timed out are not tried as standbys. Each call of asyncpg has one host and requires a standby, because with
+        "prefer-standby" and one host it would accept a primary.
         """
         primaries = []
         for host in hosts:

@@ -142,7 +142,7 @@ class Summary(NamedTuple):
     unchanged: int
     pruned: Pruned
     moved: int
-    """Backups of the cluster that moved from another folder, whether the listing has them or not."""
+    """Backups of the cluster that moved from another folder, including those that the listing does not have."""
     skipped: dict[str, int]
     """Entries that are not usable backups by the tool's rules, or that the operator left out, by reason."""
     types: dict[str, int] = {}  # noqa: RUF012  # never changed

@@ -30,7 +30,7 @@ class Removal(NamedTuple):
     tool: str
     backups: int
     was_imported: bool
-    """Whether there is a record of an import."""
+    """True if there is a record of an import."""
     last_created_at: datetime | None
 
 

@@ -37,7 +37,7 @@ class Turns:
         turn = requests.popleft()
         if requests:
             self._waiting[client] = requests
-        if turn.cancelled():  # in this iteration of the event loop
+        if turn.cancelled():  # in this iteration of the event loop, so `acquire` has not removed it yet
             self.release()
         else:
             turn.set_result(None)

@@ -90,7 +90,7 @@ def test_only_the_process_reads_its_key(machine: Path, name: str, key: str, user
 
 
 def _can_read(file: Path, user: int) -> bool:
-    """Return whether a process of the user can read the file."""
+    """Return True if a process of the user can read the file."""
     done = subprocess.run(["cat", file], user=user, group=user, extra_groups=[], capture_output=True, check=False)
     return done.returncode == 0
 

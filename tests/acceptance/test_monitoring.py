@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import pb
 from service.catalog_metrics import families
 from service.entry import Attempt, Entry, Listed
-from service.postgres.freshness import Oldest
+from service.postgres.freshness import Stalest
 from service.postgres.import_backups import Options, Target, load
 from tests.support.catalog import AddBackups
 from tests.support.certificates import Authority, Files
@@ -122,7 +122,7 @@ def test_metrics_of_expressions() -> None:
 async def test_metrics_are_exposed(service_metrics: str, deployment: Deployment) -> None:
     """Every metric in a rule or a dashboard is exposed by the service or by Envoy, or recorded by a rule."""
     envoy_metrics = await _scrape(deployment.metrics_address, "/stats/prometheus")
-    catalog_metrics = {family.name for family in families(Oldest([], left_out=0), 0)}
+    catalog_metrics = {family.name for family in families(Stalest([], left_out=0), 0)}
     known = (
         catalog_metrics
         | _names(service_metrics)
@@ -227,7 +227,7 @@ def _replaced(expression: str) -> str:
 
 
 async def _is_shown(url: str, target: _Target) -> bool:
-    """Return whether a query has a result, and its legend no empty label."""
+    """Return True if a query has a result, and its legend no empty label."""
     with contextlib.suppress(urllib.error.URLError):  # not listening yet
         found = (await _ask(url, f"query?query={urllib.parse.quote(_replaced(target.expression))}"))["result"]
         return bool(found) and all(target.labels <= set(series["metric"]) for series in found)

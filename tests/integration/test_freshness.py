@@ -11,7 +11,7 @@ from service.entry import Entry
 from service.errors import CatalogUnavailable
 from service.postgres import freshness as queries
 from service.postgres.database import Database, Limits, open_database
-from service.postgres.freshness import Freshness, freshness, oldest
+from service.postgres.freshness import Freshness, freshness, stalest
 from service.postgres.import_backups import Options, Target, load
 from tests.support.catalog import Sql
 
@@ -77,17 +77,17 @@ async def test_a_last_backup_that_was_deleted_since(import_url: str, database: D
     assert (found.last_created_at, found.last_duration, found.last_size) == (_TIME + timedelta(days=1), None, None)
 
 
-async def test_the_oldest(import_url: str, database: Database) -> None:
-    """Rows without a backup come first, then those with the oldest one; rows beyond the limit are counted."""
-    assert await oldest(database, limit=3) == ([], 0)
+async def test_stalest(import_url: str, database: Database) -> None:
+    """Rows without a backup come first, then those whose last backup is oldest; rows beyond the limit are counted."""
+    assert await stalest(database, limit=3) == ([], 0)
     for cluster, number in (("c1", 5), ("c2", 1), ("c3", 3), ("c4", 4)):
         await _load(import_url, "f1", cluster, "walg", number)
     await _load(import_url, "f1", "c5", "walg")
 
-    found = await oldest(database, limit=3)
+    found = await stalest(database, limit=3)
     assert [each.source_cluster_id for each in found.kept] == ["c5", "c2", "c3"]
     assert (found.kept[1].last_size, found.left_out) == (1001, 2)
-    assert (await oldest(database, limit=5)).left_out == 0
+    assert (await stalest(database, limit=5)).left_out == 0
 
 
 async def test_no_database() -> None:
@@ -132,9 +132,9 @@ def _scans(plan: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("query", "types", "arguments", "rows"),
     [
-        (queries._IMPORTED, "text, text", "NULL, NULL", 5000),
-        (queries._IMPORTED, "text, text", "'f1', NULL", 500),
-        (queries._OLDEST, "bigint", "20", 20),
+        (queries._ALL, "text, text", "NULL, NULL", 5000),
+        (queries._ALL, "text, text", "'f1', NULL", 500),
+        (queries._STALEST, "bigint", "20", 20),
     ],
 )
 async def test_a_cluster_costs_two_look_ups(many: Sql, plans: str, query: str, types: str, arguments: str, rows: int) -> None:

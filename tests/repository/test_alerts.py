@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from service.catalog_metrics import families
-from service.postgres.freshness import Freshness, Oldest
+from service.postgres.freshness import Freshness, Stalest
 from tests.support.debian import debian_program
 from tests.support.monitoring import PROMETHEUS, RULES
 from tests.support.repository import ROOT
@@ -65,7 +65,7 @@ def test_cases_of_operators() -> None:
 
 def test_series_have_the_labels_of_the_catalog_metrics() -> None:
     """Each series of the catalog in a test has the name and the labels of a metric that the service exports, and those of Prometheus."""
-    exported = {sample.name: set(sample.labels) for family in families(Oldest([_EVERYTHING], left_out=0), 0) for sample in family.samples}
+    exported = {sample.name: set(sample.labels) for family in families(Stalest([_EVERYTHING], left_out=0), 0) for sample in family.samples}
     used = {each["series"] for test in _TESTS for each in test["input_series"] if each["series"].startswith("backup_catalog_")}
     for series in used:
         name, labels = series.split("{")
@@ -76,7 +76,7 @@ def test_series_of_a_database_are_bounded() -> None:
     """A database has at most the number of series that docs/importing.md states."""
     page = (ROOT / "docs" / "importing.md").read_text(encoding="utf-8")
     [stated] = re.findall(r"at most two methods, so at most (\d+) series", page)
-    samples = [sample for family in families(Oldest([_EVERYTHING], left_out=0), 0) for sample in family.samples]
+    samples = [sample for family in families(Stalest([_EVERYTHING], left_out=0), 0) for sample in family.samples]
     assert len([sample for sample in samples if "cluster_id" in sample.labels]) == int(stated)
 
 

@@ -18,7 +18,7 @@ _LEEWAY_S = 6  # one more than the service's, because joserfc reads the clock la
 
 
 def is_accepted(token: str, jwks: bytes) -> bool:
-    """Return whether joserfc accepts a token with a key of the JWKS that has its `kid`."""
+    """Return True if joserfc accepts a token with a key of the JWKS that has its `kid`."""
     return any(_is_verified_by(token, entry) for entry in json.loads(jwks)["keys"])
 
 
