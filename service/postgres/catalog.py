@@ -19,38 +19,34 @@ CLUSTER_FOLDERS = """
       SELECT folder_id FROM backups WHERE source_cluster_id = lookup.cluster_id ORDER BY folder_id LIMIT 1
     ) AS found"""
 
-# One row for each page: its elements, and the lengths of its last element and of an extra one. LIMIT is one more than the page: an extra
+# One row: the elements of a page, and the lengths of its last element and of an extra one. LIMIT is one more than the page: an extra
 # element means that there is a next page.
+_PAGE = """
+    SELECT string_agg(wire, ''::bytea) AS elements, (array_agg(octet_length(wire)))[{size} : {size} + 1]::text AS lengths
+    FROM (
+      SELECT wire FROM backups
+      WHERE {where} AND (created_at, id) < ({last_at}, {last_id})
+      ORDER BY created_at DESC, id DESC
+      LIMIT {size} + 1
+    ) AS backup"""
+
+_ONE = {"size": "$1::int", "last_at": "$2", "last_id": "$3"}
+_SEVERAL = {"size": "lookup.size::int", "last_at": "lookup.last_at::timestamptz", "last_id": "lookup.last_id"}
+
+FOLDER_PAGE = _PAGE.format(where="folder_id = $4", **_ONE)
 FOLDER_PAGES = """
     SELECT lookup.number, page.elements, page.lengths
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
       WITH ORDINALITY AS lookup (size, last_at, last_id, folder_id, number),
-    LATERAL (
-      SELECT string_agg(wire, ''::bytea) AS elements,
-        (array_agg(octet_length(wire)))[lookup.size::int : lookup.size::int + 1]::text AS lengths
-      FROM (
-        SELECT wire FROM backups
-        WHERE folder_id = lookup.folder_id AND (created_at, id) < (lookup.last_at::timestamptz, lookup.last_id)
-        ORDER BY created_at DESC, id DESC
-        LIMIT lookup.size::int + 1
-      ) AS backup
-    ) AS page"""
+    LATERAL ({page}) AS page""".format(page=_PAGE.format(where="folder_id = lookup.folder_id", **_SEVERAL))  # noqa: S608  # no input
 
-CLUSTER_PAGES = """
+_OF_CLUSTER = "folder_id = lookup.folder_id AND source_cluster_id = lookup.cluster_id"
+CLUSTER_PAGE = _PAGE.format(where="folder_id = $4 AND source_cluster_id = $5", **_ONE)
+CLUSTER_PAGES = f"""
     SELECT lookup.number, page.elements, page.lengths
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
       WITH ORDINALITY AS lookup (size, last_at, last_id, folder_id, cluster_id, number),
-    LATERAL (
-      SELECT string_agg(wire, ''::bytea) AS elements,
-        (array_agg(octet_length(wire)))[lookup.size::int : lookup.size::int + 1]::text AS lengths
-      FROM (
-        SELECT wire FROM backups
-        WHERE source_cluster_id = lookup.cluster_id AND folder_id = lookup.folder_id
-          AND (created_at, id) < (lookup.last_at::timestamptz, lookup.last_id)
-        ORDER BY created_at DESC, id DESC
-        LIMIT lookup.size::int + 1
-      ) AS backup
-    ) AS page"""
+    LATERAL ({_PAGE.format(where=_OF_CLUSTER, **_SEVERAL)}) AS page"""  # noqa: S608  # no input
 
 # Held or requested: a migration step locks the table for a moment, and waits for its readers first.
 _EXCLUSIVE_LOCK = """
@@ -73,7 +69,8 @@ class Catalog:
         self._database = database
         self._backups = Batches(database, BACKUPS, limit=_BACKUPS_AT_ONCE)
         self._cluster_folders = Batches(database, CLUSTER_FOLDERS, limit=_BACKUPS_AT_ONCE)
-        self._pages = {query: Batches(database, query, limit=_PAGES_AT_ONCE) for query in (FOLDER_PAGES, CLUSTER_PAGES)}
+        self._folder_pages = Batches(database, FOLDER_PAGES, limit=_PAGES_AT_ONCE)
+        self._cluster_pages = Batches(database, CLUSTER_PAGES, limit=_PAGES_AT_ONCE)
 
     async def probe(self) -> None:
         """Run every statement of this class, with arguments that match no row, to find missing tables, columns and rights.
@@ -88,9 +85,11 @@ class Catalog:
             return
         await self._database.probe(BACKUPS, [""])
         await self._database.probe(CLUSTER_FOLDERS, [""])
-        last_at, last_id = _columns(_NEWEST)
-        await self._database.probe(FOLDER_PAGES, ["1"], [last_at], [last_id], [""])
-        await self._database.probe(CLUSTER_PAGES, ["1"], [last_at], [last_id], [""], [""])
+        last_at, last_id = _NEWEST
+        await self._database.probe(FOLDER_PAGE, 1, last_at, last_id, "")
+        await self._database.probe(FOLDER_PAGES, ["1"], [last_at.isoformat()], [last_id], [""])
+        await self._database.probe(CLUSTER_PAGE, 1, last_at, last_id, "", "")
+        await self._database.probe(CLUSTER_PAGES, ["1"], [last_at.isoformat()], [last_id], [""], [""])
 
     async def get(self, backup_id: str, *, folders: frozenset[str] | None) -> bytes:
         """Return a backup as an element of `ListBackupsResponse.backups`, with its tag and length.
@@ -124,7 +123,10 @@ class Catalog:
         """
         if "\0" in folder_id:  # PostgreSQL rejects it, so no folder has this id
             return _EMPTY
-        return await self._page(client, FOLDER_PAGES, size, after, folder_id)
+        last_at, last_id = after or _NEWEST
+        if size >= _LARGE_PAGE:
+            return await self._large_page(client, FOLDER_PAGE, size, last_at, last_id, folder_id)
+        return _page(await self._folder_pages.fetch(str(size), last_at.isoformat(), last_id, folder_id))
 
     async def cluster_page(
         self, cluster_id: str, *, folders: frozenset[str] | None, after: Position | None, size: int, client: str
@@ -149,26 +151,24 @@ class Catalog:
         found = await self._cluster_folders.fetch(cluster_id)
         if found is None or (folders is not None and found[1] not in folders):
             return _EMPTY
-        return await self._page(client, CLUSTER_PAGES, size, after, found[1], cluster_id)
+        last_at, last_id = after or _NEWEST
+        if size >= _LARGE_PAGE:
+            return await self._large_page(client, CLUSTER_PAGE, size, last_at, last_id, found[1], cluster_id)
+        return _page(await self._cluster_pages.fetch(str(size), last_at.isoformat(), last_id, found[1], cluster_id))
 
-    async def _page(self, client: str, query: str, size: int, after: Position | None, *of: str) -> Page:
-        lookup = (str(size), *_columns(after or _NEWEST), *of)
-        if size < _LARGE_PAGE:
-            return _page_of(await self._pages[query].fetch(*lookup))
+    async def _large_page(self, client: str, query: str, *arguments: object) -> Page:
         with self._database.trace(query) as connected:
-            [row] = await self._database.fetch_large(client, query, *([each] for each in lookup), connected=connected)
-        return _page_of(row)
+            [row] = await self._database.fetch_large(client, query, *arguments, connected=connected)
+        return _page(row)
 
 
-def _columns(position: Position) -> tuple[str, str]:
-    return position.created_at.isoformat(), position.id
-
-
-def _page_of(row: asyncpg.Record | None) -> Page:
-    if row is None or row[1] is None:
+def _page(row: asyncpg.Record | None) -> Page:
+    """Return the page of a row, whose last columns are its elements and lengths."""
+    elements, lengths = row[-2:] if row is not None else (None, None)
+    if elements is None:
         return _EMPTY
-    last, _, extra = row[2].strip("{}").partition(",")  # access by position is faster than by name
+    last, _, extra = lengths.strip("{}").partition(",")
     if not extra:
-        return Page(row[1])
-    end = len(row[1]) - int(extra)
-    return Page(memoryview(row[1])[:end], last=row[1][end - int(last) : end])
+        return Page(elements)
+    end = len(elements) - int(extra)
+    return Page(memoryview(elements)[:end], last=elements[end - int(last) : end])

@@ -20,7 +20,6 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from service.postgres.catalog import FOLDER_PAGES
 from service.postgres.schema import REQUIRED_REVISION
 from tests.support.catalog import AddBackups, Sql
 from tests.support.commands import RunCommand, environment
@@ -61,7 +60,7 @@ def _next_release(tmp_path: Path) -> Path:
     release = altered(
         tmp_path / "next",
         Change("service/postgres/schema.py", f"REQUIRED_REVISION = {REQUIRED_REVISION}", f"REQUIRED_REVISION = {_ADD_INDEX}"),
-        Change("service/postgres/catalog.py", FOLDER_PAGES, FOLDER_PAGES.replace("SELECT wire", "SELECT wire, note")),
+        Change("service/postgres/catalog.py", "SELECT wire FROM", "SELECT wire, note FROM"),
     )
     steps = {_ADD_COLUMN: 'op.execute("ALTER TABLE backups ADD COLUMN note text")',
              _ADD_INDEX: 'create_index("backups_note", "ON backups (note)")'}  # fmt: skip

@@ -126,9 +126,12 @@ class _EmptyDatabase:
             return [(1, None, None)]
         return [(1, "f1")] if query == CLUSTER_FOLDERS else []
 
-    async def fetch_large(self, client: str, query: str, *columns: list[str], connected: Callable[[], None]) -> list[Any]:
+    async def fetch_large(
+        self, client: str, query: str, size: int, last_at: datetime, *ids: str, connected: Callable[[], None]
+    ) -> list[Any]:
         assert client
-        return await self.fetch(query, *columns, connected=connected)
+        columns = [[str(size)], [last_at.isoformat()], *([each] for each in ids)]
+        return [row[1:] for row in await self.fetch(query, *columns, connected=connected)]
 
 
 @contextlib.contextmanager

@@ -70,6 +70,24 @@ async def test_a_page_is_an_index_only_scan(many: Sql, index: str, query: str, c
     assert _blocks(scan) < 70 * lookups  # without `wire` in the index, each row would need a block of the table
 
 
+@pytest.mark.parametrize(
+    ("index", "query", "types", "ids"),
+    [
+        ("backups_page", catalog.FOLDER_PAGE, "bigint, timestamptz, text, text", "'f1'"),
+        ("backups_cluster_page", catalog.CLUSTER_PAGE, "bigint, timestamptz, text, text, text", "'f1', 'c1'"),
+    ],
+)
+@pytest.mark.parametrize("position", ["'infinity', ''", "'2026-02-01 00:00:00+00', 'b500'"])
+async def test_a_large_page_is_an_index_only_scan(many: Sql, index: str, query: str, types: str, ids: str, position: str) -> None:
+    """A large page is read from the index alone, too."""
+    page = await _plan(many, query, types, f"1000, {position}, {ids}")
+    [limit] = page["Plans"]
+    [scan] = limit["Plans"]
+    assert (limit["Node Type"], scan["Node Type"], scan["Index Name"]) == ("Limit", "Index Only Scan", index)
+    assert (scan["Heap Fetches"], scan["Actual Rows"], scan.get("Rows Removed by Filter", 0)) == (0, 1001, 0)
+    assert _blocks(scan) < 70
+
+
 @pytest.mark.parametrize("cluster_id", ["c1", "c2", "unknown"])
 async def test_folder_of_a_cluster_is_one_index_entry(many: Sql, cluster_id: str) -> None:
     """The folder of a cluster is found by reading one index entry, however many backups the cluster has, in one folder or several."""
