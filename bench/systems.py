@@ -60,6 +60,8 @@ def running(name: str, url: str, folder: Path, *, label: str = "", prefix: tuple
     command = [str(folder / "go" / _GO[name])] if name in _GO else [sys.executable, *_ARGUMENTS.get(name, ["-m", f"bench.peers.{name}"])]
     settings = {"BACKUPS_DATABASE_URL": url, "BACKUPS_LISTEN": _ANY_PORT, "BACKUPS_METRICS_LISTEN": _ANY_PORT, "BACKUPS_DRAIN_DELAY": "0"}
     environment = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"} | settings
+    if name == EVENT_LOOP:
+        environment["GRPC_EXPERIMENTS"] = "-event_engine_listener"  # as service/__main__.py sets it
     log = folder / f"{label or name}.log".replace(" ", "-")
     with log.open("wb") as output:
         process = subprocess.Popen([*prefix, *command], cwd=_ROOT, env=environment, stdout=output, stderr=output)
