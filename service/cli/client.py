@@ -44,7 +44,7 @@ class Credentials(NamedTuple):
 
     read_token: ReadToken
     is_insecure: bool = False
-    """Whether the token may be sent without TLS to another machine."""
+    """True if the token may be sent without TLS to another machine."""
 
     def metadata(self, endpoint: Endpoint) -> tuple[tuple[str, str], ...]:
         """Return the metadata of the next call to the endpoint.
@@ -132,7 +132,7 @@ async def get(endpoint: Endpoint, credentials: Credentials, request: pb.GetBacku
 
 
 async def is_serving(endpoint: Endpoint) -> bool:
-    """Return whether the service reports that it is ready for calls. No token is sent.
+    """Return True if the service reports that it is ready for calls. No token is sent.
 
     Raises:
         CallFailed: The service cannot be reached or returns an error.

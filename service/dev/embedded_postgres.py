@@ -237,7 +237,7 @@ class EmbeddedPostgres:
         return {"env": environment, "cwd": "/", "user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
 
     def _can_enter(self, path: Path) -> bool:
-        """Return whether the user of the server can enter the nearest existing folder above `path`."""
+        """Return True if the user of the server can enter the nearest existing folder above `path`."""
         nearest = _nearest_existing(path)
         if os.getuid() == self._user.pw_uid:
             return True
@@ -279,7 +279,7 @@ def server_user() -> pwd.struct_passwd:
 
 
 def _works_in(pid: int, folder: Path) -> bool:
-    """Return whether a process has this working folder, as the postmaster of a data folder has.
+    """Return True if a process has this working folder, as the postmaster of a data folder has.
 
     Without /proc any process that exists may be that postmaster.
     """
