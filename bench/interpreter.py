@@ -27,7 +27,7 @@ def is_optimized() -> bool:
 
 
 def version() -> str:
-    """Return the version of this CPython, and if it is optimized."""
+    """Return the version of this CPython, and True if it is optimized."""
     return f"CPython {'.'.join(map(str, sys.version_info[:3]))} ({'optimized' if is_optimized() else 'not an optimized'} build)"
 
 

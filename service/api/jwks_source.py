@@ -53,7 +53,7 @@ async def _fetch(url: str, context: ssl.SSLContext) -> bytes:
     Raises:
         InvalidJwks: any other status, or too many bytes.
     """
-    import httpx  # takes 100 ms, and only URLs need it
+    import httpx  # the import takes 100 ms, and only URLs need it
 
     # Proxies of the environment (https_proxy, no_proxy) can only tunnel TLS here, because http:// is limited to loopback.
     uses_proxies = not is_loopback(urlsplit(url).hostname or "")

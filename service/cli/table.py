@@ -29,7 +29,7 @@ class Table(Generic[Row]):
     """Lines of a table. All rows have the columns and widths that the first rows need."""
 
     def __init__(self, columns: Sequence[Column[Row]], *, max_width: int | None = None) -> None:
-        """Take all columns; those that do not fit into `max_width` characters are left out with the first rows."""
+        """Keep all columns. The first call of `lines` removes those that do not fit into `max_width` characters."""
         self._columns = list(columns)
         self._max_width = max_width
         self._widths: list[int] = []

@@ -29,7 +29,7 @@ class Files(NamedTuple):
 
 
 def local_size(backup_dir: Path, files: Files) -> int | str:
-    """Bytes, or why they cannot be known."""
+    """Return the size in bytes, or the reason why it is unknown."""
     try:
         if (shared := backup_dir / files.place).is_dir():
             return _of_shared(shared, files)

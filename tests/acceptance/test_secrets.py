@@ -126,7 +126,7 @@ async def _started(replica: Guarded) -> AsyncIterator[grpc.aio.Channel]:
 
 
 def _raised(replica: Guarded, file: str) -> bool:
-    """Return whether the log has a traceback of an injected exception that passes through this file."""
+    """Return True if the log has a traceback of an injected exception that passes through this file."""
     return any(f"{file}:" in line and "injected.py:" in line for line in replica.logged().splitlines())
 
 

@@ -40,11 +40,11 @@ class _Lifetime:
             setattr(self, name, at)
 
     def must_be_seen(self, began: float, ended: float, staleness: float) -> bool:
-        """Return if the row existed during the whole call."""
+        """Return True if the row existed during the whole call."""
         return self.added + staleness < began and ended < self.removing
 
     def may_be_seen(self, began: float, ended: float, staleness: float) -> bool:
-        """Return if the row may have existed at some time of the call."""
+        """Return True if the row may have existed at some time of the call."""
         return self.adding < ended and began < self.removed + staleness
 
 

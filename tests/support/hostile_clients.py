@@ -47,7 +47,7 @@ class Flood:
         self._chunks = [b"".join(frames[start : start + step]) for start in range(0, len(frames), step)]
 
     async def send(self, port: int) -> bool:
-        """Send the frames over one connection without reading from it; return if the server closed it within 5 s."""
+        """Send the frames over one connection without reading from it. Return True if the server closed it within 5 s."""
         async with Connection.to(Address("127.0.0.1", port)) as connection:
             with contextlib.suppress(ConnectionError):
                 for chunk in self._chunks:

@@ -131,7 +131,7 @@ class Connection:
         self.send(*(WindowUpdateFrame(stream, window_increment=size) for stream in (0, *streams)))
 
     async def closed(self, *, within: float) -> bool:
-        """Return whether the peer closes the connection in time; data that arrives first is discarded."""
+        """Return True if the peer closes the connection in time; data that arrives first is discarded."""
         with contextlib.suppress(ConnectionError):
             try:
                 async with asyncio.timeout(within):

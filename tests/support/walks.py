@@ -97,7 +97,7 @@ class _Writer:
             await self._connection.close()
 
     async def step(self, *, adds: int, removes: int) -> bool:
-        """Insert and remove rows; return if PostgreSQL acknowledged both. Without that, the rows may exist or not."""
+        """Insert and remove rows. Return True if PostgreSQL acknowledged both. Otherwise the rows may exist or not."""
         added = [self._backup() for _ in range(adds)]
         self._choose.shuffle(self._present)
         removed, self._present = self._present[:removes], self._present[removes:]
