@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import os
+import stat
 import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC
@@ -47,13 +48,23 @@ def report(
 
     The page is one file without scripts. The command reads the PostgreSQL of BACKUPS_DATABASE_URL, not the service.
     """
-    if output != _STANDARD_OUTPUT and output.exists() and not output.is_file():
+    if output != _STANDARD_OUTPUT and _is_no_file(output):
         raise typer.BadParameter(f"{output} is not a file", param_hint="--output")
     page = asyncio.run(_write(output, filters, rules, days=days, shows_all=all_))
     clusters = "1 cluster" if page.total == 1 else f"{page.total} clusters"
     left_out = f", {page.left_out} left out (--all shows them)" if page.left_out else ""
     messages = sys.stderr if output == _STANDARD_OUTPUT else sys.stdout
     print(f"Wrote {output}: {clusters}, {page.attention} with findings{left_out}.", file=messages)
+
+
+def _is_no_file(path: Path) -> bool:
+    """Return True for folders and devices. Errors of other paths are reported when the file is written."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+    except ValueError:  # a null byte
+        raise typer.BadParameter("not a file name", param_hint="--output") from None
 
 
 async def _write(output: Path, filters: Filters, rules: Rules, *, days: int, shows_all: bool) -> "Page":
@@ -76,7 +87,7 @@ def _open(output: Path) -> Iterator[TextIO]:
             sys.stdout.reconfigure(encoding="utf-8")  # as the page declares
         yield sys.stdout
         return
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    temporary = output.with_name(f".report.{os.getpid()}.tmp")
     try:
         with temporary.open("x", encoding="utf-8") as file:
             yield file
@@ -84,7 +95,8 @@ def _open(output: Path) -> Iterator[TextIO]:
     except OSError as exc:
         raise CommandError(f"--output {output}: {exc.strerror}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 async def _page(database: "Database", filters: Filters, rules: Rules, *, days: int, shows_all: bool) -> "Page":

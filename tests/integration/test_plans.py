@@ -91,10 +91,10 @@ async def test_a_large_page_is_an_index_only_scan(many: Sql, index: str, query: 
 @pytest.mark.parametrize("cluster_id", ["c1", "c2", "unknown"])
 async def test_folder_of_a_cluster_is_one_index_entry(many: Sql, cluster_id: str) -> None:
     """The folder of a cluster is found by reading one index entry, however many backups the cluster has, in one folder or several."""
-    limit, loops = _nested(await _plan(many, catalog.CLUSTER_FOLDERS, "text[]", f"ARRAY['{cluster_id}', 'c3']"))
+    limit, loops = _nested(await _plan(many, catalog.CLUSTER_FOLDERS, "text[]", f"ARRAY['{cluster_id}', '{cluster_id}']"))
     [scan] = limit["Plans"]
     assert (limit["Node Type"], scan["Node Type"], scan["Index Name"]) == ("Limit", "Index Only Scan", "backups_cluster_page")
-    assert scan["Actual Rows"] * loops == (1 if cluster_id == "unknown" else 2)
+    assert (scan["Actual Rows"], loops) == (0 if cluster_id == "unknown" else 1, 2)
     assert scan["Heap Fetches"] == 0
     assert _blocks(scan) <= 5 * 2
 
