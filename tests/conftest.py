@@ -67,8 +67,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return the number of processes of `-n auto`: two for each CPU, because half of the time of most tests is spent waiting."""
-    return 2 * (os.cpu_count() or 1)
+    """Return the number of processes of `-n auto`: one more than there are CPUs, because tests wait for much of their time."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
