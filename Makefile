@@ -25,11 +25,11 @@ run: $(VENV)/local ## serve on 127.0.0.1:50051 with an embedded PostgreSQL and a
 setup: $(VENV)/local ## create the virtual environment that ./backup-service runs in
 
 test: $(VENV)/development ## run the tests (ARGS=... of pytest); the official clients' tests need `make clients`
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 coverage: $(VENV)/development ## run the tests, measure the branch coverage of service/ and fail if it is below the minimum of pyproject.toml
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/coverage run -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -72,16 +72,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the slow tests, so that none of them is left at the end, and run tests that share a fixture in one process."""
+    """Start with the slow tests, so that none of them is left at the end. One process has them all until others are idle."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    for item in items:
-        if isinstance(item, pytest.Function) and _shares_a_fixture(item):
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
-
-
-def _shares_a_fixture(item: pytest.Function) -> bool:
-    used = item._fixtureinfo.name2fixturedefs.values()
-    return any(definition.scope == "module" for definitions in used for definition in definitions)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -178,7 +178,7 @@ def _create_pool(
         target_session_attrs=_TARGET_SESSION_ATTRIBUTES.get(url.target_session_attrs),  # None: those of the URL
         min_size=0,
         max_size=limits.pool_size + 1,  # one is reserved for `Database.probe`
-        reset=_keep_session,
+        reset=_end_transaction,
         timeout=limits.connect.total_seconds(),
         command_timeout=limits.statement.total_seconds(),
         server_settings={"application_name": "backup-service"} | ({} if pooled else settings),
@@ -204,5 +204,10 @@ def _retry_after_password_change(connect: Connect) -> Connect:
     return connect_twice
 
 
-async def _keep_session(connection: Any) -> None:
-    """Reset nothing: every query is a single SELECT, and asyncpg's reset would be a round trip for each call."""
+async def _end_transaction(connection: Any) -> None:
+    """End the transaction of a query that was cancelled after PostgreSQL had prepared it, and before it was executed.
+
+    asyncpg sends Sync, which ends the transaction, with the execution only. Without it, the session would keep its lock on the table.
+    Nothing else needs a reset, because every query is a single SELECT.
+    """
+    await connection.execute("")

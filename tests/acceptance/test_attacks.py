@@ -141,7 +141,6 @@ async def _attacked(target: Target, attack: str, *, seconds: float, until: Calla
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("attacks")
 @pytest.mark.guarantee(18, "attacks on availability, through Envoy")
 @pytest.mark.parametrize("group", _GROUPS)
 async def test_attacks_through_envoy(deployment: Deployment, add_backups: AddBackups, group: str, *, long: bool, measure: Measure) -> None:
@@ -252,7 +251,6 @@ _REMOVALS = {
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("attacks")
 @pytest.mark.parametrize("removed", _REMOVALS)
 async def test_attack_without_protection(database_url: str, add_backups: AddBackups, tmp_path: Path, removed: str) -> None:
     """Without its protection, each attack makes another client's calls fail or slow, or takes more memory than allowed."""
@@ -290,7 +288,6 @@ async def _replica(database_url: str, folder: Path, release: Path = ROOT) -> Asy
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("attacks")
 @pytest.mark.guarantee(18, "the same attacks directly at a replica")
 async def test_attacks_at_a_replica(database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """During an attack on a replica, calls of other connections succeed, and memory is bounded."""
@@ -306,7 +303,6 @@ async def test_attacks_at_a_replica(database_url: str, add_backups: AddBackups, 
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("attacks")
 async def test_unread_answers_of_a_replica_without_protection(database_url: str, add_backups: AddBackups, tmp_path: Path) -> None:
     """If an answer's cost is released before the answer is sent, unread answers exceed the bound of a replica's memory."""
     await add_backups(1000)

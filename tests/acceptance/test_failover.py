@@ -106,7 +106,6 @@ async def _direct_replica(database_url: str, log: Path) -> AsyncIterator[Callabl
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("faults")
 @pytest.mark.debian("etcd-server", program="etcd")
 @pytest.mark.timeout(900)
 @pytest.mark.guarantee(4, "Patroni's leader killed, cut off from etcd, and switched over, under load through Envoy")

@@ -124,7 +124,6 @@ async def _overloaded(target: Target, *, long: bool, allowed: set[str], goodput:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("attacks")
 @pytest.mark.guarantee(6, "twice the capacity offered through Envoy, open loop, on 32 connections")
 async def test_overload_through_envoy(database_url: str, add_backups: AddBackups, *, long: bool, measure: Measure) -> None:
     """Excess calls are rejected with pushback, the others are answered, no call is CANCELLED, and health checks succeed."""
@@ -145,7 +144,6 @@ async def test_overload_through_envoy(database_url: str, add_backups: AddBackups
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("attacks")
 @pytest.mark.guarantee(6, "twice the capacity offered directly, open loop, on 32 connections")
 async def test_overload_directly(database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """No call is CANCELLED, health checks succeed, and memory is bounded; the answered calls and the recovery are only reported.
@@ -195,7 +193,6 @@ async def _burst(channels: Channels) -> Answers:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("attacks")
 @pytest.mark.guarantee(6, "5,000 calls at once, through Envoy and directly")
 async def test_bursts(database_url: str, add_backups: AddBackups, tmp_path: Path, *, measure: Measure) -> None:
     """Every call of a burst is answered or rejected with pushback, and none is CANCELLED."""

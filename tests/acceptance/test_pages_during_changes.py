@@ -21,7 +21,6 @@ _SEED = 14
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("faults")
 @pytest.mark.guarantee(14, "walks while rows change and replicas restart, checked from the clients' histories")
 async def test_changes_of_rows(database_url: str, owner_url: str, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """While rows change and replicas restart, no call fails, and no client sees a row twice, out of order or not at all."""

@@ -27,7 +27,6 @@ from tests.support.ports import free_ports
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("faults")
 @pytest.mark.guarantee(1, "replicas behind Envoy restarted in turn under a steady load, by gRPC and REST, no retry in the client")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_replicas_are_restarted_in_turn(

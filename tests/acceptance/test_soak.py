@@ -254,7 +254,6 @@ async def _inject(faults: list[Fault], chosen: random.Random, injected: Counter[
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("faults")
 @pytest.mark.guarantee(16, "random faults from a seed, up to four at the same time, under load by gRPC and REST")
 async def test_soak(own_postgres: EmbeddedPostgres, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """Every answer is correct or a documented error, and afterwards no replica or Envoy has kept memory or descriptors.

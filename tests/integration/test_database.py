@@ -1,6 +1,7 @@
 """Database connections: bounded waits, recovery from every failure, replacement, and unresponsive hosts."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -17,6 +18,7 @@ from tests.support.limits import LIMITS
 from tests.support.proxy import listening, proxied
 
 _PID = "SELECT pg_backend_pid()"
+_LOCKS = "SELECT count(*) FROM pg_locks WHERE relation = 'backups'::regclass AND pid <> pg_backend_pid()"
 
 
 @pytest.fixture(name="database")
@@ -60,6 +62,37 @@ async def test_pool_exhausted(database_url: str, sql: Sql) -> None:
             call.cancel()
         await asyncio.wait(holding)
         await _wait_until_complete(database)
+
+
+def _lock_table(url: str, locked: threading.Event, prepared: threading.Event) -> None:
+    """Lock the table until `prepared` is set, and return when PostgreSQL has prepared the query that waited for the lock."""
+
+    async def lock() -> None:
+        holder = await asyncpg.connect(url)
+        async with holder.transaction():
+            await holder.execute("LOCK TABLE backups IN ACCESS EXCLUSIVE MODE")
+            locked.set()
+            await asyncio.to_thread(prepared.wait)
+        await eventually(lambda: holder.fetchval(_LOCKS), 1)
+        await holder.close()
+
+    asyncio.run(lock())
+
+
+async def test_cancelled_before_it_is_executed(database: Database, postgres: EmbeddedPostgres, database_name: str, sql: Sql) -> None:
+    """A query that is cancelled when PostgreSQL has prepared it, but not executed it, leaves no lock on the table."""
+    locked, prepared = threading.Event(), threading.Event()
+    holding = threading.Thread(target=_lock_table, args=(postgres.url(database_name), locked, prepared))
+    holding.start()
+    await asyncio.to_thread(locked.wait)
+    query = asyncio.ensure_future(database.fetch("SELECT id FROM backups"))
+    await eventually(lambda: sql.fetchval(f"{_LOCKS} AND NOT granted"), 1)
+    prepared.set()
+    holding.join()  # blocks the event loop, so that it cannot send the query's execution
+    query.cancel()
+    await asyncio.wait((query,))
+    assert query.cancelled()
+    await eventually(lambda: sql.fetchval(_LOCKS), 0)
 
 
 async def test_lost_idle_connection(database: Database, sql: Sql) -> None:

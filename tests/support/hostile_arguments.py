@@ -8,12 +8,14 @@ It uses one process, because starting hundreds of processes would take minutes.
 import contextlib
 import io
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import typer.main
 
 from service import cli
+from tests.support.repository import ROOT
 
 HOSTILE = (
     *("", " ", "a\nb", "\x1b[2J", "\udcff", "ж" * 60, "%s%n", "'; DROP TABLE backups;--", "--help"),
@@ -25,8 +27,8 @@ _VALUES = {
     "folder_id": "f1",
     "cluster_id": "c1",
     "timezone": "UTC",
-    "history": "samples/gpbackup_history.db",
-    "file": "samples/walg-backup-list.json",
+    "history": str(ROOT / "samples" / "gpbackup_history.db"),
+    "file": str(ROOT / "samples" / "walg-backup-list.json"),
     "backup_id": "b1",
 }
 
@@ -74,4 +76,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # values that are file names are written there
+        main()

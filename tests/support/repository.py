@@ -1,6 +1,7 @@
 """Files of the checkout under test."""
 
 import ast
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -26,6 +27,6 @@ def _test_function(file: str, name: str) -> ast.FunctionDef | ast.AsyncFunctionD
 
 def tracked_files() -> list[str]:
     """Return the paths of the files that Git tracks or would track, relative to `ROOT`."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = os.fsdecode(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout).split("\0")
     return sorted(file for file in set(listed) if (ROOT / file).is_file())
