@@ -13,7 +13,7 @@ _OLDEST = (3, 11)
 _NAMES = ("python3.14", "python3.13", "python3.12", "python3.11", "python3", "python")
 _DESCRIBE = "--describe"
 
-# Whether the build is optimized, the version, and the path.
+# True if the build is optimized, its version and its path.
 Description = tuple[bool, tuple[int, ...], str]
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from textwrap import indent
 from typing import NamedTuple
 
@@ -74,13 +73,9 @@ def _object(link: Link) -> dict[str, object]:
         "id": link.id,
         "name": link.name,
         "state": link.state,
-        "completedAt": _json_time(link.created_at),
+        "completedAt": link.created_at and formatting.json_time(link.created_at),
         "method": link.method,
         "contents": link.contents,
         "sizeBytes": link.size,
-        "missingSince": _json_time(link.missing_since),
+        "missingSince": link.missing_since and formatting.json_time(link.missing_since),
     }
-
-
-def _json_time(time: datetime | None) -> str | None:
-    return time.astimezone(UTC).isoformat().replace("+00:00", "Z") if time else None

@@ -1,6 +1,6 @@
 """Human-readable forms of times, durations, sizes and untrusted text."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -13,6 +13,11 @@ def printable(text: str) -> str:
 def time(instant: datetime) -> str:
     """Return a time in UTC with seconds: `2026-11-23 20:02:11Z`."""
     return f"{instant:%Y-%m-%d %H:%M:%SZ}"
+
+
+def json_time(instant: datetime) -> str:
+    """Return a time in UTC as JSON has it: `2026-11-23T20:02:11.357020Z`."""
+    return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def duration(length: timedelta) -> str:

@@ -16,6 +16,7 @@ import typer
 from service.cli.copied_input import STANDARD_INPUT, file_or_copy
 from service.cli.environment import read_settings
 from service.cli.help import example
+from service.cli.input_files import file_error
 from service.cli.option_groups import option_groups
 from service.cli.time_range import instant
 from service.entry import Listed, Selection
@@ -192,7 +193,5 @@ def _opened(file: Path | None) -> AbstractContextManager[BinaryIO]:
         return contextlib.nullcontext(sys.stdin.buffer)
     try:
         return file.open("rb")
-    except OSError as exc:
-        raise CommandError(f"{file}: {exc.strerror}") from exc
-    except ValueError:
-        raise CommandError(f"{file}: not a file name") from None
+    except (OSError, ValueError) as exc:
+        raise file_error(str(file), exc) from None

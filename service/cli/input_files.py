@@ -1,4 +1,4 @@
-"""Small files that commands read: a token, certificates."""
+"""Small files that commands read, such as a token, and errors of files."""
 
 from pathlib import Path
 
@@ -14,8 +14,13 @@ def read_small(path: Path, *, name: str, limit: int) -> bytes:
     try:
         with path.open("rb") as stream:
             content = stream.read(limit + 1)
-    except (OSError, ValueError) as exc:  # ValueError: a null byte in the name
-        raise CommandError(f"{name} {path}: {exc.strerror if isinstance(exc, OSError) else 'not a file name'}") from None
+    except (OSError, ValueError) as exc:
+        raise file_error(f"{name} {path}", exc) from None
     if len(content) > limit:
         raise CommandError(f"{name} {path}: the file has more than {limit} bytes")
     return content
+
+
+def file_error(name: str, error: OSError | ValueError) -> CommandError:
+    """Return the error of a command for a file that cannot be opened, read or written. ValueError means a null byte in its name."""
+    return CommandError(f"{name}: {error.strerror if isinstance(error, OSError) else 'not a file name'}")

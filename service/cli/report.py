@@ -15,9 +15,9 @@ import typer
 
 from service.cli.environment import read_settings
 from service.cli.help import example
+from service.cli.input_files import file_error
 from service.cli.judgement import Filters, Rules, filters_of, judge_catalog, rules_of
 from service.cli.option_groups import option_groups
-from service.errors import CommandError
 
 if TYPE_CHECKING:
     from service.cli.report_page import Cluster, Page, Row, Section
@@ -93,7 +93,7 @@ def _open(output: Path) -> Iterator[TextIO]:
             yield file
         temporary.replace(output)
     except OSError as exc:
-        raise CommandError(f"--output {output}: {exc.strerror}") from None
+        raise file_error(f"--output {output}", exc) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Literal, NamedTuple, TypeAlias
 
 from service.cli import formatting
@@ -95,7 +95,7 @@ def _object(row: Freshness, now: datetime) -> dict[str, object]:
 
 def _json(value: Value) -> str | float | None:
     if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        return formatting.json_time(value)
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 

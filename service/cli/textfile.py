@@ -9,7 +9,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from service.catalog_metrics import families
-from service.errors import CommandError
+from service.cli.input_files import file_error
 from service.postgres.freshness import Freshness, Stalest
 
 
@@ -33,5 +33,5 @@ def write_textfile(path: Path, rows: Sequence[Freshness], read_at: datetime) -> 
     registry.register(_Read(rows, read_at))
     try:
         write_to_textfile(str(path), registry)
-    except (OSError, ValueError) as exc:  # ValueError: a null byte in the name
-        raise CommandError(f"--textfile {path}: {exc.strerror if isinstance(exc, OSError) else 'not a file name'}") from None
+    except (OSError, ValueError) as exc:
+        raise file_error(f"--textfile {path}", exc) from None

@@ -98,7 +98,7 @@ class _Batch:
                 future.exception()  # retrieved, so that it is not logged if the call is cancelled now
 
     def close(self) -> None:
-        """Cancel what still waits, which happens only if the event loop is stopped, and release the futures."""
+        """Release the futures. Calls that still wait are cancelled, which happens only if the event loop is stopped."""
         for future in self._waiting:
             future.cancel()
         self._waiting.clear()

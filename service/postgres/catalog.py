@@ -34,11 +34,11 @@ _ONE = {"size": "$1::int", "last_at": "$2", "last_id": "$3"}
 _SEVERAL = {"size": "lookup.size::int", "last_at": "lookup.last_at::timestamptz", "last_id": "lookup.last_id"}
 
 FOLDER_PAGE = _PAGE.format(where="folder_id = $4", **_ONE)
-FOLDER_PAGES = """
+FOLDER_PAGES = f"""
     SELECT lookup.number, page.elements, page.lengths
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
       WITH ORDINALITY AS lookup (size, last_at, last_id, folder_id, number),
-    LATERAL ({page}) AS page""".format(page=_PAGE.format(where="folder_id = lookup.folder_id", **_SEVERAL))  # noqa: S608  # no input
+    LATERAL ({_PAGE.format(where="folder_id = lookup.folder_id", **_SEVERAL)}) AS page"""  # noqa: S608  # no input
 
 _OF_CLUSTER = "folder_id = lookup.folder_id AND source_cluster_id = lookup.cluster_id"
 CLUSTER_PAGE = _PAGE.format(where="folder_id = $4 AND source_cluster_id = $5", **_ONE)
@@ -123,10 +123,7 @@ class Catalog:
         """
         if "\0" in folder_id:  # PostgreSQL rejects it, so no folder has this id
             return _EMPTY
-        last_at, last_id = after or _NEWEST
-        if size >= _LARGE_PAGE:
-            return await self._large_page(client, FOLDER_PAGE, size, last_at, last_id, folder_id)
-        return _page(await self._folder_pages.fetch(str(size), last_at.isoformat(), last_id, folder_id))
+        return await self._read_page(self._folder_pages, FOLDER_PAGE, folder_id, after=after, size=size, client=client)
 
     async def cluster_page(
         self, cluster_id: str, *, folders: frozenset[str] | None, after: Position | None, size: int, client: str
@@ -151,14 +148,14 @@ class Catalog:
         found = await self._cluster_folders.fetch(cluster_id)
         if found is None or (folders is not None and found[1] not in folders):
             return _EMPTY
-        last_at, last_id = after or _NEWEST
-        if size >= _LARGE_PAGE:
-            return await self._large_page(client, CLUSTER_PAGE, size, last_at, last_id, found[1], cluster_id)
-        return _page(await self._cluster_pages.fetch(str(size), last_at.isoformat(), last_id, found[1], cluster_id))
+        return await self._read_page(self._cluster_pages, CLUSTER_PAGE, found[1], cluster_id, after=after, size=size, client=client)
 
-    async def _large_page(self, client: str, query: str, *arguments: object) -> Page:
-        with self._database.trace(query) as connected:
-            [row] = await self._database.fetch_large(client, query, *arguments, connected=connected)
+    async def _read_page(self, pages: Batches, large_page: str, *ids: str, after: Position | None, size: int, client: str) -> Page:
+        last_at, last_id = after or _NEWEST
+        if size < _LARGE_PAGE:
+            return _page(await pages.fetch(str(size), last_at.isoformat(), last_id, *ids))
+        with self._database.trace(large_page) as connected:
+            [row] = await self._database.fetch_large(client, large_page, size, last_at, last_id, *ids, connected=connected)
         return _page(row)
 
 
