@@ -28,12 +28,17 @@ _PAGE = """
       WHERE {where} AND (created_at, id) < ({last_at}, {last_id})
       ORDER BY created_at DESC, id DESC
       LIMIT {size} + 1
-    ) AS backup"""
+    ) AS backup
+    """
+
+# The planner allocates 2 MiB for this constant and frees them, once for each connection. From then on, glibc keeps the memory of a large
+# page for the next one (mallopt(3), M_TRIM_THRESHOLD). Otherwise the page faults of each query would cost more than reading its rows.
+_KEEP_MEMORY = "WHERE octet_length(repeat(repeat(' ', 1024), 2048)) > 0"
 
 _ONE = {"size": "$1::int", "last_at": "$2", "last_id": "$3"}
 _SEVERAL = {"size": "lookup.size::int", "last_at": "lookup.last_at::timestamptz", "last_id": "lookup.last_id"}
 
-FOLDER_PAGE = _PAGE.format(where="folder_id = $4", **_ONE)
+FOLDER_PAGE = _PAGE.format(where="folder_id = $4", **_ONE) + _KEEP_MEMORY
 FOLDER_PAGES = f"""
     SELECT lookup.number, page.elements, page.lengths
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
@@ -41,7 +46,7 @@ FOLDER_PAGES = f"""
     LATERAL ({_PAGE.format(where="folder_id = lookup.folder_id", **_SEVERAL)}) AS page"""  # noqa: S608  # no input
 
 _OF_CLUSTER = "folder_id = lookup.folder_id AND source_cluster_id = lookup.cluster_id"
-CLUSTER_PAGE = _PAGE.format(where="folder_id = $4 AND source_cluster_id = $5", **_ONE)
+CLUSTER_PAGE = _PAGE.format(where="folder_id = $4 AND source_cluster_id = $5", **_ONE) + _KEEP_MEMORY
 CLUSTER_PAGES = f"""
     SELECT lookup.number, page.elements, page.lengths
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tests.support.eventually import eventually
 
 _LIMITS = Limits(pool_size=20, connect=timedelta(seconds=3), acquire=timedelta(seconds=20), statement=timedelta(seconds=30))
 _QUERIES = "SELECT count(*) FROM pg_locks WHERE relation = 'backups'::regclass AND NOT granted"
+_PROCESS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'backup-service'"
 
 Locked = Callable[[], AbstractAsyncContextManager[None]]
 
@@ -238,6 +240,23 @@ async def test_cancelled_large_pages(catalog: Catalog, locked: Locked, sql: Sql,
         await _queries(sql, 2)
     outcomes = await asyncio.gather(*pages, return_exceptions=True)
     assert [isinstance(outcome, asyncio.CancelledError) for outcome in outcomes] == [True, True, False, True, False]
+
+
+async def test_large_pages_use_the_same_memory(catalog: Catalog, sql: Sql, add_backups: AddBackups) -> None:
+    """PostgreSQL keeps the memory of a large page for the next one, instead of returning it to the kernel after each query."""
+    await add_backups(1001, source_cluster_id="c" * 50)
+    await _large(catalog, "a")
+    process = Path(f"/proc/{await sql.fetchval(_PROCESS)}/stat")
+    faults = []
+    for _ in range(20):
+        before = _page_faults(process)
+        await _large(catalog, "a")
+        faults.append(_page_faults(process) - before)
+    assert sum(faults[10:]) < 100, faults
+
+
+def _page_faults(process: Path) -> int:
+    return int(process.read_text().rpartition(")")[2].split()[7])  # minflt, field 10 of proc_pid_stat(5)
 
 
 async def test_wait_for_a_turn_is_bounded(database_url: str, locked: Locked, sql: Sql) -> None:
