@@ -65,7 +65,7 @@ _STEPS = st.one_of(
 
 
 @given(limit=st.integers(1, 60), steps=st.lists(_STEPS, max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_fair_shares(limit: int, steps: list[tuple[str, Any, Any]]) -> None:
     """A call is rejected if the limit is reached, or if its client would hold over half of it while another client calls, and only then.
 

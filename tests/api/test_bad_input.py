@@ -17,7 +17,7 @@ from tests.support.page_tokens import folder_scope
 
 _METHODS = [f"/{pb.BACKUP_SERVICE}/Get", f"/{pb.BACKUP_SERVICE}/List", f"/{pb.CLUSTER_SERVICE}/ListBackups"]
 _EXPECTED = {StatusCode.OK, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND}
-_settings = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_settings = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # Every code point that protobuf can encode, with more of those that cause errors in other programs.
 _texts = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\0\x01\x7f\n\r%\\'\"🐘\ufeff\uffff\u202e"), max_size=120)
@@ -92,7 +92,7 @@ async def test_the_largest_request(stub: pb.BackupServiceStub) -> None:
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_page_tokens_with_any_bit_flipped(stub: pb.BackupServiceStub, data: st.DataObject) -> None:
     """A page token with a single bit flipped is INVALID_ARGUMENT."""
     token = bytearray(PageTokens().seal(Position(datetime(2026, 11, 20, tzinfo=UTC), "backup-1"), folder_scope("f1")), "ascii")

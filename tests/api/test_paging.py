@@ -112,6 +112,6 @@ async def test_walks_during_inserts_and_deletes(of: str, channel: grpc.aio.Chann
     def run(call: Callable[[], Awaitable[Any]]) -> Any:
         return asyncio.run_coroutine_threadsafe(awaited(call), loop).result(timeout=30)
 
-    checks = settings(max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+    checks = settings(max_examples=40, stateful_step_count=30, suppress_health_check=list(HealthCheck))
     machine: Any = lambda: _Paging(pages[of], sql, run)  # noqa: E731  # a factory, which Hypothesis declares as a class
     await asyncio.to_thread(run_state_machine_as_test, machine, settings=checks)

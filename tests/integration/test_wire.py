@@ -14,7 +14,7 @@ from service.dev.embedded_postgres import EmbeddedPostgres
 from tests.support.catalog import Backup, Sql, insert
 from tests.support.strategies import backups
 
-_PROPERTY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+_PROPERTY = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 _CONTENTS = ("everything", "metadata only", "data only", "filtered")
 _METHODS = {"base": b"\x40\x01", "incremental": b"\x40\x02", None: b""}  # field 8

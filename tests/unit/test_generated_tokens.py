@@ -24,7 +24,7 @@ from tests.support.independent import is_accepted
 from tests.support.tokens import AUDIENCE, ISSUER
 
 _MINUTE = timedelta(minutes=1)
-_settings = settings(max_examples=150, deadline=None)
+_settings = settings(max_examples=150)
 
 
 class _Pair(NamedTuple):
