@@ -30,6 +30,7 @@ from tests.support.ports import free_ports
 from tests.support.repository import ROOT
 
 _WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+_ACCEPTED_BY = {"poller": b"SERVER_CONNECT: incoming connection", "event engine": b"posix_engine_listener.cc"}
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -101,6 +102,29 @@ async def test_limit_of_descriptors_is_raised(database_url: str) -> None:
         assert "listening" in (await process.stderr.readline()).decode()
         assert psutil.Process(process.popen.pid).rlimit(psutil.RLIMIT_NOFILE)[0] == min(hard, 5000)
         process.kill()
+
+
+@pytest.mark.parametrize(
+    ("set_by_operator", "listener"),
+    [({}, "poller"), ({"GRPC_EXPERIMENTS": ""}, "event engine"), ({"GRPC_EXPERIMENTS": "tcp_frame_size_tuning"}, "event engine")],
+    ids=["unset", "empty", "another"],
+)
+async def test_experiments_of_grpc(database_url: str, set_by_operator: dict[str, str], listener: str) -> None:
+    """gRPC's poller accepts connections, without the event engine's listener, unless the operator sets GRPC_EXPERIMENTS."""
+    # Both listeners log the connections that they accept, with these tracers.
+    variables = {"BACKUPS_LISTEN": "127.0.0.1:0", "GRPC_VERBOSITY": "INFO", "GRPC_TRACE": "tcp,event_engine_endpoint"} | set_by_operator
+    env = environment(BACKUPS_DATABASE_URL=database_url, **variables)
+    async with processes.running(sys.executable, "-m", "service", "serve", cwd=ROOT, env=env, stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        async with asyncio.timeout(20):
+            async for line in process.stderr:
+                if b'"listening"' in line:
+                    _, writer = await asyncio.open_connection(*json.loads(line)["address"].rsplit(":", 1))
+                if accepted := [name for name, text in _ACCEPTED_BY.items() if text in line]:
+                    break
+        writer.close()
+        process.kill()
+    assert accepted == [listener]
 
 
 async def test_calls_in_flight_finish(database_url: str, sql: Sql) -> None:
