@@ -28,6 +28,7 @@ from tests.support.eventually import eventually
 from tests.support.http2 import Connection, message
 from tests.support.ports import free_ports
 from tests.support.repository import ROOT
+from tests.support.server import both_ways_to_accept
 
 _WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 _ACCEPTED_BY = {"poller": b"SERVER_CONNECT: incoming connection", "event engine": b"posix_engine_listener.cc"}
@@ -127,9 +128,10 @@ async def test_experiments_of_grpc(database_url: str, set_by_operator: dict[str,
     assert accepted == [listener]
 
 
-async def test_calls_in_flight_finish(database_url: str, sql: Sql) -> None:
+@both_ways_to_accept
+async def test_calls_in_flight_finish(database_url: str, sql: Sql, concurrent_accept: str) -> None:
     """After SIGTERM the server reports NOT_SERVING, answers during the drain delay, finishes calls in flight, and exits with 0."""
-    async with serving(database_url, BACKUPS_DRAIN_DELAY="0.5") as server:
+    async with serving(database_url, BACKUPS_DRAIN_DELAY="0.5", BACKUPS_CONCURRENT_ACCEPT=concurrent_accept) as server:
         await server.event("serving")
         async with sql.transaction():
             await sql.execute("LOCK TABLE backups")
@@ -151,9 +153,10 @@ async def test_calls_in_flight_finish(database_url: str, sql: Sql) -> None:
         assert await server.exit_status(within_s=10) == 0
 
 
-async def test_never_cancelled(database_url: str) -> None:
+@both_ways_to_accept
+async def test_never_cancelled(database_url: str, concurrent_accept: str) -> None:
     """Clients that call while the server stops receive OK or UNAVAILABLE, never CANCELLED, which clients do not retry."""
-    async with serving(database_url, BACKUPS_DRAIN_DELAY="0.1") as server:
+    async with serving(database_url, BACKUPS_DRAIN_DELAY="0.1", BACKUPS_CONCURRENT_ACCEPT=concurrent_accept) as server:
         await server.event("serving")
         codes: set[StatusCode] = set()
         stop = asyncio.Event()
@@ -174,9 +177,10 @@ async def test_never_cancelled(database_url: str) -> None:
         assert codes == {StatusCode.OK, StatusCode.UNAVAILABLE}
 
 
-async def test_calls_to_a_stopped_process(database_url: str) -> None:
+@both_ways_to_accept
+async def test_calls_to_a_stopped_process(database_url: str, concurrent_accept: str) -> None:
     """Calls that arrive while the process gets no CPU during shutdown are UNAVAILABLE, never CANCELLED."""
-    async with serving(database_url, BACKUPS_DRAIN_DELAY="0") as server:
+    async with serving(database_url, BACKUPS_DRAIN_DELAY="0", BACKUPS_CONCURRENT_ACCEPT=concurrent_accept) as server:
         await server.event("serving")
         await server.stub.List(pb.ListBackupsRequest(folder_id="f"))
         server.process.send_signal(signal.SIGTERM)

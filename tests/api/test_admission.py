@@ -18,7 +18,7 @@ from service.server import Server
 from tests.support.answers import failure
 from tests.support.catalog import Sql
 from tests.support.eventually import eventually
-from tests.support.server import StartServer
+from tests.support.server import StartServer, both_ways_to_accept
 
 
 def test_costs() -> None:
@@ -131,6 +131,7 @@ async def test_idle_window() -> None:
         await waiting
 
 
+@both_ways_to_accept
 async def test_calls_over_the_limit(start_server: StartServer, sql: Sql) -> None:
     """Calls over the limit are RESOURCE_EXHAUSTED with a retry delay, health checks are not, and a finished call makes room."""
     async with start_server(admission_limit=3) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
@@ -154,6 +155,7 @@ async def test_calls_over_the_limit(start_server: StartServer, sql: Sql) -> None
         assert (await failure(stub.Get(pb.GetBackupRequest(backup_id="a")))).code is StatusCode.NOT_FOUND
 
 
+@both_ways_to_accept
 async def test_calls_that_end_early_release_their_cost(start_server: StartServer, sql: Sql) -> None:
     """Calls that are cancelled, time out or are rejected release their cost."""
     async with start_server(admission_limit=10, request_timeout="0.3") as server, grpc.aio.insecure_channel(str(server.address)) as channel:

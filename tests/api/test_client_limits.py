@@ -20,7 +20,7 @@ from tests.support.answers import failure
 from tests.support.catalog import AddBackups, Sql
 from tests.support.eventually import eventually
 from tests.support.http2 import Connection, message
-from tests.support.server import StartServer
+from tests.support.server import StartServer, both_ways_to_accept
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 _GET = "/yandex.cloud.mdb.greenplum.v1.BackupService/Get"
@@ -58,6 +58,7 @@ async def _unread_pages(server: Server, count: int) -> AsyncIterator[tuple[Conne
         yield connection, [await connection.call(_LIST, _PAGE) for _ in range(count)]
 
 
+@both_ways_to_accept
 async def test_an_unread_answer_holds_its_cost(start_server: StartServer, add_backups: AddBackups) -> None:
     """The cost of an answer is released when its client has read it, not when it is ready."""
     await add_backups(1000)
@@ -71,6 +72,7 @@ async def test_an_unread_answer_holds_its_cost(start_server: StartServer, add_ba
         await eventually(lambda: server.admission.in_flight, 0)
 
 
+@both_ways_to_accept
 @pytest.mark.parametrize("ends", ["the stream", "the connection"])
 async def test_reset_of_an_unread_answer(start_server: StartServer, add_backups: AddBackups, ends: str) -> None:
     """A client that resets the stream, or closes the connection, releases the cost of its unread answers."""
@@ -84,6 +86,7 @@ async def test_reset_of_an_unread_answer(start_server: StartServer, add_backups:
         await eventually(lambda: server.admission.in_flight, 0)
 
 
+@both_ways_to_accept
 async def test_an_unread_answer_is_cancelled(
     start_server: StartServer, add_backups: AddBackups, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +131,7 @@ async def test_an_answer_that_is_read_slowly(start_server: StartServer, add_back
         assert trailers["grpc-status"] == "0"
 
 
+@both_ways_to_accept
 async def test_shutdown_with_unread_answers(start_server: StartServer, add_backups: AddBackups) -> None:
     """Unread answers do not delay shutdown beyond its grace period."""
     await add_backups(1000)
@@ -139,6 +143,7 @@ async def test_shutdown_with_unread_answers(start_server: StartServer, add_backu
         assert not server.listener.interceptor.calls
 
 
+@both_ways_to_accept
 @pytest.mark.parametrize("method", [_GET, _LIST, _WATCH, "/grpc.health.v1.Health/Check"])
 async def test_incomplete_request(start_server: StartServer, method: str) -> None:
     """A request that does not arrive in full within the request timeout is DEADLINE_EXCEEDED."""
@@ -148,6 +153,7 @@ async def test_incomplete_request(start_server: StartServer, method: str) -> Non
     assert connection.headers(frames[-1] if isinstance(frames[-1], HeadersFrame) else frames[-2])["grpc-status"] == "4"
 
 
+@both_ways_to_accept
 @pytest.mark.parametrize("body", [None, message(b"12")[:-1]])
 async def test_a_request_that_ends_early(server: Server, body: bytes | None) -> None:
     """A request that ends before its message is complete is INVALID_ARGUMENT."""
@@ -156,6 +162,7 @@ async def test_a_request_that_ends_early(server: Server, body: bytes | None) -> 
         assert connection.headers(frame)["grpc-status"] == "3"
 
 
+@both_ways_to_accept
 async def test_limit_of_incomplete_requests(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit of incomplete requests, the oldest of them is rejected, and no complete one."""
     monkeypatch.setattr("service.composition.MAX_INCOMPLETE_REQUESTS", 50)

@@ -24,7 +24,7 @@ from tests.support.catalog import AddBackups, Sql
 from tests.support.eventually import eventually
 from tests.support.http2 import Connection, message
 from tests.support.page_tokens import folder_scope
-from tests.support.server import StartServer
+from tests.support.server import StartServer, both_ways_to_accept
 
 _GET = "/yandex.cloud.mdb.greenplum.v1.BackupService/Get"
 _LIST = "/yandex.cloud.mdb.greenplum.v1.BackupService/List"
@@ -154,6 +154,7 @@ async def test_no_free_connection(start_server: StartServer, sql: Sql, add_backu
         assert len((await waiting).backups) == 1
 
 
+@both_ways_to_accept
 async def test_deadline_of_the_client(server: Server, stub: pb.BackupServiceStub, sql: Sql) -> None:
     """A call is DEADLINE_EXCEEDED after the deadline of its client, and the next call on the connection succeeds."""
     async with sql.transaction():
@@ -166,6 +167,7 @@ async def test_deadline_of_the_client(server: Server, stub: pb.BackupServiceStub
     assert caught.value.code() is StatusCode.NOT_FOUND
 
 
+@both_ways_to_accept
 async def test_request_timeout(start_server: StartServer, sql: Sql) -> None:
     """A call that takes longer than BACKUPS_REQUEST_TIMEOUT is DEADLINE_EXCEEDED, even if its client set a later deadline."""
     async with start_server(request_timeout="0.3") as server, grpc.aio.insecure_channel(str(server.address)) as channel:
@@ -177,6 +179,7 @@ async def test_request_timeout(start_server: StartServer, sql: Sql) -> None:
                 assert answer.code is StatusCode.DEADLINE_EXCEEDED
 
 
+@both_ways_to_accept
 async def test_unexpected_error(
     server: Server, stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +226,7 @@ def _calls(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == "call"]
 
 
+@both_ways_to_accept
 async def test_error_after_the_deadline(
     stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +247,7 @@ async def test_error_after_the_deadline(
     assert [line["code"] for line in logged if line["event"] == "call"] == ["UNAVAILABLE", "OK"]
 
 
+@both_ways_to_accept
 async def test_calls_without_time_left(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Calls whose deadline has passed send no query to PostgreSQL: otherwise an overloaded server would answer no call in time."""
     queried = []
@@ -267,6 +272,7 @@ async def test_calls_without_time_left(server: Server, monkeypatch: pytest.Monke
     assert queried == ["a"]
 
 
+@both_ways_to_accept
 async def test_cancelled_by_the_server(stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that the server itself cancels is UNAVAILABLE; without an answer its client would wait forever."""
 
@@ -278,6 +284,7 @@ async def test_cancelled_by_the_server(stub: pb.BackupServiceStub, monkeypatch: 
     assert (answer.code, answer.reason) == (StatusCode.UNAVAILABLE, "CALL_INTERRUPTED")
 
 
+@both_ways_to_accept
 async def test_unknown_methods(channel: Any) -> None:
     """Unknown methods and services are UNIMPLEMENTED."""
     for method in ("/yandex.cloud.mdb.greenplum.v1.BackupService/Delete", "/a.B/C", "/"):
@@ -313,6 +320,7 @@ async def test_request_ids(stub: pb.BackupServiceStub, metadata: list[tuple[str,
     assert given == request_id if request_id else len(given) == 36
 
 
+@both_ways_to_accept
 async def test_errors_are_trailers_only(start_server: StartServer) -> None:
     """An error is one frame of headers that ends the stream: a client that has seen initial metadata does not retry."""
     async with start_server(database_url="postgresql://127.0.0.1:1/none") as server:

@@ -15,7 +15,7 @@ from service.api import grpc_server
 from service.api.backup_service import BackupService
 from tests.support.catalog import AddBackups
 from tests.support.eventually import eventually
-from tests.support.server import StartServer
+from tests.support.server import StartServer, both_ways_to_accept
 
 _CALLS = 32
 
@@ -64,7 +64,7 @@ def test_installed_grpcio_is_supported() -> None:
 
 async def test_calls_are_accepted_together(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls that arrive together take fewer iterations of the event loop than calls that are accepted one at a time."""
-    together = await _iterations_to_accept(start_server, monkeypatch)
+    together = await _iterations_to_accept(start_server, monkeypatch, concurrent_accept="true")
     one_at_a_time = await _iterations_to_accept(start_server, monkeypatch, concurrent_accept="false")
     assert together < one_at_a_time / 3
 
@@ -87,19 +87,19 @@ async def test_unsupported_grpcio(
         names[name] = ("self", "other")
     monkeypatch.setattr(grpc_server, "PRIVATE_NAMES", names)
     [backup] = await add_backups(1)
-    async with start_server() as server, grpc.aio.insecure_channel(str(server.address)) as channel:
+    async with start_server(concurrent_accept="true") as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         answer = await pb.BackupServiceStub(channel).Get(pb.GetBackupRequest(backup_id=backup.id))
     assert answer.id == backup.id
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if "no concurrent accept" in line]
     assert [(line["level"], name in line["problem"], grpc.__version__ in line["problem"]) for line in lines] == [("warning", True, True)]
 
 
-@pytest.mark.parametrize("concurrent_accept", ["true", "false"])
-async def test_calls_and_shutdown(start_server: StartServer, add_backups: AddBackups, concurrent_accept: str) -> None:
+@both_ways_to_accept
+async def test_calls_and_shutdown(start_server: StartServer, add_backups: AddBackups) -> None:
     """Concurrent calls of all kinds are answered, also those of unknown methods, and no task is left after shutdown."""
     [backup] = await add_backups(1)
     before = len(asyncio.all_tasks())
-    async with start_server(concurrent_accept=concurrent_accept) as server:
+    async with start_server() as server:
         async with grpc.aio.insecure_channel(str(server.address)) as channel:
             stub, unknown = pb.BackupServiceStub(channel), cast("Any", channel).unary_unary("/unknown.Service/Method")
             gets = [stub.Get(pb.GetBackupRequest(backup_id=backup.id)) for _ in range(50)]
