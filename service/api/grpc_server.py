@@ -41,18 +41,23 @@ _AioServer: Any = getattr(_cygrpc, "AioServer", object)
 def new_server(
     interceptors: Sequence[grpc.aio.ServerInterceptor], options: Sequence[tuple[str, Any]], *, accepts_concurrently: bool
 ) -> grpc.aio.Server:
-    """Return a server that accepts several calls at once, or the one of grpc.aio if that is not wanted or not possible."""
-    changed = changed_name() if accepts_concurrently else None
-    if changed is not None:
-        problem = f"grpcio {grpc.__version__} has changed {changed}, so calls are accepted one at a time, at a higher cost"
-        logs.event("no concurrent accept", level="warning", problem=problem)
-    if changed is not None or not accepts_concurrently:
+    """Return a server that accepts several calls at once, or grpc.aio's own if that is turned off or not supported."""
+    if not (accepts_concurrently and _is_supported()):
         return grpc.aio.server(interceptors=interceptors, options=options)
     _cygrpc.AioServer = _ConcurrentServer  # grpc.aio.server() creates one
     try:
         return grpc.aio.server(interceptors=interceptors, options=options)
     finally:
         _cygrpc.AioServer = _AioServer
+
+
+def _is_supported() -> bool:
+    """Return True if grpcio has all private names. Otherwise, log the first one that has changed."""
+    changed = changed_name()
+    if changed is not None:
+        problem = f"grpcio {grpc.__version__} has changed {changed}, so calls are accepted one at a time, at a higher cost"
+        logs.event("no concurrent accept", level="warning", problem=problem)
+    return changed is None
 
 
 def changed_name() -> str | None:
@@ -68,15 +73,17 @@ def changed_name() -> str | None:
 
 
 class _ConcurrentServer(_AioServer):  # type: ignore[misc]
-    """The part of grpc.aio's server that accepts calls: `_server_main_loop` in grpcio's aio/server.pyx.pxi.
+    """A server of grpc.aio with another way to accept calls.
 
-    That loop accepts a call of each future that `_make_request_call_future` returns. For registered methods, tasks of this class accept
-    the calls instead, and the loop only waits for them to end.
+    In grpcio's aio/server.pyx.pxi, `_server_main_loop` requests one call of each method (`_make_request_call_future`), starts the call when
+    it has arrived, and requests the next one. Here, several tasks for each method do the same (`_accept`), and the future is done only when
+    the server stops.
     """
 
     def __init__(self, loop: Any, thread_pool: Any, generic_handlers: Any, interceptors: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(loop, thread_pool, generic_handlers, interceptors, *args, **kwargs)
         self._handlers: dict[str, Any] = {}
+        # Arguments of `_handle_rpc`, which passes the call and its handler to the interceptors.
         self._resolver = SimpleNamespace(resolve_handler=lambda details: self._handlers[details.method])
         self._call_interceptors = tuple(interceptors or ())
         self._calls: set[asyncio.Task[None]] = set()
@@ -91,7 +98,7 @@ class _ConcurrentServer(_AioServer):  # type: ignore[misc]
         return asyncio.gather(*(self._accept(method_bytes) for _ in range(OUTSTANDING_REQUESTS)))
 
     async def _accept(self, method: bytes) -> NoReturn:
-        """Accept calls of a method until the server stops; then raise the error that the loop of grpc.aio expects."""
+        """Accept calls of a method until the server stops. Then raise the error that grpc.aio's loop expects."""
         while self.is_running():
             with contextlib.suppress(_cygrpc._RequestCallError):
                 self._start_call(method.decode(), await self._request_registered_call(method))
@@ -100,6 +107,7 @@ class _ConcurrentServer(_AioServer):  # type: ignore[misc]
     def _start_call(self, method: str, rpc: Any) -> None:
         """Start the tasks of a call. They own it: gRPC core cancels a call when nothing refers to it (rpc_task.py)."""
         loop = asyncio.get_running_loop()
+        # Gets the handler from the interceptors (`Interceptor.intercept_service`) and calls it.
         handling = _cygrpc._handle_rpc(method, self._resolver, self._call_interceptors, rpc, loop, False)
         task = loop.create_task(_cygrpc._schedule_rpc_coro(handling, rpc, loop, method), name=PARENT_NAME)
         self._calls.add(task)  # the event loop has no reference of its own
