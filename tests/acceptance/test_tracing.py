@@ -257,6 +257,18 @@ async def test_unauthenticated_callers_do_not_control_sampling(
         assert [(link.trace_id.hex(), link.span_id.hex()) for link in call.links] == [(_TRACE, _PARENT)]
 
 
+async def test_methods_without_authentication_do_not_control_sampling(
+    start_traced: StartTraced, collector: Collector, jwt: dict[str, str]
+) -> None:
+    """If the service requires tokens, the sampler alone still decides for the methods that require none."""
+    variables = jwt | {"BACKUPS_PUBLIC_ADDRESS": "backups.example.com:443", "OTEL_TRACES_SAMPLER": "parentbased_always_off"}
+    async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}", **variables) as (replica, channel):
+        stub: Any = pb.ApiEndpointServiceStub(channel)
+        assert await stub.List(pb.ListApiEndpointsRequest(), metadata=[_TRACEPARENT]).code() is StatusCode.OK
+        await _stop(replica)
+    assert collector.spans == []
+
+
 async def test_invalid_trace_headers(start_traced: StartTraced, collector: Collector, issuer: Issuer, jwt: dict[str, str]) -> None:
     """An invalid traceparent starts a new trace; tracestate and baggage are ignored."""
     bad = [
