@@ -128,6 +128,17 @@ async def test_memory_of_unread_answers_is_bounded(deployment: Deployment, add_b
                 await eventually(lambda: _list(channel, deployment), StatusCode.OK)
 
 
+async def test_heap_limit(deployment: Deployment) -> None:
+    """Above its heap limit Envoy rejects requests, closes connections, idle ones within seconds, and returns free memory to the system."""
+    async with edge(deployment, replaced("max_heap_size_bytes: 402653184", "max_heap_size_bytes: 1048576")) as envoy:
+        async with Connection.to(Address("127.0.0.1", envoy.port)) as idle:
+            headers = {"authorization": f"Bearer {deployment.token()}"}
+            reply = await asyncio.to_thread(fetch, f"http://127.0.0.1:{envoy.port}{_BACKUPS}", "GET", headers)
+            assert (reply.status, reply.body["code"]) == (503, StatusCode.UNAVAILABLE.value[0])
+            assert envoy.stat("overload.envoy.overload_actions.shrink_heap.active") == 1
+            assert await idle.closed(within=10)
+
+
 async def test_largest_page_over_rest(deployment: Deployment, sql: Sql) -> None:
     """A page of 1,000 backups whose ids are as long as possible is returned over HTTP/1.1 and HTTP/2."""
     text = "<" * 50  # a character that JSON may escape
