@@ -45,7 +45,6 @@ def _insert(**changes: str) -> str:
         ("id", "E'\\x7f'", "backups_id"),
         ("folder_id", "''", "backups_folder_id"),
         ("folder_id", "repeat('ж', 51)", "backups_folder_id"),
-        ("folder_id", "'*'", "backups_folder_id"),
         ("source_cluster_id", "''", "backups_source_cluster_id"),
         ("source_cluster_id", "repeat('x', 51)", "backups_source_cluster_id"),
         ("created_at", "'infinity'", "backups_times"),
@@ -74,6 +73,23 @@ async def test_rejected_values(sql: Sql, column: str, value: str, constraint: st
     with pytest.raises(asyncpg.CheckViolationError) as caught:
         await sql.execute(_insert(**{column: value}))
     assert caught.value.constraint_name == constraint
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [
+        ("backups", _VALID),
+        ("imports", {"tool": "'walg'", "imported_at": "now()", "entries": "0", "skipped": "0", "unusable": "0", "excluded": "0"}),
+        ("attempts", {"tool": "'walg'", "database": "''", "name": "'n'", "started_at": "now()", "state": "'failed'"}),
+        ("freshness", {"tool": "'walg'", "database": "''"}),
+    ],
+)
+async def test_folder_that_means_all(sql: Sql, table: str, row: dict[str, str]) -> None:
+    """No table accepts the folder `*`, which means all folders in a token."""
+    row = row | {"source_cluster_id": "'c'", "folder_id": "'*'"}
+    with pytest.raises(asyncpg.CheckViolationError) as caught:
+        await sql.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join(row.values())})")
+    assert caught.value.constraint_name == f"{table}_folder_id"
 
 
 @pytest.mark.parametrize("column", sorted(_VALID.keys() - _NULLABLE))
