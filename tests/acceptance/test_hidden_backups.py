@@ -12,7 +12,7 @@ import random
 import statistics
 import string
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +24,15 @@ from hyperframe.frame import DataFrame, HeadersFrame
 
 from service import pb
 from service.address import Address
+from service.backup import Page
+from service.errors import BackupNotFound
+from service.postgres.catalog import Catalog
+from service.postgres.database import open_database
 from tests.support.catalog import AddBackups
 from tests.support.deployment import Deployment, ReplicaProcess, deployed
 from tests.support.guarantees import Measure
 from tests.support.http2 import Connection, message
+from tests.support.limits import LIMITS
 from tests.support.ports import free_ports
 from tests.support.releases import Change, altered
 from tests.support.repository import ROOT
@@ -176,6 +181,26 @@ def _replica(deployment: Deployment) -> Address:
     [replica] = deployment.replicas
     assert isinstance(replica, ReplicaProcess)
     return Address("127.0.0.1", replica.port)
+
+
+class _LookedUp(frozenset[str]):
+    """Folders that can be looked up, but not read one by one."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("the folders are read one by one, so the time depends on their number")
+
+
+async def test_folders_are_looked_up(database_url: str, add_backups: AddBackups) -> None:
+    """A folder is compared by one lookup: the folders of the caller are neither read one by one nor sent to PostgreSQL."""
+    [hidden] = await add_backups(1, folder_id="f2", source_cluster_id="hidden")
+    folders = _LookedUp(_FOLDERS)
+    async with open_database(database_url, LIMITS) as database:
+        catalog = Catalog(database)
+        for backup_id in (hidden.id, "absent"):
+            with pytest.raises(BackupNotFound):
+                await catalog.get(backup_id, folders=folders)
+        for cluster_id in ("hidden", "absent"):
+            assert await catalog.cluster_page(cluster_id, folders=folders, after=None, size=1, client="") == Page(b"")
 
 
 class Difference(NamedTuple):
