@@ -464,6 +464,15 @@ def _make_garbled(path: Path) -> None:
         file.write(b"\xff" * 20_000)
 
 
+def _make_too_many_cells(path: Path) -> None:
+    """Let the header of the table's page count 16 rows, of which 15 do not exist: SQLite would read other bytes as rows."""
+    with open_history(write_history(path, {})) as connection:
+        [(page, size)] = connection.execute("SELECT rootpage, page_size FROM sqlite_schema, pragma_page_size WHERE name = 'backups'")
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size + 3)
+        file.write((16).to_bytes(2))
+
+
 def _found_by_fuzzing(name: str) -> Callable[[Path], None]:
     def make(path: Path) -> None:
         shutil.copy(CORPUS / "gpbackup" / name, path)
@@ -486,6 +495,7 @@ def _make_fat(path: Path) -> None:
         (_make_other_table, "has no column backup_dir, "),
         (_make_half, "damaged or incomplete: copy it again"),
         (_make_garbled, "damaged or incomplete"),
+        (_make_too_many_cells, "damaged or incomplete"),
         (_make_fat, "too big"),
         (_found_by_fuzzing("error-without-utf8"), "damaged or incomplete"),
         (_found_by_fuzzing("no-memory"), "SQLite needs more than 32 MiB for the file, so it may be damaged"),
@@ -499,6 +509,27 @@ def test_other_files(history: Path, make: Any, message: str) -> None:
         _read(history)
     assert history.read_bytes() == before
     assert list(history.parent.iterdir()) == [history]
+
+
+def test_functions_of_the_schema(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generated column cannot call a function that SQLite does not declare harmless."""
+    called: list[bool] = []
+    with open_history(write_history(history, {})) as connection:
+        connection.create_function("record", 0, bool, deterministic=True)
+        connection.execute("DROP TABLE restore_plans")
+        connection.execute("CREATE TABLE restore_plans (timestamp TEXT, restore_plan_timestamp TEXT AS (record()))")
+        connection.execute("INSERT INTO restore_plans VALUES ('20261104010002')")
+    opened = gpbackup_history._opened
+
+    def with_function(path: Path, *, timeout_s: float) -> sqlite3.Connection:
+        connection = opened(path, timeout_s=timeout_s)
+        connection.create_function("record", 0, lambda: called.append(True), deterministic=True)
+        return connection
+
+    monkeypatch.setattr(gpbackup_history, "_opened", with_function)
+    with pytest.raises(InvalidListing, match="damaged or incomplete"):
+        _read(history)
+    assert called == []
 
 
 def test_absent_file_is_not_created(history: Path) -> None:
