@@ -15,6 +15,7 @@ from service.api import jwks_source as module
 from service.api.jwks_source import JWKS_MAX_BYTES, jwks_source
 from service.errors import InvalidJwks
 from tests.support.certificates import Authority, Files
+from tests.support.huge_file import huge_file
 from tests.support.proxy import listening
 from tests.support.tokens import Source
 
@@ -81,10 +82,7 @@ async def test_compressed_body(source: Source) -> None:
 
 async def test_large_file(tmp_path: Path) -> None:
     """A file over the limit is an error, without being read to its end."""
-    file = tmp_path / "jwks.json"
-    with file.open("wb") as sparse:
-        sparse.truncate(1 << 40)
-    with pytest.raises(InvalidJwks, match=f"more than {JWKS_MAX_BYTES} bytes"):
+    with huge_file(tmp_path) as file, pytest.raises(InvalidJwks, match=f"more than {JWKS_MAX_BYTES} bytes"):
         await jwks_source(str(file))()
 
 

@@ -20,6 +20,7 @@ from service.postgres.database import Limits, open_database
 from service.postgres.hosts import Hosts
 from service.postgres.password_file import read_password
 from tests.support.commands import DATABASE_COMMANDS, RunCommand
+from tests.support.huge_file import huge_file
 from tests.support.proxy import listening, proxied
 
 _SECRET = b"hunter2"
@@ -226,15 +227,14 @@ def _password_file(folder: Path, text: str) -> Path:
 
 async def test_password_files_of_any_kind(tmp_path: Path) -> None:
     """A directory, a named pipe without a writer, and a file of any size neither block nor crash the process."""
-    folder, pipe, large = tmp_path / "folder", tmp_path / "pipe", tmp_path / "large"
+    folder, pipe = tmp_path / "folder", tmp_path / "pipe"
     folder.mkdir(mode=0o700)
     os.mkfifo(pipe, 0o600)
-    large.touch(0o600)
-    os.truncate(large, 1 << 40)
-    errors = {folder: "is not a regular file", pipe: "is not a regular file", large: "has more than 262144 bytes"}
-    for file, error in errors.items():
-        with pytest.raises(ConnectFailed, match=f"the password file {file} {error}"):
-            await _connected(f"postgresql://u@127.0.0.1:1/d?passfile={file}")
+    with huge_file(tmp_path) as large:
+        errors = {folder: "is not a regular file", pipe: "is not a regular file", large: "has more than 262144 bytes"}
+        for file, error in errors.items():
+            with pytest.raises(ConnectFailed, match=f"the password file {file} {error}"):
+                await _connected(f"postgresql://u@127.0.0.1:1/d?passfile={file}")
 
 
 async def test_unusable_password_files(tmp_path: Path) -> None:
