@@ -1,11 +1,15 @@
-"""`BackupService`: `Get` and `List`. The interceptor handles identity, deadlines, decoding, errors and logs."""
+"""`BackupService`: `Get` and `List`. The interceptor handles identity, deadlines, decoding, errors and logs.
+
+The rows of the catalog are encoded already, and so are the responses.
+"""
+
+from datetime import UTC
 
 from service import pb
 from service.api.authentication import current_caller
-from service.api.backup_page import encoded_backup, encoded_page
 from service.api.client_address import current_client
 from service.api.validation import validate
-from service.backup import DEFAULT_PAGE_SIZE
+from service.backup import DEFAULT_PAGE_SIZE, Page, Position
 from service.page_token import PageTokens, TokenScope
 from service.postgres.catalog import Catalog
 
@@ -13,7 +17,7 @@ _LIST = f"/{pb.BACKUP_SERVICE}/List"
 
 
 class BackupService(pb.BackupServiceServicer):
-    """Backups of the catalog, by id and by folder. Responses are encoded already."""
+    """Backups of the catalog, by id and by folder."""
 
     def __init__(self, *, catalog: Catalog, page_tokens: PageTokens) -> None:
         self._catalog = catalog
@@ -35,3 +39,25 @@ class BackupService(pb.BackupServiceServicer):
         size = request.page_size or DEFAULT_PAGE_SIZE
         page = await self._catalog.page(request.folder_id, after=after, size=size, client=current_client())
         return encoded_page(page, self._page_tokens, scope)
+
+
+def encoded_page(page: Page, page_tokens: PageTokens, scope: TokenScope) -> bytes:
+    """Return a page as an encoded `ListBackupsResponse` or `ListClusterBackupsResponse`. Both have the same field numbers.
+
+    Concatenated encodings are one message in protobuf, so only the last element is parsed, for the token.
+    """
+    if page.last is None:
+        return bytes(page.elements)
+    token = page_tokens.seal(_position(page.last), scope)
+    return b"".join((page.elements, pb.ListBackupsResponse(next_page_token=token).SerializeToString()))
+
+
+def encoded_backup(element: bytes) -> bytes:
+    """Return an element without its tag and its length, a varint that ends at the first byte below 128."""
+    length_end = next(index for index in range(1, len(element)) if element[index] < 0x80)
+    return element[length_end + 1 :]
+
+
+def _position(element: bytes) -> Position:
+    backup = pb.Backup.FromString(encoded_backup(element))
+    return Position(backup.created_at.ToDatetime(UTC), backup.id)

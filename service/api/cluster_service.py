@@ -2,7 +2,7 @@
 
 from service import pb
 from service.api.authentication import current_caller
-from service.api.backup_page import encoded_page
+from service.api.backup_service import encoded_page
 from service.api.client_address import current_client
 from service.api.validation import validate
 from service.backup import DEFAULT_PAGE_SIZE
@@ -13,7 +13,7 @@ _LIST_BACKUPS = f"/{pb.CLUSTER_SERVICE}/ListBackups"
 
 
 class ClusterService(pb.ClusterServiceServicer):
-    """Backups of the catalog, by cluster. Responses are encoded already."""
+    """Backups of the catalog, by cluster."""
 
     def __init__(self, *, catalog: Catalog, page_tokens: PageTokens) -> None:
         self._catalog = catalog

@@ -179,7 +179,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return RunningCall(call, client.key, admission=self._admission, calls=self.calls, timeout=self._request_timeout)
 
     async def _handle(self, method: _Method, running: RunningCall, requests: Any, context: _Context) -> Any:
-        """Run the steps of a call, in order. Each raises the error that the call is answered with."""
+        """Run the steps of a call in order, and return its response. The error that a step raises determines the status."""
         running.limit_to(_allowed(context, self._request_timeout))
         if method.is_admitted:
             self._admission.arrive()

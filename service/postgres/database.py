@@ -62,7 +62,7 @@ class Database:
         self._trace = trace
 
     def trace(self, query: str) -> AbstractContextManager[Callable[[], None]]:
-        """Return a context manager that creates the span of a query for the current call. It yields `connected` of `fetch`."""
+        """Return a context manager for the span of a query of the current call. It yields the argument `connected` of `fetch`."""
         return self._trace(query)
 
     async def fetch(self, query: str, *args: object, connected: Callable[[], None] = _ignore) -> list[asyncpg.Record]:
