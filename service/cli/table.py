@@ -22,7 +22,7 @@ class Column(Generic[Row]):
     min_width: int = 0
     """Room for later rows, because the widths are those of the first rows."""
     dropped: int = 0
-    """On a narrow terminal, the column with 1 is left out first, then the one with 2, and so on. A column with 0 is always shown."""
+    """A narrow terminal leaves out the column with the lowest number first, of equal ones the leftmost. A column with 0 is always shown."""
 
 
 class Table(Generic[Row]):

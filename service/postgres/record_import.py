@@ -51,11 +51,26 @@ def _last(condition: str) -> str:
       ORDER BY database, created_at DESC, id DESC"""
 
 
-_COLUMNS = (
-    *("backups", "restorable", "partial", "broken", "unknown", "missing"),
-    *("last_backup_id", "last_created_at", "last_base_id", "last_base_created_at", "last_partial_id", "last_partial_created_at"),
-    *("failed_attempts", "last_failed_name", "last_failed_started_at", "running_name", "running_started_at"),
-)
+# Columns of `freshness` that an import computes, and their values. The tables are those of `_RECORD_FRESHNESS`.
+_FRESHNESS = {
+    "backups": "coalesce(counts.backups, 0)",
+    "restorable": "coalesce(counts.restorable, 0)",
+    "partial": "coalesce(counts.partial, 0)",
+    "broken": "coalesce(counts.broken, 0)",
+    "unknown": "coalesce(counts.unknown, 0)",
+    "missing": "coalesce(counts.missing, 0)",
+    "last_backup_id": "last.id",
+    "last_created_at": "last.created_at",
+    "last_base_id": "base.id",
+    "last_base_created_at": "base.created_at",
+    "last_partial_id": "partial.id",
+    "last_partial_created_at": "partial.created_at",
+    "failed_attempts": "CASE WHEN $4 THEN coalesce(failed.attempts, 0) END",
+    "last_failed_name": "failed.name",
+    "last_failed_started_at": "failed.started_at",
+    "running_name": "running.name",
+    "running_started_at": "running.started_at",
+}
 
 _RECORD_FRESHNESS = f"""
     WITH counts AS (
@@ -79,18 +94,15 @@ _RECORD_FRESHNESS = f"""
       UNION SELECT database FROM attempts WHERE {_OF_CLUSTER}
       UNION SELECT database FROM freshness WHERE {_OF_CLUSTER}
       UNION SELECT '' WHERE NOT $4)
-    INSERT INTO freshness (source_cluster_id, tool, folder_id, database, {", ".join(_COLUMNS)})
-    SELECT $1, $2, $3, database,
-      coalesce(counts.backups, 0), coalesce(restorable, 0), coalesce(counts.partial, 0), coalesce(broken, 0), coalesce(unknown, 0),
-      coalesce(missing, 0), last.id, last.created_at, base.id, base.created_at, partial.id, partial.created_at,
-      CASE WHEN $4 THEN coalesce(attempts, 0) END, failed.name, failed.started_at, running.name, running.started_at
+    INSERT INTO freshness (source_cluster_id, tool, folder_id, database, {", ".join(_FRESHNESS)})
+    SELECT $1, $2, $3, database, {", ".join(_FRESHNESS.values())}
     FROM databases
       LEFT JOIN counts USING (database) LEFT JOIN last USING (database) LEFT JOIN base USING (database)
       LEFT JOIN partial USING (database) LEFT JOIN failed USING (database) LEFT JOIN running USING (database)
     WHERE database <> ALL ($5::text[])
-    ON CONFLICT (source_cluster_id, tool, database) DO UPDATE SET {", ".join(f"{column} = excluded.{column}" for column in _COLUMNS)}
-    WHERE ({", ".join(f"freshness.{column}" for column in _COLUMNS)})
-      IS DISTINCT FROM ({", ".join(f"excluded.{column}" for column in _COLUMNS)})"""
+    ON CONFLICT (source_cluster_id, tool, database) DO UPDATE SET {", ".join(f"{column} = excluded.{column}" for column in _FRESHNESS)}
+    WHERE ({", ".join(f"freshness.{column}" for column in _FRESHNESS)})
+      IS DISTINCT FROM ({", ".join(f"excluded.{column}" for column in _FRESHNESS)})"""
 
 _IGNORE = f"DELETE FROM freshness WHERE {_OF_CLUSTER} AND database = ANY ($3::text[])"
 

@@ -3,7 +3,8 @@
 import json
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -147,7 +148,7 @@ _ROW = Freshness._make([0] * len(Freshness._fields))._replace(
     last_size=1536,
     last_method="incremental",
 )
-_NO_BACKUP: dict[str, Any] = {name: None for name in Freshness._fields if name.startswith(("last_", "running_"))}
+_NO_BACKUP: dict[str, Any] = {name: None for name, hint in get_type_hints(Freshness).items() if NoneType in get_args(hint)}
 _ROW_WITHOUT_BACKUP = _ROW._replace(**_NO_BACKUP, backups=0, broken=0, missing=0, unusable=0)
 
 
