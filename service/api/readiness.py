@@ -18,10 +18,10 @@ from service.waiting import sleep_in_steps, wait_for_first
 
 
 class NotReady(StrEnum):
-    """Every reason why a replica is not ready. docs/operating.md explains each one.
+    """Every reason why a replica is not ready, under the function that returns or sets it.
 
-    Each change of the reason is logged as `not serving`, except STARTING, the state before the first check, and the metric
-    `backups_not_ready` has it. grpc.health.v1 (health.py) and the metric `backups_ready` only show that there is a reason.
+    The metric `backups_not_ready` shows the reason. A new reason is logged as `not serving`, except STARTING. Health checks and the metric
+    `backups_ready` only show that the replica is not ready. docs/operating.md explains each reason.
     """
 
     # Readiness.__init__
