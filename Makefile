@@ -9,9 +9,10 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= auto
-# The benchmark has its own virtual environment, of the newest optimized CPython. Debian's and the official image's are optimized, pyenv's
-# is not. BENCH_PYTHON=... selects another.
-BENCH_PYTHON ?= $$($(PYTHON) bench/interpreter.py)
+# The benchmark has its own virtual environment, of the first optimized CPython of this list, or else of PYTHON. Debian's and the official
+# image's are optimized, pyenv's is not. BENCH_PYTHON=... selects another.
+BENCH_PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 /usr/local/bin/python3 /usr/bin/python3; do \
+	"$$python" bench/interpreter.py 2>/dev/null && exit; done; echo $(PYTHON))
 on-optimized-python = @python=$(BENCH_PYTHON) && venv=.data/bench/venv$$(echo "$$python" | tr / -) && \
 	$(MAKE) --no-print-directory PYTHON="$$python" VENV="$$venv" "$$venv/development" && "$$venv/bin/python" $(1) $(ARGS)
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes

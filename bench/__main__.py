@@ -12,7 +12,6 @@ from bench import report
 from bench.interpreter import version
 from bench.measurements import Bench
 from bench.systems import PEERS
-from service import VERSION
 
 _ROOT = Path(__file__).parents[1]
 _KINDS = ("calls", "scale", "instructions")
@@ -54,7 +53,6 @@ def _conditions(options: argparse.Namespace) -> dict[str, str | float]:
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": VERSION,
         "interpreter": version(),
         "machine": f"{names[0] if names else 'unknown processor'}, {len(os.sched_getaffinity(0))} processors",
         "rounds": options.rounds,

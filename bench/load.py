@@ -1,25 +1,27 @@
 """Load generator that sends prepared HTTP/2 frames, so that it uses about 20 µs of CPU per call.
 
 The gRPC clients of Python and Go use more CPU than the measured servers, and h2load always sends the same body.
-Answers without a message are counted as errors.
-
-    python -m bench.load < workloads.json > results.json
+Answers without a message are counted as errors. `run_workloads` runs this module in a process of its own.
 """
 
 import asyncio
 import json
 import random
 import struct
+import subprocess
 import sys
 import time
 from collections import Counter, deque
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import uvloop
 from grpc import StatusCode
 from hpack import Decoder, Encoder
+
+_ROOT = Path(__file__).parents[1]
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -64,7 +66,6 @@ class Result:
     """Numbers of errors by status, such as `UNAVAILABLE` or `RESOURCE_EXHAUSTED with pushback` (a retry delay), or else by `late`,
     `never sent`, `RST_STREAM` with its code, `connection lost` or `no status`."""
     seconds: float
-    bytes_a_call: float
     p50_ms: float
     p99_ms: float
     client_us: float
@@ -74,6 +75,18 @@ class Result:
     def answered_per_second(self) -> float:
         """Answers per second until the last answer."""
         return self.calls / self.seconds
+
+
+def run_workloads(*workloads: Workload) -> list[Result]:
+    """Run all workloads at the same time, in a process of their own, and return their results."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.load"],
+        cwd=_ROOT,
+        input=json.dumps([asdict(workload) for workload in workloads]).encode(),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return [Result(**result) for result in json.loads(done.stdout)]
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -117,7 +130,6 @@ class _Connection(asyncio.Protocol):
         self._sizes: dict[int, int] = {}
         self.latencies: list[float] = []
         self.errors: Counter[str] = Counter()
-        self.bytes = 0
         self.done: asyncio.Future[None] = self._loop.create_future()
 
     def connection_made(self, transport: Any) -> None:
@@ -222,12 +234,11 @@ class _Connection(asyncio.Protocol):
             self.errors["late"] += 1
         else:
             self.latencies.append(now - began)
-            self.bytes += size - _PREFIX
         if now < self._ends_at and not self._workload.rate:
             self._waiting.append(now)
 
 
-async def run_workload(workload: Workload) -> Result:
+async def _run(workload: Workload) -> Result:
     """Send the calls of one workload."""
     loop = asyncio.get_running_loop()
     host, port = workload.address.rsplit(":", 1)
@@ -247,7 +258,6 @@ async def run_workload(workload: Workload) -> Result:
         failed=errors.total(),
         errors=dict(errors),
         seconds=time.perf_counter() - began,
-        bytes_a_call=sum(connection.bytes for connection in connections) / max(calls, 1),
         p50_ms=latencies[calls // 2] * 1000 if calls else 0,
         p99_ms=latencies[calls * 99 // 100] * 1000 if calls else 0,
         client_us=(time.process_time() - cpu) / max(calls, 1) * 1e6,
@@ -255,14 +265,9 @@ async def run_workload(workload: Workload) -> Result:
 
 
 async def _run_all(workloads: list[Workload]) -> list[Result]:
-    return list(await asyncio.gather(*(run_workload(workload) for workload in workloads)))
-
-
-def main() -> None:
-    """Run all workloads of standard input at the same time, and print their results."""
-    workloads = [Workload(**workload) for workload in json.load(sys.stdin)]
-    json.dump([asdict(result) for result in uvloop.run(_run_all(workloads))], sys.stdout)
+    return await asyncio.gather(*map(_run, workloads))
 
 
 if __name__ == "__main__":
-    main()
+    results = uvloop.run(_run_all([Workload(**workload) for workload in json.load(sys.stdin)]))
+    json.dump([asdict(result) for result in results], sys.stdout)

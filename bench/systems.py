@@ -8,11 +8,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.load import Result, Workload
+from bench.load import Result, Workload, run_workloads
 
 SERVICE, EVENT_LOOP = "service", "event loop"
 PEERS = ("constant", "sqlalchemy", "asyncpg", "go", "go pass-through")
@@ -92,25 +92,13 @@ def build_go(folder: Path) -> str:
     return f"their build failed: {built.stderr.strip()[-500:]}" if built.returncode else ""
 
 
-def run_workloads(workloads: list[Workload]) -> list[Result]:
-    """Run all workloads at the same time, in a process of their own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.load"],
-        cwd=_ROOT,
-        input=json.dumps([asdict(workload) for workload in workloads]).encode(),
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    return [Result(**result) for result in json.loads(done.stdout)]
-
-
 def send(*workloads: Workload) -> list[Result]:
     """Run all workloads at the same time.
 
     Raises:
         RuntimeError: a call failed, so the measurement would mean nothing.
     """
-    results = run_workloads(list(workloads))
+    results = run_workloads(*workloads)
     for result in results:
         if result.failed or not result.calls:
             raise RuntimeError(f"{result.failed} of {result.failed + result.calls} calls failed: {result.errors}")

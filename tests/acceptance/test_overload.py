@@ -23,8 +23,7 @@ import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bench.load import Result, Workload
-from bench.systems import run_workloads
+from bench.load import Result, Workload, run_workloads
 from service import pb
 from tests.support.catalog import AddBackups
 from tests.support.deployment import ReplicaProcess, deployed
@@ -79,7 +78,7 @@ async def _drive(target: Target, seconds: float, rate: float = 0) -> Result:
     """
     connections = _CONNECTIONS if rate else _CALLS_WITHIN_LIMIT
     workload = Workload(target.address, _LIST, [_REQUEST.hex()], connections, 1, seconds, rate, target.token, _DEADLINE_S)
-    [result] = await asyncio.to_thread(run_workloads, [workload])
+    [result] = await asyncio.to_thread(run_workloads, workload)
     return result
 
 
@@ -148,8 +147,8 @@ async def test_overload_through_envoy(database_url: str, add_backups: AddBackups
 async def test_overload_directly(database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """No call is CANCELLED, health checks succeed, and memory is bounded; the answered calls and the recovery are only reported.
 
-    gRPC accepts the calls of a method one after the other, which takes nearly as long as answering them. Calls therefore wait before
-    admission, until their deadlines pass. Envoy in front of the replicas prevents this.
+    Accepting a call takes gRPC nearly as long as answering it. Calls therefore wait before admission, until their deadlines pass.
+    Envoy in front of the replicas prevents this.
     """
     await add_backups(1000)
     async with _direct(database_url, tmp_path) as replica:
