@@ -17,14 +17,14 @@ from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import structlog
-
 from service.contract import FOLDER_ID_MAX_LENGTH
 from service.errors import Error, Rejection
 from service.observability.log_writer import LogWriter
 from service.observability.metrics import MethodMetrics
 
-if TYPE_CHECKING:  # imported only if traces are configured
+if TYPE_CHECKING:  # imported only if they are configured
+    from structlog.dev import ConsoleRenderer
+
     from service.observability.tracing import CallSpan
 
 _LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
@@ -38,20 +38,16 @@ MAX_PENDING_LINES = 64
 _CALLER_MAX = 200  # characters that are logged of a token's subject
 
 
-_Render: TypeAlias = Callable[[Any, str, dict[str, Any]], str]
-"""A renderer of structlog."""
+_Render: TypeAlias = Callable[[dict[str, Any]], str]
+"""Renders the facts of one line, without its line break."""
 
 
-def _json(logger: Any, level: str, facts: structlog.typing.EventDict) -> str:
-    return _encode(facts)
-
-
-def _console(render: structlog.dev.ConsoleRenderer) -> Callable[[Any, str, dict[str, Any]], str]:
+def _console(render: "ConsoleRenderer") -> _Render:
     """Return a renderer that escapes control characters: a token's subject could contain commands for the terminal."""
 
-    def rendered(logger: Any, level: str, facts: dict[str, Any]) -> str:
+    def rendered(facts: dict[str, Any]) -> str:
         printable = {name: ascii(fact) if isinstance(fact, str) and not fact.isprintable() else fact for name, fact in facts.items()}
-        return str(render(logger, level, printable))
+        return str(render(None, facts["level"], printable))
 
     return rendered
 
@@ -66,7 +62,7 @@ class _Line(NamedTuple):
 
     def rendered(self, render: _Render) -> str:
         at = f"{_second(int(self.at))}.{int(self.at % 1 * 1_000_000):06}Z"
-        return render(None, self.level, {"time": at, "level": self.level, "event": self.name} | self.facts) + "\n"
+        return render({"time": at, "level": self.level, "event": self.name} | self.facts) + "\n"
 
 
 @lru_cache(maxsize=2)
@@ -75,13 +71,10 @@ def _second(at: int) -> str:
 
 
 class Log:
-    """The configuration of the log, and the lines that are not written yet.
-
-    structlog only renders the lines: its loggers would take longer than everything else here.
-    """
+    """The configuration of the log, and the lines that are not written yet."""
 
     def __init__(self) -> None:
-        self.render: _Render = _json
+        self.render: _Render = _encode
         self.level = logging.INFO
         self.pending: list[_Line] = []
         self.writer: LogWriter | None = None
@@ -93,7 +86,9 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            _write(self.format(record) + "\n")
+            error = record.exc_info[1] if record.exc_info else None
+            facts = {"error": describe(error)} if error else {}
+            _write(_Line(record.created, record.levelname.lower(), record.getMessage(), facts).rendered(LOG.render))
         except Exception:
             self.handleError(record)
 
@@ -109,16 +104,14 @@ def configure_logging(*, log_format: str, log_level: str) -> None:
         log_format: `json`, or `console` for a human-readable format.
         log_level: the least severe level that is logged.
     """
-    render: Any = _json if log_format == "json" else _console(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
-    LOG.render, LOG.level = render, _LEVELS[log_level]
-    handler = _Handler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")],
-            processors=[_describe_exc_info, structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
-        )
-    )
-    logging.basicConfig(level=max(LOG.level, logging.WARNING), handlers=[handler], force=True)
+    LOG.render, LOG.level = _encode if log_format == "json" else _console(_console_renderer()), _LEVELS[log_level]
+    logging.basicConfig(level=max(LOG.level, logging.WARNING), handlers=[_Handler()], force=True)
+
+
+def _console_renderer() -> "ConsoleRenderer":
+    from structlog.dev import ConsoleRenderer  # takes as long to import as half of a command
+
+    return ConsoleRenderer(colors=sys.stderr.isatty())
 
 
 def event(name: str, /, *, level: str = "info", **facts: Any) -> None:
@@ -249,12 +242,3 @@ def _describe_one(error: BaseException) -> dict[str, Any]:
 
 def _places(trace: TracebackType | None) -> list[str]:
     return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(trace)[-8:]]
-
-
-def _describe_exc_info(logger: Any, method_name: str, event_dict: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Replace an exception that a library logs by its description."""
-    if exc_info := event_dict.pop("exc_info", None):
-        error = exc_info[1] if isinstance(exc_info, tuple) else sys.exception()
-        event_dict["error"] = describe(error) if error else None
-    event_dict.pop("exc_text", None)
-    return event_dict

@@ -96,6 +96,17 @@ def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
     assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["loud"]
 
 
+def test_a_line_of_a_library(capsys: pytest.CaptureFixture[str]) -> None:
+    """A warning that a library logs is one line, with the fields of the service's own lines; less severe lines are dropped."""
+    logs.configure_logging(log_format="json", log_level="info")
+    logging.getLogger("asyncio").info("Using selector")
+    logging.getLogger("asyncio").warning("Executing %s took\n%.1f s", "a task", 0.25)
+
+    logged = json.loads(capsys.readouterr().err)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", logged.pop("time"))
+    assert logged == {"event": "Executing a task took\n0.2 s", "level": "warning"}
+
+
 @pytest.mark.parametrize("log_format", ["json", "console"])
 async def test_texts_of_other_errors_are_not_logged(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
     """An error of a library is logged by type and place without its text, which may contain a password, also by the library itself."""
