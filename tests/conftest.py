@@ -39,6 +39,7 @@ from service.settings import Settings
 from tests.support import processes
 from tests.support import server as servers
 from tests.support.catalog import OWNER, AddBackups, Backup, Sql, insert
+from tests.support.command_server import CommandServer, command_server
 from tests.support.commands import Done, RunCommand, environment
 from tests.support.debian import debian_program
 from tests.support.deployment import Deployment
@@ -193,11 +194,20 @@ def _add_backups(sql: Sql) -> AddBackups:
     return add
 
 
+@pytest.fixture(name="command_server", scope="session")
+def _command_server() -> Iterator[CommandServer]:
+    with command_server() as server:
+        yield server
+
+
 @pytest.fixture(name="command")
-def _command() -> RunCommand:
+def _command(command_server: CommandServer) -> RunCommand:
     """Return a function that runs `backup-service` in its own process, with settings as keyword arguments."""
 
     async def run(*arguments: str, stdin: bytes = b"", **settings: str) -> Done:
+        if all(name.startswith("BACKUPS_") for name in settings):
+            return await command_server.run(*arguments, stdin=stdin, **settings)
+        # Variables such as PYTHONUTF8 and LC_ALL have their effect when the interpreter starts.
         done = await processes.run(sys.executable, "-m", "service", *arguments, cwd=ROOT, env=environment(**settings), stdin=stdin)
         return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 

@@ -16,7 +16,8 @@ _T = TypeVar("_T")
 _threads = ThreadPoolExecutor(64)
 
 
-async def _in_thread(function: Callable[..., _T], *arguments: object) -> _T:
+async def in_thread(function: Callable[..., _T], *arguments: object) -> _T:
+    """Call a function that blocks."""
     return await asyncio.get_running_loop().run_in_executor(_threads, function, *arguments)
 
 
@@ -27,10 +28,10 @@ class Stream:
         self._stream = stream
 
     async def readline(self) -> bytes:
-        return await _in_thread(self._stream.readline)
+        return await in_thread(self._stream.readline)
 
     async def read(self) -> bytes:
-        return await _in_thread(self._stream.read)
+        return await in_thread(self._stream.read)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while line := await self.readline():
@@ -51,7 +52,7 @@ class Process:
         return self.popen.poll()
 
     async def wait(self) -> int:
-        return await _in_thread(self.popen.wait)
+        return await in_thread(self.popen.wait)
 
 
 @contextlib.asynccontextmanager
@@ -61,11 +62,11 @@ async def running(*command: object, **options: Any) -> AsyncIterator[Process]:
     When the block ends, a process that still runs is killed, and its pipes are closed. They are not left to the garbage collector:
     it may finalize a pipe's file before the pipe, which warns of a file that was not closed.
     """
-    process = await _in_thread(lambda: subprocess.Popen([str(each) for each in command], **options))
+    process = await in_thread(lambda: subprocess.Popen([str(each) for each in command], **options))
     try:
         yield Process(process)
     finally:
-        await _in_thread(_stop, process)
+        await in_thread(_stop, process)
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
@@ -76,4 +77,4 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 async def run(*command: object, stdin: bytes = b"", **options: Any) -> "subprocess.CompletedProcess[bytes]":
     """Run a program until it exits, and return its status and output; options are those of `subprocess.run`."""
     arguments = [str(each) for each in command]
-    return await _in_thread(lambda: subprocess.run(arguments, input=stdin, check=False, **{"capture_output": True} | options))
+    return await in_thread(lambda: subprocess.run(arguments, input=stdin, check=False, **{"capture_output": True} | options))
