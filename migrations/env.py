@@ -22,15 +22,15 @@ from service.errors import SchemaError
 from service.postgres.hosts import Connect, Hosts
 from service.postgres.timeouts import SessionTimeouts
 
-# A step that waits for a lock blocks every later query of that table, so it gives up soon and is tried again. Not sooner than autovacuum
-# releases a table to a waiting session, which it does after deadlock_timeout, a second.
+# A step that waits for a lock blocks every later query of that table, so its lock timeout is short and the step is retried. It is longer
+# than deadlock_timeout (1 s), after which autovacuum releases a table to a waiting session.
 TIMEOUTS = SessionTimeouts(statement=timedelta(hours=1), lock=timedelta(seconds=2))
 CONNECT_TIMEOUT_S = 10.0
 POLL_PERIOD_S = 0.2
 
 # A table and not an advisory lock: by default, every role that can connect may take any advisory lock. Only the owner may lock this table.
 CREATE_LOCK = "CREATE TABLE IF NOT EXISTS migration_lock ()"
-# Not ACCESS EXCLUSIVE: pg_dump must be able to read the table. Without waiting in SQL: see `migration_lock`.
+# Not ACCESS EXCLUSIVE: pg_dump must be able to read the table. NOWAIT, because `migration_lock` polls.
 TAKE_LOCK = "BEGIN; LOCK TABLE migration_lock IN EXCLUSIVE MODE NOWAIT"
 
 # Revokes the rights of all other roles on these tables, so that a role that is no longer in the settings loses them. Rights on the database
@@ -102,9 +102,10 @@ async def open_session(connect: Connect) -> asyncpg.Connection:
 
 @contextlib.asynccontextmanager
 async def migration_lock(connect: Connect) -> AsyncIterator[None]:
-    """Hold the lock of migrations in its own transaction, because each step is another transaction.
+    """Hold the lock of migrations in a transaction of its own, because each step has another transaction.
 
-    Polls: a session that waits in SQL may hold a snapshot, and CREATE INDEX CONCURRENTLY of the other migration would wait for it.
+    The lock is polled. A session that waits in SQL may hold a snapshot, for which CREATE INDEX CONCURRENTLY of the other migration would
+    wait.
 
     Raises:
         SchemaError: another migration has held the lock for too long.
@@ -152,7 +153,7 @@ def migrate_connected(connection: Connection) -> None:
 def grants(roles: Any) -> str:
     """Return the SQL that grants the roles of `service.postgres.migration.Roles` their rights, if they exist."""
     service, imports = roles
-    return GRANTS.format(service=service, imports=imports)  # the settings admit no quotes in a name
+    return GRANTS.format(service=service, imports=imports)  # the settings reject names with quotes
 
 
 if context.is_offline_mode():

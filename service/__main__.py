@@ -2,7 +2,7 @@
 
 import os
 
-# gRPC's core would write text among the JSON at every header that a client got wrong. Read when gRPC is imported.
+# Otherwise gRPC core writes plain text into the JSON log for each malformed header. gRPC reads the variable when it is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 # gRPC's polling thread reads the sockets itself, without the threads of the event engine. docs/decisions/0011-concurrent-accept.md

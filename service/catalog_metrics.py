@@ -51,7 +51,7 @@ _DATABASE_METRICS: dict[str, tuple[str, Callable[[Freshness], float | None]]] = 
     "backup_catalog_partial_backups": ("Number of backups that do not contain everything.", lambda row: row.partial),
     "backup_catalog_broken_backups": ("Number of backups with a broken chain.", lambda row: row.broken),
     "backup_catalog_unknown_backups": ("Number of backups with an unknown chain.", lambda row: row.unknown),
-    "backup_catalog_missing_backups": ("Number of backups that the newest listing no longer has.", lambda row: row.missing),
+    "backup_catalog_missing_backups": ("Number of backups that the newest listing no longer contains.", lambda row: row.missing),
     "backup_catalog_backups": ("Number of backups in the catalog after the last import.", lambda row: row.backups),
     "backup_catalog_last_partial_completion_timestamp_seconds": (
         "When the last partial backup was completed, in seconds since 1970; no sample if there is none.",

@@ -112,14 +112,14 @@ def database(settings: Settings, tracing: "Tracing | None" = None) -> contextlib
 
 
 def shutdown_times(settings: Settings, tracing: "Tracing | None" = None) -> ShutdownTimes:
-    """Return how long a shutdown may take. Closing the database takes at most the timeout of acquiring a connection."""
+    """Return the bounds of a shutdown. Closing the database takes at most the timeout of acquiring a connection."""
     flush = tracing.flush_within if tracing else timedelta(0)
     return ShutdownTimes(settings.drain_delay, settings.shutdown_grace, closing=settings.acquire_timeout + flush)
 
 
 def _tracing(settings: Settings, opened: contextlib.AsyncExitStack) -> "Tracing | None":
     """Return None if tracing is off or unavailable; the server starts either way."""
-    if not settings.wants_traces:
+    if not settings.exports_traces:
         return None
     try:
         from service.observability.tracing import Tracing

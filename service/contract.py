@@ -19,7 +19,7 @@ class Range(NamedTuple):
 
 
 class FieldLimits(NamedTuple):
-    """What a field of a request requires."""
+    """Requirements on a field of a request."""
 
     is_required: bool
     value: Range | None

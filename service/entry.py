@@ -115,7 +115,7 @@ class Selection(NamedTuple):
 
 EXCLUDED = "excluded by --exclude"
 TOO_EARLY = "completed before --since"
-ENDS_BEFORE_IT_STARTS = "completed before it started, by the tool's record: imported with a duration of 0"
+ENDS_BEFORE_IT_STARTS = "completed before it started, according to the tool: imported with a duration of 0"
 
 
 def check_id_prefix(prefix: str) -> None:

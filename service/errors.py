@@ -100,7 +100,7 @@ class UnknownService(RequestError):
 
 
 class TooManyWatchers(RequestError):
-    """The server has the largest allowed number of open calls of `Watch`."""
+    """The maximum number of open calls of `Watch` is reached."""
 
 
 Rejection: TypeAlias = Literal[
@@ -119,7 +119,7 @@ Rejection: TypeAlias = Literal[
     "certificate",  # the client certificate has none of the accepted names
     "unexpected",  # verification failed with an error that has no row here
 ]
-"""Why credentials are rejected: for logs and metrics, never for clients."""
+"""Reason why credentials are rejected, for logs and metrics. Clients do not receive it."""
 
 
 class Unauthenticated(RequestError):
@@ -198,8 +198,8 @@ class InvalidIdPrefix(CommandError):
 
     def __init__(self, prefix: str, *, limit: int) -> None:
         super().__init__(
-            f"ids cannot begin with {prefix!a}: the prefix, which is the cluster's id unless --id-prefix gives a shorter one, "
-            f"has 1 to {limit} printable ASCII characters without space (an id has at most 50)"
+            f"ids cannot begin with {prefix!a}: a prefix has 1 to {limit} printable ASCII characters without space, "
+            "because an id has at most 50. The default is the cluster's id. Pass another prefix to --id-prefix"
         )
         self.prefix, self.limit = prefix, limit
 

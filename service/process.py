@@ -17,7 +17,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 _IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # by default, each would kill the process
 
 WATCHDOG_MARGIN = timedelta(seconds=10)
-"""Time after the bound of the shutdown at which the process exits."""
+"""Time between the bound of the shutdown and the exit by the watchdog."""
 
 _DESCRIPTORS = 2 * MAX_CONNECTIONS + 1000  # connections of both listeners, and those to PostgreSQL, files and metrics
 
@@ -53,7 +53,7 @@ def handle_signals(stop_signals: Sequence[signal.Signals], *, repeated: Callable
 
 
 def start_watchdog(longest: timedelta) -> None:
-    """If the process still runs `WATCHDOG_MARGIN` after the longest shutdown, dump the stacks of all threads and exit with 1."""
+    """Dump the stacks of all threads and exit with 1 if the process still runs `WATCHDOG_MARGIN` after the longest shutdown."""
     faulthandler.dump_traceback_later((longest + WATCHDOG_MARGIN).total_seconds(), exit=True)
 
 

@@ -64,7 +64,7 @@ class Server:
     periodic_tasks: Sequence[PeriodicTask]
     shutdown_times: ShutdownTimes
     opened: contextlib.AsyncExitStack
-    """Closes what is open, in reverse order."""
+    """Closes the parts that were opened, in reverse order."""
     _forced: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     @property
@@ -106,7 +106,7 @@ class Server:
         logs.event("stopped")
 
     def force_shutdown(self) -> None:
-        """Let `shutdown` wait for no call."""
+        """Make `shutdown` stop waiting for calls."""
         self._forced.set()
 
     def _serve_metrics(self, opened: contextlib.AsyncExitStack) -> None:

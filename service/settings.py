@@ -1,4 +1,4 @@
-"""All settings of the server and its commands. No other module reads environment variables, except OpenTelemetry its own.
+"""All settings of the server and its commands. No other module reads environment variables, but OpenTelemetry reads its own.
 
 Every setting has a default with which the service works. An invalid value is an error of one line, which does not contain secrets.
 """
@@ -321,7 +321,7 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def wants_traces(self) -> bool:
+    def exports_traces(self) -> bool:
         """True if OpenTelemetry's variables turn tracing on. An empty variable counts as unset."""
         if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
             return False

@@ -50,7 +50,7 @@ _HEADER_FIELDS: dict[str, Callable[[object], bool]] = {
     "x5c": lambda value: isinstance(value, list) and all(map(_is_text, value)),
 }
 
-# Not remembered: time makes tokens valid, and each token of an unknown key requests another read of the keys.
+# Rejections that are not remembered: a token becomes valid with time, and a token with an unknown key requests a new read of the keys.
 _PASSING: set[Rejection] = {"early", "lifetime", "key"}
 
 _BY_CLAIM: dict[str, Rejection] = {"iss": "issuer", "aud": "audience"}
@@ -81,7 +81,8 @@ class Caller(NamedTuple):
         return self.folders is None or folder_id in self.folders
 
     def require_read(self, folder_id: str) -> None:
-        """
+        """Check that the caller may read a folder.
+
         Raises:
             Forbidden: the caller may not read this folder.
         """
@@ -109,7 +110,8 @@ class Authenticator(Protocol):
     """Finds the caller of a request in its metadata."""
 
     def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
-        """
+        """Return the caller of a request.
+
         Raises:
             Unauthenticated: no or bad credentials.
             KeysUnavailable: no key can verify them now.
@@ -198,7 +200,7 @@ class JwtAuthenticator:
             raise Unauthenticated(_rejection(exc)) from None  # an error's text may quote the token
 
     def _expiry(self, claims: dict[str, Any]) -> float:
-        """Return when the token expires, in seconds since 1970, leeway included."""
+        """Return the expiry of the token, in seconds since 1970, leeway included."""
         # PyJWT also accepts texts, booleans and infinity as times.
         if not all(_is_time(claims[name]) for name in ("exp", "nbf", "iat") if name in claims):
             raise Unauthenticated("claims")
@@ -208,7 +210,7 @@ class JwtAuthenticator:
 
 
 def _header(token: str) -> dict[str, Any]:
-    """Return the header of a token whose form is right. Its size is bounded before it is parsed."""
+    """Return the header of a well-formed token. Its size is checked before it is parsed."""
     segment, _, rest = token.partition(".")
     # PyJWT accepts padding (`=`), RFC 7515 does not.
     if rest.count(".") != 1 or "=" in rest or not _HEADER.fullmatch(segment):
@@ -224,7 +226,7 @@ def _header(token: str) -> dict[str, Any]:
 
 
 def _check_signature(token: str, header: dict[str, Any], key: SigningKey) -> None:
-    """Reject a wrong signature before PyJWT, which inspects every character of the token first (0.5 ms for 12 KiB)."""
+    """Reject a wrong signature without PyJWT, which first inspects every character of the token (0.5 ms for 12 KiB)."""
     if header.get("alg") not in key.algorithms:
         raise Unauthenticated("algorithm")
     signed, _, signature = token.rpartition(".")

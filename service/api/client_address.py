@@ -23,7 +23,7 @@ _current: ContextVar[str] = ContextVar("client", default="")
 
 
 def current_client() -> str:
-    """Return the key by which the current call's client shares limits with others: the token's subject, or the address."""
+    """Return the key of the current client's limits: the token's subject, or the address."""
     return _current.get()
 
 

@@ -18,9 +18,10 @@ class ClientNames:
         self._names = names
 
     def require(self, context: ServicerContext[Any, Any]) -> None:
-        """
+        """Check the client certificate of the call's connection.
+
         Raises:
-            Unauthenticated: the certificate of the call's connection has none of the names.
+            Unauthenticated: the certificate has none of the names.
         """
         if self._names is not None and self._names.isdisjoint(_names_of(context)):
             raise Unauthenticated("certificate")

@@ -23,7 +23,7 @@ class ClusterService(pb.ClusterServiceServicer):
         """Return one page of a cluster's backups, newest first, as an encoded `ListClusterBackupsResponse`.
 
         The page is empty if the cluster is unknown or the caller may not read its folder. Everything that depends on the request alone is
-        checked before the catalog is read, so errors do not show if the cluster exists.
+        checked before the catalog is read, so that an error does not reveal that the cluster exists.
         """
         validate(request)
         scope = TokenScope(_LIST_BACKUPS, request.cluster_id)

@@ -47,7 +47,7 @@ TABLE: dict[type[Exception], Status] = {
     errors.Forbidden: Status(StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED", "The caller may not read this folder."),
     errors.KeysUnavailable: Status(StatusCode.UNAVAILABLE, "KEYS_UNAVAILABLE", "Credentials cannot be verified now. Try again."),
     errors.Overloaded: Status(StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "Too many calls at once. Try again later."),
-    errors.ShuttingDown: Status(StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "This server is about to stop. Try again."),
+    errors.ShuttingDown: Status(StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "This server is shutting down. Try again."),
     errors.DeadlineExceeded: Status(StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "The call took longer than is allowed."),
     errors.CallInterrupted: Status(StatusCode.UNAVAILABLE, "CALL_INTERRUPTED", "The call was interrupted. Try again."),
     errors.CatalogUnavailable: Status(StatusCode.UNAVAILABLE, "CATALOG_UNAVAILABLE", "The catalog is unavailable. Try again."),

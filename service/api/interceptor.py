@@ -270,7 +270,7 @@ def _encoded(handle: Callable[..., Any]) -> _Handle:
 
 
 def _written(handle: Callable[..., Any]) -> _Handle:
-    """Return a handler that writes its responses to the stream, also if `handle` is a generator of them."""
+    """Return a handler that writes its responses to the stream, even if `handle` is a generator of them."""
 
     async def handled(request: Any, context: _Context) -> None:
         responses = handle(request, context)
@@ -284,7 +284,7 @@ def _written(handle: Callable[..., Any]) -> _Handle:
 
 
 def _folder(message: Any) -> str:
-    """Return the requested folder for the log, or an empty text if the client has no valid token and could fill the log with texts."""
+    """Return the requested folder for the log. It is empty without a valid token, so that such clients cannot fill the log."""
     return "" if current_caller() in (ANYBODY, NOBODY) else getattr(message, "folder_id", "")
 
 

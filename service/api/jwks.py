@@ -1,4 +1,4 @@
-"""Signing keys from a JWKS document (RFC 7517). Reading the document is in jwks_source.py, keeping keys fresh in signing_keys.py.
+"""Signing keys from a JWKS document (RFC 7517). jwks_source.py reads the document, and signing_keys.py keeps the keys up to date.
 
 A key verifies tokens of its own algorithm only:
 
@@ -19,7 +19,7 @@ from jwt.algorithms import OKPAlgorithm
 from service.errors import Error, InvalidJwks
 
 Ignored: TypeAlias = Literal["algorithm", "duplicate kid", "malformed", "private", "size", "symmetric", "use"]
-"""Why an entry is not used."""
+"""Reason why an entry is not used."""
 
 RSA_BITS = range(2048, 8192 + 1)
 
@@ -51,7 +51,7 @@ class SigningKey(NamedTuple):
 
 
 class Jwks(NamedTuple):
-    """The usable keys of a document, by `kid`, and how many entries are ignored for which reason."""
+    """The usable keys of a document, by `kid`, and the number of ignored entries by reason."""
 
     keys: dict[str | None, SigningKey]
     ignored: Counter[Ignored]
@@ -83,7 +83,7 @@ def parse_jwks(data: bytes) -> Jwks:
         else:
             if all(key.entry != other.entry for other in keys[key.kid]):
                 keys[key.kid].append(key)
-    # Which of several keys an issuer means is unknown, so none of them is used.
+    # Different keys with the same id are ambiguous, so none of them is used.
     ignored["duplicate kid"] = sum(len(found) for found in keys.values() if len(found) > 1)
     return Jwks({kid: found[0] for kid, found in keys.items() if len(found) == 1}, +ignored)
 

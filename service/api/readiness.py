@@ -64,7 +64,7 @@ class Readiness:
             max_replication_lag: how long a standby may be behind before the replica is not ready.
             period: a check that takes longer counts as failed until it finishes.
             timeout: after this time, a check is cancelled. It may exceed the period, so that a second host can be tried.
-            keys_problem: returns why no token can be verified now, or None.
+            keys_problem: returns the reason why no token can be verified now, or None.
         """
         self.required_revision = REQUIRED_REVISION
         self.reason: NotReady | None = NotReady.STARTING
@@ -98,7 +98,7 @@ class Readiness:
             checking.cancel()
 
     async def find_reason(self) -> NotReady | None:
-        """Run the service's own queries, and return why the replica is not ready, or None.
+        """Run the service's own queries, and return the reason why the replica is not ready, or None.
 
         Raises:
             CatalogUnavailable: see `Database.probe`.

@@ -1,8 +1,8 @@
 """Cancellation of an RPC by the server, for answers that their client does not read.
 
 grpc.aio has no API for it. It runs each RPC in two tasks: a child that runs the handler and then sends its answer, and a parent that
-waits for the client to cancel. Both hold the RPC. When both have ended, gRPC core loses its last reference, resets the stream and drops
-the answer (`_schedule_rpc_coro` in grpcio's aio/server.pyx.pxi). A child does not know its parent: the task factory here remembers it.
+waits for the client to cancel. Both hold a reference to the RPC. When both have ended, gRPC core resets the stream and drops the answer
+(`_schedule_rpc_coro` in grpcio's aio/server.pyx.pxi). A child has no reference to its parent, so the task factory here stores it.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _creator: ContextVar[_Task | None] = ContextVar("creator", default=None)
 
 
 def create_task(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any) -> _Task:
-    """Create a task that knows which task created it. To be set as the task factory of a server's event loop."""
+    """Create a task whose context contains the task that created it. For use as the task factory of a server's event loop."""
     _creator.set(asyncio.current_task(loop))  # the new task copies this context
     return asyncio.Task(coroutine, loop=loop, **options)
 

@@ -43,7 +43,7 @@ class RunningCall:
         return bool(self.rpc.task.cancelling())
 
     def limit_to(self, seconds: float | None) -> None:
-        """Interrupt the call after so many seconds; None for no limit.
+        """Interrupt the call after this number of seconds; None for no limit.
 
         Raises:
             DeadlineExceeded: there is no time left.

@@ -48,7 +48,7 @@ class SigningKeys:
 
     @property
     def problem(self) -> NotReady | None:
-        """Why no token can be verified now, or None."""
+        """The reason why no token can be verified now, or None."""
         if self._read_at is None:
             return NotReady.KEYS_NEVER_READ
         if self.age >= self._max_age:

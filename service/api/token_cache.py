@@ -12,7 +12,7 @@ class TokenCache(Generic[_Fact]):
     def __init__(self, max_size: int) -> None:
         """
         Args:
-            max_size: the most characters of all tokens together.
+            max_size: maximum number of characters of all tokens together.
         """
         self._max_size, self._size = max_size, 0
         self._facts: OrderedDict[str, _Fact] = OrderedDict()

@@ -29,7 +29,7 @@ def validate(request: Message) -> None:
 
 @functools.cache
 def _checks(message: Descriptor) -> list[tuple[str, _Check, str]]:
-    """Return the checks of a message: the field, a function that returns if a value is not allowed, and the description."""
+    """Return the checks of a message: the field, a function that returns True for a value that is not allowed, and the description."""
     return [(field.name, *check) for field in message.fields for check in _field_checks(field)]
 
 

@@ -19,7 +19,7 @@ app = typer.Typer(
 Exit status: 0: success;
 1: failure, with the reason on standard error;
 2: wrong command line; of status: a rule is broken.
-status --nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, also for every error.""",
+status --nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN or any error.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -84,5 +84,5 @@ def run() -> int | str | None:
 
 
 def _is_plugin() -> bool:
-    """Return True if this is a monitoring plugin, whose errors, also in the command line, have exit status 3."""
+    """Return True if this is a monitoring plugin. All its errors have exit status 3, including those of the command line."""
     return "--nagios" in sys.argv[1:]

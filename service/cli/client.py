@@ -1,6 +1,6 @@
 """Calls of a running service for the commands `list`, `get` and `health`.
 
-The service may be anyone's: its answers are bounded and checked before they are printed, and no answer leads to a traceback.
+The service is not trusted: its answers are bounded and checked before they are printed, and no answer causes a traceback.
 """
 
 import contextlib
@@ -57,8 +57,8 @@ class Credentials(NamedTuple):
             return ()
         if not (endpoint.tls or endpoint.address.is_local or self.is_insecure):
             raise CommandError(
-                f"the token was not sent: {endpoint.address.text} is not on this machine, and without TLS everyone on the way can read it. "
-                "Use --tls, or --ca-file for a certificate of your own authority; --insecure sends it all the same"
+                f"the token was not sent: {endpoint.address.text} is not on this machine, and without TLS the network can read it. "
+                "Use --tls, or --ca-file for a certificate of your own authority; to send it anyway, use --insecure"
             )
         return (("authorization", f"Bearer {token}"),)
 
@@ -66,7 +66,7 @@ class Credentials(NamedTuple):
 async def pages(
     endpoint: Endpoint, credentials: Credentials, request: pb.ListBackupsRequest | pb.ListClusterBackupsRequest, *, follow: bool
 ) -> AsyncGenerator[pb.ListBackupsResponse]:  # fmt: skip
-    """Yield one page of the backups of a folder or a cluster, or with `follow` all pages from there on.
+    """Yield one page of the backups of a folder or a cluster, or with `follow` also all pages after it.
 
     Raises:
         CommandError: The token cannot be sent.
@@ -86,7 +86,7 @@ async def pages(
 
 
 def _list_method(channel: grpc.aio.Channel, request: pb.ListBackupsRequest | pb.ListClusterBackupsRequest) -> Any:
-    """Return the method of the request. Both responses number their fields alike, so both are read as ListBackupsResponse."""
+    """Return the method of the request. Both responses have the same field numbers, so both are read as ListBackupsResponse."""
     of_folder = isinstance(request, pb.ListBackupsRequest)
     method = f"/{pb.BACKUP_SERVICE}/List" if of_folder else f"/{pb.CLUSTER_SERVICE}/ListBackups"
     serialize = type(request).SerializeToString
@@ -172,7 +172,7 @@ def _decoded(answer: _Answer | None) -> _Answer:
 
 def _check_page(page: pb.ListBackupsResponse) -> None:
     if len(page.backups) > PAGE_SIZE_MAX:
-        raise CallFailed(f"the service sent a page of {len(page.backups)} backups, and {PAGE_SIZE_MAX} is the most by the API")
+        raise CallFailed(f"the service sent a page of {len(page.backups)} backups, but the API allows at most {PAGE_SIZE_MAX}")
     for backup in page.backups:
         _check_backup(backup)
 
@@ -201,14 +201,14 @@ async def _error_text(error: grpc.aio.AioRpcError, endpoint: Endpoint) -> str:
 
 async def _connection_error_text(error: grpc.aio.AioRpcError, endpoint: Endpoint) -> str:
     address = endpoint.address
-    if endpoint.tls and await tls_probe.speaks_plaintext(address):
+    if endpoint.tls and await tls_probe.accepts_plaintext(address):
         return f"the service at {address.text} does not use TLS: call it without --tls and --ca-file, or use its TLS port"
     if endpoint.tls and (cause := await tls_probe.certificate_error(address, endpoint.ca, endpoint.server_name)):
         return (
             f"the certificate of the service at {address.text} was not accepted: {cause}. "
             "Use --ca-file for a certificate of your own authority, and --server-name if the certificate has another host name"
         )
-    if not endpoint.tls and await tls_probe.speaks_tls(address):
+    if not endpoint.tls and await tls_probe.accepts_tls(address):
         return f"the service at {address.text} uses TLS: add --tls, or --ca-file for a certificate of your own authority"
     return f"no service answers at {address.text}: is it running, and is --address right? ({_first_line(error.details())})"
 

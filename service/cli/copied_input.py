@@ -1,4 +1,4 @@
-"""Private copy of standard input, for a tool's file that must be a file."""
+"""Private copy of standard input, for importers that require a file."""
 
 import contextlib
 import signal
@@ -21,7 +21,7 @@ _NAME = "standard input"
 
 @contextlib.contextmanager
 def file_or_copy(path: Path) -> Iterator[Path]:
-    """Yield `path`, or for `-` a copy of standard input that only this user can read; delete the copy afterwards, also on SIGTERM.
+    """Yield `path`, or for `-` a copy of standard input that only this user can read; delete the copy afterwards, even on SIGTERM.
 
     Raises:
         CommandError: standard input is closed, has more than `COPY_MAX` bytes, or cannot be copied.
@@ -30,7 +30,7 @@ def file_or_copy(path: Path) -> Iterator[Path]:
         yield path
         return
     if sys.stdin is None:  # started with standard input closed
-        raise CommandError("there is no standard input: name the file")
+        raise CommandError("standard input is closed: name the file")
     with _aborted_by_signals(), _temporary_folder() as folder:
         copy = folder / _NAME
         _copy(sys.stdin.buffer, copy)

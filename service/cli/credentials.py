@@ -13,13 +13,13 @@ from service.errors import CommandError
 
 TOKEN_VARIABLE = "BACKUPS_TOKEN"  # noqa: S105  # a name
 _TOKEN = re.compile(r"[!-~]+")
-_TOKEN_MAX_LENGTH = 16 << 10  # bytes; gRPC accepts no longer header
+_TOKEN_MAX_LENGTH = 16 << 10  # bytes; the longest header that gRPC accepts
 
 ReadToken = Callable[[], str | None]
 
 
 def token_reader(token_file: Path | None) -> ReadToken:
-    """Return a function that reads the token for the next call from the file, or without one from BACKUPS_TOKEN; None without a token."""
+    """Return a function that reads the token for the next call from the file, or from BACKUPS_TOKEN. It returns None if neither is set."""
     return TokenFile(token_file).read if token_file else _token_of_environment
 
 

@@ -16,7 +16,7 @@ def time(instant: datetime) -> str:
 
 
 def json_time(instant: datetime) -> str:
-    """Return a time in UTC as JSON has it: `2026-11-23T20:02:11.357020Z`."""
+    """Return a time in UTC in the format of JSON: `2026-11-23T20:02:11.357020Z`."""
     return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 

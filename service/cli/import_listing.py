@@ -51,7 +51,7 @@ def _selection(
         typer.Option(
             parser=instant,
             metavar="TIME",
-            help="Skip backups completed before this time, such as 2026-11-20T00:00:00Z: a clone's listing has its source's backups.",
+            help="Skip backups completed before this time, such as 2026-11-20T00:00:00Z. A clone's listing has older ones of its source.",
             show_default=False,
         ),
     ] = None,
@@ -69,7 +69,7 @@ def _options(
     move_folder: Annotated[
         bool, typer.Option("--move-folder", help="Move the cluster's backups to this folder if they are in another.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen; change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the changes without making them.")] = False,
 ) -> Options:
     if prune_any and not prune:
         raise typer.BadParameter("--prune-any needs --prune: alone it removes nothing")
@@ -189,7 +189,7 @@ def _reading(file: Path | None) -> Iterator[_InterruptibleInput]:
 def _opened(file: Path | None) -> AbstractContextManager[BinaryIO]:
     if file is None:
         if sys.stdin is None:  # started with standard input closed
-            raise CommandError("there is no standard input: name the file of the listing")
+            raise CommandError("standard input is closed: name the file of the listing")
         return contextlib.nullcontext(sys.stdin.buffer)
     try:
         return file.open("rb")

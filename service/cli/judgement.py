@@ -101,7 +101,7 @@ async def judge_catalog(database: "Database", filters: Filters, rules: Rules) ->
         CommandError: The file of --expect cannot be used.
     """
     from service.cli.expected import read_expected
-    from service.cli.overdue import Limits, judge, judged
+    from service.cli.overdue import Limits, judge, rows_to_judge
     from service.postgres.freshness import freshness
 
     if rules.expect and any(filters):
@@ -113,4 +113,4 @@ async def judge_catalog(database: "Database", filters: Filters, rules: Rules) ->
     rows = [row for row in found if filters.tool in (None, row.tool)]
     now = datetime.now(UTC)
     overdue = list(judge(rows, now, Limits(rules.max_age, rules.max_age_base), expected))
-    return Judgement(rows, judged(rows, expected), overdue, now)
+    return Judgement(rows, rows_to_judge(rows, expected), overdue, now)

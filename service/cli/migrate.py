@@ -12,7 +12,7 @@ commands = typer.Typer()
 
 @commands.command(epilog=example("backup-service roles"))
 def roles() -> None:
-    """Print the SQL that creates the roles, without passwords, and the database: let psql run it as a superuser."""
+    """Print the SQL that creates the database and the roles, without passwords. Run it with psql as a superuser."""
     from service.project_files import ROLES
 
     typer.echo(ROLES.read_text(encoding="utf-8"), nl=False)

@@ -1,6 +1,6 @@
 """Output of `status --nagios`: one line with performance data, and the exit status of a monitoring plugin.
 
-The exit statuses are 0 OK, 1 WARNING, 2 CRITICAL and 3 UNKNOWN. Every error is UNKNOWN, also a wrong command line.
+The exit statuses are 0 OK, 1 WARNING, 2 CRITICAL and 3 UNKNOWN. Every error is UNKNOWN, including a wrong command line.
 """
 
 import traceback

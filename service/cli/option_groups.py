@@ -18,7 +18,7 @@ def option_groups(**makers: Callable[..., Any]) -> Callable[[Callable[..., None]
     """Return a decorator that fills parameters of a command from groups of options.
 
     Args:
-        makers: by the name of the command's parameter, the function whose parameters are the options and whose result is the value.
+        makers: for each parameter of the command, a function. Its parameters are the options, and its result is the parameter's value.
     """
     groups = {name: list(inspect.signature(make).parameters.values()) for name, make in makers.items()}
 

@@ -39,7 +39,7 @@ def facts(backup: pb.Backup, now: datetime) -> Iterator[str]:
 
 
 def json(backup: pb.Backup, *, indent: int = 0) -> str:
-    """Return protobuf's JSON of a backup, indented by so many spaces."""
+    """Return protobuf's JSON of a backup, indented by `indent` spaces."""
     return re.sub("^", " " * indent, MessageToJson(backup, indent=2, ensure_ascii=True), flags=re.MULTILINE)
 
 

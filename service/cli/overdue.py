@@ -99,7 +99,7 @@ def _last_import(row: Freshness, now: datetime, limits: Limits) -> Iterator[tupl
         yield "import-age", f"the last import was {duration(age)} ago"
 
 
-def judged(rows: Sequence[Freshness], expected: Sequence[Expected] | None) -> list[Freshness]:
+def rows_to_judge(rows: Sequence[Freshness], expected: Sequence[Expected] | None) -> list[Freshness]:
     """Return all rows, or the expected ones."""
     return [row for row in rows if expected is None or any(each.matches(row) for each in expected)]
 

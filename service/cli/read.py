@@ -176,7 +176,7 @@ async def _print_json(pages: AsyncGenerator[pb.ListBackupsResponse]) -> None:
     head, separator, page_token = '{\n  "backups": [', "\n", ""
     async with contextlib.aclosing(pages):
         async for page in pages:
-            print(head, end="")  # not before the first page: a call that fails prints nothing
+            print(head, end="")  # only after the first page, so that a failed call prints nothing
             head = ""
             for backup in page.backups:
                 print(separator + output.json(backup, indent=4), end="")

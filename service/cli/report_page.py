@@ -39,11 +39,11 @@ _RESTORABLE = ("base", "incremental")
 
 
 class Row(NamedTuple):
-    """A row of freshness, with what needs attention."""
+    """A row of freshness, with the rules that it breaks and its findings."""
 
     freshness: Freshness
     overdue: list[str]
-    """Reasons."""
+    """Reasons of the broken rules."""
     findings: list[str]
 
     @property
@@ -203,7 +203,7 @@ class Page(NamedTuple):
 
     @property
     def not_imported(self) -> list[str]:
-        """Names of the expected clusters that no import has seen."""
+        """Names of the expected clusters that were never imported."""
         return [name_of(*each[:3]) for each in self.judgement.overdue if each.rule == "not-imported"]
 
 

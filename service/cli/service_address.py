@@ -46,7 +46,7 @@ class ServiceAddress(NamedTuple):
 
     @property
     def target(self) -> str:
-        """The name for gRPC, with its scheme: a host called `ipv4` or `xds` would be taken for one."""
+        """The name for gRPC, with its scheme. Otherwise gRPC would take a host name such as `ipv4` or `xds` for the scheme."""
         if self.path:
             return self.text
         return f"dns:///[{self.host}]:{self.port}" if ":" in self.host else f"dns:///{self.host}:{self.port}"

@@ -42,7 +42,7 @@ def _output(
     if nagios and as_json:
         raise typer.BadParameter("prints one line: leave out --json", param_hint="--nagios")
     if warn_age is not None and not nagios:
-        raise typer.BadParameter("is the warning of --nagios", param_hint="--warn-age")
+        raise typer.BadParameter("requires --nagios", param_hint="--warn-age")
     if textfile is not None and textfile.suffix != ".prom":
         raise typer.BadParameter("must end in .prom: node_exporter ignores other files", param_hint="--textfile")
     return _Output(as_json, nagios, warn_age, textfile)

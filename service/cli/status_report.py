@@ -79,7 +79,7 @@ def _column(field: Field, header: str, now: datetime) -> Column[Freshness]:
 
 
 def status_json(rows: Iterable[Freshness], now: datetime, overdue: Iterable[Overdue] | None) -> str:
-    """Return all fields as JSON; if the rows were judged, also `overdue`, the list of broken rules."""
+    """Return all fields as JSON; if the rows were judged, add `overdue`, the list of broken rules."""
     report: dict[str, object] = {"clusters": [_object(row, now) for row in rows]}
     if overdue is not None:
         report["overdue"] = [
@@ -114,7 +114,7 @@ def _age(time: datetime | None, now: datetime) -> timedelta | None:
 
 
 def findings(row: Freshness, now: datetime) -> Iterator[str]:
-    """Return what an operator has to look at: runs after the last restorable backup, and backups that cannot be restored."""
+    """Return the findings for the operator: runs after the last restorable backup, and backups that cannot be restored."""
     counts = {
         "failed": row.failed_attempts,
         "broken": row.broken,

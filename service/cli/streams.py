@@ -24,7 +24,7 @@ class _StandardError(io.TextIOWrapper):
 
 
 def prepare() -> None:
-    """Make the standard streams usable, also if the command was started with closed ones.
+    """Make the standard streams usable, even if the command was started with closed ones.
 
     Closed descriptors are opened on /dev/null: otherwise a socket could get the number of one, and receive error messages.
     """

@@ -15,7 +15,7 @@ from service import pb
 
 
 def instant(text: str) -> datetime:
-    """Return the time that an option's value names.
+    """Parse the time of an option.
 
     Raises:
         BadParameter: The value is not a time, or has no offset from UTC.

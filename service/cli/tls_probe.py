@@ -1,7 +1,7 @@
 """Cause of a failed connection: only one side uses TLS, or the server's certificate is not accepted.
 
 gRPC reports a TLS client at a plaintext port as a failed handshake, and a plaintext client at a TLS port as a closed socket.
-It does not report why a certificate is not accepted.
+It does not report the reason why a certificate is not accepted.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ class _Stream(NamedTuple):
     writer: asyncio.StreamWriter
 
 
-async def speaks_tls(address: ServiceAddress) -> bool:
+async def accepts_tls(address: ServiceAddress) -> bool:
     """Return True if the server completes a TLS handshake. No certificate is verified, and nothing is sent."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -38,7 +38,7 @@ async def speaks_tls(address: ServiceAddress) -> bool:
 
 
 async def certificate_error(address: ServiceAddress, ca: bytes | None, server_name: str | None) -> str | None:
-    """Return why the server's certificate is not accepted; None if it is, or if there is no TLS handshake. Nothing is sent."""
+    """Return the reason why the server's certificate is not accepted, or None. None also means that the handshake failed otherwise."""
     context = ssl.create_default_context(cadata=ca.decode("ascii") if ca else None)
     context.set_alpn_protocols(["h2"])
     try:
@@ -50,7 +50,7 @@ async def certificate_error(address: ServiceAddress, ca: bytes | None, server_na
         return None
 
 
-async def speaks_plaintext(address: ServiceAddress) -> bool:
+async def accepts_plaintext(address: ServiceAddress) -> bool:
     """Return True if the server answers HTTP/2 without TLS."""
     try:
         async with asyncio.timeout(_TIMEOUT_S), _connected(address, None) as stream:

@@ -1,4 +1,4 @@
-"""The command `dev`: a catalog with a sample, in an embedded PostgreSQL or a database of the user, and what is printed about it.
+"""The command `dev`: a catalog in an embedded PostgreSQL with a sample, or in a database of the user, and the printed description.
 
 Everything that starts a process runs before the server, because gRPC does not survive a fork.
 """
@@ -25,7 +25,7 @@ class DevCatalog(NamedTuple):
 
     url: str
     loaded: str
-    """What was imported, for the user."""
+    """Description of the imported backups or of the database, for the user."""
     is_embedded: bool
 
 
@@ -58,7 +58,7 @@ def _load_sample(url: str) -> str:
 
 
 def announce(catalog: DevCatalog, *, address: str, security: str, client_options: Sequence[str]) -> None:
-    """Print where the server listens, what it serves, and commands to copy.
+    """Print the address of the server, a description of its catalog, and commands to copy.
 
     Args:
         client_options: options with which the commands reach the server.

@@ -119,7 +119,7 @@ class _Reader:
         self._newest = newest
 
     def listed(self, row: Row) -> Listed:
-        """Return the entry of a row. A row that is left out anyway is not unusable."""
+        """Return the entry of a row. A malformed row that the operator leaves out is skipped, not unusable."""
         timestamp = row["timestamp"]
         name = timestamp if isinstance(timestamp, str) and _TIMESTAMP.fullmatch(timestamp) else None
         label = f"backup {name or quoted(timestamp)}"
@@ -133,7 +133,7 @@ class _Reader:
             return self._left_out(row, name) or Unusable.by(name, exc)
 
     def _not_a_backup(self, label: str, row: Row, name: str | None) -> Listed | None:
-        """Return why a row is not an existing backup. Its other values are not checked, so that they cannot make it unusable."""
+        """Return the entry of a row that is not an existing backup, or None. Its other values are not checked."""
         status, deleted = _text(label, row, "status"), _text(label, row, "date_deleted")
         if status == "Failure":
             return self._attempt(row, name, "failed")
@@ -152,7 +152,7 @@ class _Reader:
         return None
 
     def _left_out(self, row: Row, name: str | None) -> Skipped | None:
-        """Return True if --exclude or --since leaves out a row. --exclude may also name a malformed timestamp."""
+        """Return a skipped entry if --exclude or --since leaves out the row, or None. --exclude may also name a malformed timestamp."""
         if self._selection.excludes(str(row["timestamp"])):
             return Skipped(name, EXCLUDED)
         return Skipped(name, TOO_EARLY) if name and self._is_too_early(row) else None
@@ -283,7 +283,7 @@ def _local(text: object) -> datetime:
 
 
 def _has_no_end(row: Row) -> bool:
-    """Return True if the end is unknown: a later gpbackup has migrated the row, and its end_time is the time of the migration."""
+    """Return True if a later gpbackup has migrated the row: its end_time is the time of the migration, not of the backup."""
     return _version(row) < (1, 13, 0) and not row["status"]
 
 
@@ -292,7 +292,7 @@ def _deletion_warning(row: Row) -> tuple[str, ...]:
 
 
 def _type(label: str, row: Row) -> _Type:
-    """Return gpbackman's type of a backup, and True if parts of the database were left out.
+    """Return the type of a backup as gpbackman defines it, with its contents and method.
 
     Raises:
         InvalidEntry: gpbackup cannot make a backup with these flags.

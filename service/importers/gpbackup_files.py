@@ -1,8 +1,8 @@
-"""The size of a local backup of gpbackup: the sum of its files, where this machine can reach all of them.
+"""The size of a local backup of gpbackup: the sum of its files, if this machine can reach all of them.
 
-Under what `gpbackup --backup-dir` names, each content has a directory: -1, the coordinator, and 0 to n - 1, the primaries
-(filepath/filepath.go: `<prefix><content>/backups/<date>/<timestamp>`); with --single-backup-dir all share one. Often they are on
-many hosts: one then sees a part, and a part's sum would be a wrong size.
+Below the directory of `gpbackup --backup-dir`, each content has its own directory: -1 for the coordinator, and 0 to n - 1 for the primaries
+(filepath/filepath.go: `<prefix><content>/backups/<date>/<timestamp>`). With --single-backup-dir, all share one directory. Often each host
+has only some of the directories. Their sum would be a wrong size, so the size is then unknown.
 """
 
 import os
@@ -14,7 +14,7 @@ _NAME = re.compile(r".*\d", re.ASCII | re.DOTALL)  # of a content's directory
 
 
 class Files(NamedTuple):
-    """Which files are to be found."""
+    """The backup whose files are searched."""
 
     timestamp: str
     """14 digits."""
@@ -55,7 +55,10 @@ def _is_of(name: str, prefix: str, segments: int) -> bool:
 
 
 def _of_shared(shared: Path, files: Files) -> int | str:
-    """Each host may have a directory of this name: that this one is shared shows by the files of every primary."""
+    """Return the size of a directory that all contents share, or the reason why it is unknown.
+
+    Hosts may have separate directories of this name. A shared directory has files of every primary.
+    """
     named = re.compile(rf"gpbackup_(\d+)_{files.timestamp}\D.*|gpbackup_(\d+)_{files.timestamp}", re.ASCII)
     matches = (named.fullmatch(each.name) for each in os.scandir(shared))
     contents = {int(match[1] or match[2]) for match in matches if match}

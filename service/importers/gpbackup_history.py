@@ -1,4 +1,4 @@
-"""Reader of gpbackup's history file: bounded in time and memory, and without effect on a gpbackup that runs.
+"""Reader of gpbackup's history file: bounded in time and memory, and without effect on a running gpbackup.
 
 The file is opened read-only, for one transaction of a few queries. gpbackup's COMMIT waits for readers, but fails after 5 s, and its backup
 with it. So after 3 s, reading stops as soon as a writer waits.
@@ -19,7 +19,7 @@ from service.errors import CommandError, InvalidListing
 _LOCK_TIMEOUT_S = 10  # while gpbackup commits
 _WRITER_TIMEOUT_S = 3.0  # how long gpbackup may wait for this reader; its commit fails after 5 s
 _WRITER_CHECK_S = 0.2
-_CPU_LIMIT_S = 10.0  # not the time of a clock: on a busy machine, a long history takes many times its CPU time
+_CPU_LIMIT_S = 10.0  # CPU time, because on a busy machine reading takes many times as long
 _TIME_LIMIT_S = 60.0
 _INSTRUCTIONS = 1000  # of SQLite's virtual machine between two checks of the limits
 _VALUE_MAX = 64 << 10  # bytes of a value, and of a row; a real row has a few hundred
@@ -109,7 +109,7 @@ def _restrict(connection: sqlite3.Connection, limit: "_ReadingLimit") -> None:
 
 
 def _columns(path: Path, connection: sqlite3.Connection) -> list[str]:
-    """Return those of `_COLUMNS` that the table has. `pragma_table_info` omits generated columns, so they count as missing."""
+    """Return the names in `_COLUMNS` that the table has. `pragma_table_info` omits generated columns, so they count as missing."""
     if not connection.execute(_IS_TABLE, ("backups",)).fetchall():
         raise InvalidListing(f"{path} is a SQLite file without gpbackup's table `backups`: not gpbackup's history. Nothing was imported.")
     present = {_decoded(name) for (name,) in connection.execute(_PRESENT)}
@@ -150,7 +150,7 @@ def _rows(connection: sqlite3.Connection, columns: list[str], memory: _Memory) -
 
 
 def _plans(connection: sqlite3.Connection, memory: _Memory) -> dict[str, list[str]]:
-    """Return the restore plans. A daily increment makes them grow by the square of the days, so that equal timestamps share one string."""
+    """Return the restore plans. Equal timestamps share one string, because plans of daily increments grow with the square of the days."""
     plans: dict[str, list[str]] = {}
     if not connection.execute(_IS_TABLE, ("restore_plans",)).fetchall():
         return plans
@@ -249,7 +249,7 @@ def _error_message(exc: Exception) -> str:
         case sqlite3.SQLITE_BUSY:
             return "gpbackup is writing to the file and did not finish: try again."
         case sqlite3.SQLITE_READONLY:
-            return "an interrupted write has left its journal next to the file: the next gpbackup undoes that write; import then."
+            return "an interrupted write has left its journal next to the file: the next gpbackup undoes that write. Import after it."
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return "the file is damaged or incomplete: copy it again while no gpbackup runs."
         case _:

@@ -122,7 +122,7 @@ def _parent(label: str, item: dict[str, Any]) -> str | None:
 
 def _other_listing(item: dict[str, Any]) -> str:
     if "start_time" in item or "start_lsn" in item:
-        return f"this listing is of a PostgreSQL, not of a Greenplum (which `{_COMMAND}` prints, run by a WAL-G for Greenplum)"
+        return f"this listing is of PostgreSQL, not of Greenplum: run `{_COMMAND}` with a WAL-G for Greenplum"
     return f"this listing was made without --detail, so it has no times of the backups: `{_COMMAND}`"
 
 

@@ -45,7 +45,7 @@ class LogWriter:
             self._changed.notify()
 
     def close(self) -> bool:
-        """Give the thread a limited time to write the waiting lines, and return True if it has written them."""
+        """Wait a limited time for the thread to write the waiting lines. Return True if it has written them."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
@@ -70,7 +70,7 @@ class LogWriter:
             return text
 
     def _write_lines(self, text: str) -> int:
-        """Write lines, and return how many of them were not written completely."""
+        """Write lines, and return the number of lines that were not written completely."""
         data, written = text.encode(self._encoding, "backslashreplace"), 0
         try:
             if self._is_mid_line:  # the disk was full in the middle of the last line

@@ -164,7 +164,7 @@ def _dropped_lines(count: int) -> str:
 
 
 def dropped() -> int:
-    """Return how many lines were dropped since the server started."""
+    """Return the number of lines that were dropped since the server started."""
     return LOG.writer.dropped if LOG.writer else 0
 
 

@@ -80,7 +80,7 @@ class Tracing:
         Args:
             method: `/package.Service/Method` of an existing method.
             seconds: how long ago the call began.
-            is_authenticated: whether the method requires authentication.
+            is_authenticated: True if the method requires authentication.
         """
         # Without tracestate: it is not used, and clients choose its length.
         carrier = {key: value for key, value in metadata if key == "traceparent" and isinstance(value, str)}

@@ -1,1 +1,1 @@
-"""All of PostgreSQL: the only folder that imports asyncpg and Alembic. Their types and errors end here."""
+"""Access to PostgreSQL: the only folder that imports asyncpg and Alembic. Other folders do not see their types and errors."""

@@ -207,7 +207,7 @@ def _retry_after_password_change(connect: Connect) -> Connect:
 async def _end_transaction(connection: Any) -> None:
     """End the transaction of a query that was cancelled after PostgreSQL had prepared it, and before it was executed.
 
-    asyncpg sends Sync, which ends the transaction, with the execution only. Without it, the session would keep its lock on the table.
+    asyncpg sends Sync, which ends the transaction, only with the execution. Without Sync, the session would keep its lock on the table.
     Nothing else needs a reset, because every query is a single SELECT.
     """
     await connection.execute("")

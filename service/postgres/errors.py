@@ -1,7 +1,7 @@
 """Errors of PostgreSQL and asyncpg, and the cause that each one stands for.
 
-The two tables map an exception class, and so an SQLSTATE, to a text. The text is for logs and commands, never for clients of the API.
-It contains messages of the server only for errors whose messages name roles, databases, tables and columns, and no data.
+The two tables map exception classes, and therefore SQLSTATEs, to texts for logs and commands. Clients of the API never receive them.
+A text contains the message of the server only for errors whose messages name roles, databases, tables and columns, and no data.
 """
 
 import socket
@@ -21,7 +21,7 @@ _MIGRATE = "run `backup-service migrate`"
 _STATEMENT_CAUSES: dict[type[BaseException], str] = {
     TimeoutError: "PostgreSQL did not answer in time",
     OSError: _LOST,
-    asyncpg.InterfaceError: _LOST,  # between acquire and use; also some errors of this code, which their first test would show
+    asyncpg.InterfaceError: _LOST,  # lost between acquire and use; misuse of asyncpg, which any test would show, raises it too
     asyncpg.InternalClientError: _LOST,  # while the connection was set up
     asyncpg.PostgresConnectionError: _LOST,
     asyncpg.OperatorInterventionError: "an administrator ended the statement or the session",

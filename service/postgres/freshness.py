@@ -16,7 +16,7 @@ class Freshness(NamedTuple):
     """The last backups of a cluster, by one tool, of one database.
 
     "Restorable" means: the backup contains everything, its chain is complete, and the tool still lists it. Facts of a last backup are None
-    if there is none, and its duration, size and method also if its row was deleted after the import.
+    if there is none. Its duration, size and method are also None if its row was deleted after the import.
     """
 
     folder_id: str
@@ -25,7 +25,7 @@ class Freshness(NamedTuple):
     database: str | None
     """Empty for backups of the whole cluster; None if the listing has no database at all."""
     imported_at: datetime
-    """When the last listing had been read, also if the import changed nothing."""
+    """Time at which the last listing had been read, even if the import changed nothing."""
     entries: int
     """Entries of the last listing."""
     skipped: int
@@ -104,7 +104,7 @@ _JOINED = {
     "last_base_size": "base.size",
 }
 
-# LIMIT prevents the planner from joining the tables, and so from reading all of `backups`.
+# LIMIT prevents the planner from joining the tables, and therefore from reading all of `backups`.
 _LAST = """
     LEFT JOIN LATERAL (SELECT started_at, size, method FROM backups WHERE id = last_backup_id LIMIT 1) AS last ON true
     LEFT JOIN LATERAL (SELECT started_at, size FROM backups WHERE id = last_base_id LIMIT 1) AS base ON true"""
@@ -133,7 +133,7 @@ _STALEST = f"""
 
 
 async def freshness(database: Database, *, folder_id: str | None, cluster_id: str | None) -> list[Freshness]:
-    """Return all rows, or a folder's, or a cluster's; by folder, cluster, tool and database.
+    """Return the rows of all clusters, of a folder or of a cluster, ordered by folder, cluster, tool and database.
 
     Raises:
         CatalogUnavailable: See `Database.fetch`.
@@ -160,7 +160,7 @@ _ATTEMPTS = f"""
 
 
 async def attempts(database: Database, *, folder_id: str | None, cluster_id: str | None) -> list[Attempt]:
-    """Return the recorded attempts of all clusters, or of a folder, or of a cluster; newest first within a database.
+    """Return the recorded attempts of all clusters, of a folder or of a cluster, newest first within a database.
 
     Raises:
         CatalogUnavailable: See `Database.fetch`.

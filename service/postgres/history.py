@@ -34,7 +34,7 @@ class Period(NamedTuple):
 
     @classmethod
     def until(cls, last: date, days: int) -> "Period":
-        """Return so many days, of which `last` is the last."""
+        """Return the period of `days` days that ends with `last`."""
         return cls(last - timedelta(days=days - 1), last)
 
     @property

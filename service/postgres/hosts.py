@@ -112,5 +112,5 @@ class Hosts:
         return sorted(from_last_used, key=self._since_timeout, reverse=True)
 
     def _since_timeout(self, host: int) -> float:
-        """Return the seconds since the host timed out; infinite if it has been connected to since."""
+        """Return the seconds since the host timed out; infinite if it never did, or if a connection succeeded later."""
         return time.monotonic() - self._timed_out_at.get(host, -math.inf)

@@ -1,7 +1,7 @@
 """Import of a tool's listing into a cluster's rows, in one transaction, all or nothing.
 
-The listing is in a temporary table (listing.py). A few queries find what it would add, change and remove, and what prevents it. One MERGE
-then writes the rows that differ (an upsert would rewrite all of them). Chains, missing backups and freshness are derived afterwards. A dry
+The listing is in a temporary table (listing.py). A few queries find its changes, and reasons to reject it. One MERGE then
+writes the rows that differ (an upsert would rewrite all of them). Chains, missing backups and freshness are derived afterwards. A dry
 run does the same and rolls back.
 """
 
@@ -128,7 +128,7 @@ class Pruned(NamedTuple):
 
     removed: int
     refusal: str | None
-    """Why they are not removed without --prune-any."""
+    """Reason why they are not removed without --prune-any."""
 
 
 class Summary(NamedTuple):
@@ -144,9 +144,9 @@ class Summary(NamedTuple):
     moved: int
     """Backups of the cluster that moved from another folder, including those that the listing does not have."""
     skipped: dict[str, int]
-    """Entries that are not usable backups by the tool's rules, or that the operator left out, by reason."""
+    """Entries that are not usable backups by the rules of the tool, or that the operator left out, by reason."""
     types: dict[str, int] = {}  # noqa: RUF012  # never changed
-    """Usable entries by the tool's types; an entry may have several."""
+    """Usable entries by type, as the tool names it. An entry may have several types."""
     warnings: dict[str, Noted] = {}  # noqa: RUF012
     """Warnings about usable entries."""
     unusable: int = 0
@@ -299,13 +299,13 @@ class _Import:
 
     def _prune_refusal(self, counts: list[asyncpg.Record]) -> str | None:
         if not self._tally.entries:
-            return "an empty listing removes nothing: pass --prune-any if the cluster really has no backups any more"
+            return "an empty listing removes nothing: pass --prune-any if the cluster no longer has any backups"
         for database, present, unlisted in counts:
             if unlisted > present * _PRUNE_SHARE:
                 of_database = f" of database {database!a}" if database else ""
                 return (
-                    f"{unlisted} of this cluster's {present} backups{of_database} are not in the listing; is it complete? "
-                    "--dry-run shows what would happen, --prune-any removes them"
+                    f"{unlisted} of this cluster's {present} backups{of_database} are not in the listing, which may be incomplete. "
+                    "--dry-run shows the changes, --prune-any removes the backups"
                 )
         return None
 

@@ -115,7 +115,7 @@ class Tally:
         for warning in entry.warnings:
             self._warn(warning, entry)
         if entry.created_at > self._future:
-            self._warn("dated in the future: a clock was wrong, or --timezone is", entry)
+            self._warn("dated in the future: a clock or --timezone is wrong", entry)
 
     def _warn(self, warning: str, entry: Entry) -> None:
         entries, example = self.warnings.get(warning, (0, entry.label))
@@ -131,7 +131,7 @@ class Tally:
             allowed = f"more than {_UNUSABLE_SHARE:.0%}" if self.usable else "and none is usable"
             raise InvalidListing(
                 f"{self.unusable} of {self.entries} entries are unusable, {allowed}. Nothing was imported. "
-                f"The first: {self.examples[0]}. An entry is left out by its name: --exclude {self._first_unusable or 'NAME'}"
+                f"The first: {self.examples[0]}. To leave an entry out, name it with --exclude {self._first_unusable or 'NAME'}"
             )
 
     def counts(self) -> Counts:

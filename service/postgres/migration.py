@@ -17,7 +17,7 @@ from service.postgres.errors import UNAVAILABLE, cause
 from service.project_files import MIGRATIONS
 
 _LOCK_NOT_AVAILABLE = "55P03"
-_RETRY_DELAY_S = 0.5  # in which the queries run that have queued behind a step
+_RETRY_DELAY_S = 0.5  # enough for the queries that have queued behind a step
 
 
 class Roles(NamedTuple):

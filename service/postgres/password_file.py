@@ -24,7 +24,7 @@ def read_password(file: Path, host: Host, *, database: str, user: str) -> str | 
     check_private(file)
     text = _read(file).decode("utf-8", errors="surrogateescape")
     names = (host.name, "localhost") if host.is_socket else (host.name,)
-    for line in text.replace("\r\n", "\n").split("\n"):  # not splitlines(): it knows more line ends than libpq
+    for line in text.replace("\r\n", "\n").split("\n"):  # not splitlines(), which splits at more characters than libpq
         fields = _FIELD.findall(line)
         if line.startswith("#") or len(fields) < 5:
             continue

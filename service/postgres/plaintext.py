@@ -36,7 +36,7 @@ class PlaintextLoop:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.refused: str | None = None
-        """What the server did, as the predicate of an error message, if its request was rejected."""
+        """Predicate of an error message about the server, if its request was rejected."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
@@ -104,7 +104,7 @@ class _Guard(asyncio.Protocol):
 
 
 def _error(message: bytes) -> str | None:
-    """Return why a message is rejected, or None."""
+    """Return the reason to reject a message, or None."""
     if message[:1] != _AUTHENTICATION:
         return None
     request, challenge = int.from_bytes(message[_HEADER : _HEADER + 4]), message[_HEADER + 4 :]

@@ -76,5 +76,5 @@ async def _preview(connection: asyncpg.Connection, cluster: Cluster) -> list[Rem
     rows = await connection.fetch(_PREVIEW, *cluster)
     if not rows:
         folder = f" in folder {cluster.folder_id}" if cluster.folder_id else ""
-        raise RemovalRejected(f"the catalog has nothing of cluster {cluster.cluster_id}{folder}")
+        raise RemovalRejected(f"the catalog has no rows of cluster {cluster.cluster_id}{folder}")
     return [Removal(row["folder_id"], row["tool"], row["backups"] or 0, bool(row["imports"]), row["last_created_at"]) for row in rows]

@@ -1,4 +1,4 @@
-"""Replication lag of the server that is read from."""
+"""Replication lag of the connected server."""
 
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ _LAG = """
 
 
 async def replication_lag(database: "Database") -> timedelta:
-    """Return how old the data is: zero on a primary, and on a standby that has replayed everything.
+    """Return the age of the data: zero on a primary, and on a standby that has replayed everything.
 
     Raises:
         CatalogUnavailable: see `Database.probe`.

@@ -56,7 +56,7 @@ class Link(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """A backup, with what it needs and what needs it, directly or not."""
+    """A backup with the backups that it needs and those that need it, directly or indirectly."""
 
     backup: Link
     folder_id: str
@@ -79,7 +79,7 @@ class _Parent(NamedTuple):
 
 
 class _Ids(NamedTuple):
-    """Which backups a chain has."""
+    """Ids of the other backups of a chain."""
 
     needs: dict[str, str | None]
     """Names to ids, in the order of a restore. The id is None if the catalog has no row with the name."""
@@ -122,7 +122,7 @@ async def _followed(database: Database, owner: _Owner, name: str | None, needs: 
     parents = await _parents(database, owner)
     needed: dict[str, str | None] = {}
     each = needs[0] if needs else None
-    while each is not None and each != name and each not in needed:  # the names of a cycle repeat
+    while each is not None and each != name and each not in needed:  # in a cycle, a name occurs again
         found = parents.get(each)
         needed[each], each = (found.id, found.parent) if found else (None, None)
     return _Ids(dict(reversed(needed.items())), _descendants(parents, name))

@@ -12,6 +12,6 @@ async def present_revision(database: Database) -> int:
     """Return the revision of a database's schema; 0 if there is none.
 
     Raises:
-        CatalogUnavailable: see `Database.probe`; also before the first migration.
+        CatalogUnavailable: see `Database.probe`, or the schema was never migrated.
     """
     return max((int(row["version_num"]) for row in await database.probe(_PRESENT)), default=0)

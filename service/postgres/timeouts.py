@@ -28,7 +28,7 @@ class SessionTimeouts(NamedTuple):
         }
 
     async def set_transaction_timeout(self, connection: asyncpg.Connection) -> None:
-        """Set `transaction_timeout`: servers before PostgreSQL 17 do not know it, and would reject a connection that starts with it."""
+        """Set `transaction_timeout`. Not a startup parameter, because servers before PostgreSQL 17 would reject the connection."""
         if connection.get_server_version() >= _FIRST_WITH_TRANSACTION_TIMEOUT:
             await connection.execute(f"SET transaction_timeout = {_milliseconds(self.transaction)}")
 

@@ -291,7 +291,7 @@ async def test_remove_cluster(cli: _Cli, sql: Sql) -> None:
     assert await cli("remove-cluster", "--cluster-id", "c1", "--folder-id", "f1", "--yes") == Done(0, f"Removed from {rows}", "")
     assert await _rows(sql) == []
     assert await sql.fetchval("SELECT count(*) FROM imports") == 0
-    assert await cli.error("remove-cluster", "--cluster-id", "c1", "--yes") == "the catalog has nothing of cluster c1"
+    assert await cli.error("remove-cluster", "--cluster-id", "c1", "--yes") == "the catalog has no rows of cluster c1"
 
 
 @pytest.mark.parametrize(("answer", "status", "remaining"), [("y\n", 0, 0), ("n\n", 1, 4), ("\n", 1, 4)])

@@ -54,7 +54,7 @@ async def test_one_folder(import_url: str, sql: Sql, add_backups: AddBackups) ->
     """With a folder, the cluster's rows in other folders stay."""
     await _load(import_url, "f1", "c1", "walg", 1)
     await add_backups(1, source_cluster_id="c1", folder_id="f2")
-    with pytest.raises(RemovalRejected, match="the catalog has nothing of cluster c1 in folder f3"):
+    with pytest.raises(RemovalRejected, match="the catalog has no rows of cluster c1 in folder f3"):
         await removal_preview(import_url, Cluster("c1", "f3"))
 
     only = Cluster("c1", "f1")
@@ -65,7 +65,7 @@ async def test_one_folder(import_url: str, sql: Sql, add_backups: AddBackups) ->
 async def test_unknown_cluster(import_url: str) -> None:
     """A cluster that is not in the catalog is an error, because its name may be misspelt."""
     for action in (removal_preview(import_url, _C1), remove_cluster(import_url, _C1, expected=[])):
-        with pytest.raises(RemovalRejected, match="the catalog has nothing of cluster c1$"):
+        with pytest.raises(RemovalRejected, match="the catalog has no rows of cluster c1$"):
             await action
 
 

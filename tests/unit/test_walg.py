@@ -300,7 +300,7 @@ def test_longest_prefix() -> None:
     assert isinstance(entry, Entry)
     assert len(entry.id) == 50
     for prefix in ("x" * 25, "6f1c2d3e-4b5a-6978-8796-a5b4c3d2e1f0", "", "a b", "кластер"):
-        with pytest.raises(InvalidIdPrefix, match="--id-prefix gives a shorter one.*1 to 24"):
+        with pytest.raises(InvalidIdPrefix, match="1 to 24 printable ASCII characters.* to --id-prefix"):
             walg.read(io.BytesIO(b"not read"), id_prefix=prefix)
 
 
@@ -350,7 +350,7 @@ def test_listing_without_detail() -> None:
 def test_listing_of_a_postgresql() -> None:
     """A listing of PostgreSQL is rejected by name."""
     listing = {"backup_name": "base_0001", "time": "2026-11-20T02:42:03Z", "start_time": "2026-11-20T02:42:03Z", "start_lsn": 1}
-    with pytest.raises(InvalidListing, match="of a PostgreSQL, not of a Greenplum"):
+    with pytest.raises(InvalidListing, match="of PostgreSQL, not of Greenplum"):
         _read([listing])
 
 
