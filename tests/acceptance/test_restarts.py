@@ -55,6 +55,21 @@ async def test_killed_replica_with_many_calls(database_url: str) -> None:
         assert Counter([await call.code() for call in calls]) == {StatusCode.OK: len(calls)}
 
 
+async def test_killed_while_it_sends_answers(database_url: str, add_backups: AddBackups) -> None:
+    """Calls whose answer a killed replica was sending fail with INTERNAL, as docs/api.md says, and all other calls succeed."""
+    await add_backups(1000, source_cluster_id="c" * 50)
+    codes: Counter[str] = Counter()
+    async with deployed(database_url, replicas=2) as deployment, deployment.channel() as channel:
+        stub = pb.BackupServiceStub(channel)
+        while "INTERNAL" not in codes:
+            calls: list[Any] = [stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=1000), timeout=20) for _ in range(60)]
+            await eventually(lambda: any(call.done() for call in calls), True, timeout_s=20)  # noqa: B023  # waits for them
+            await deployment.replicas[0].restart(signal.SIGKILL)
+            codes.update([(await call.code()).name for call in calls])
+            await deployment.settled()
+    assert codes.keys() == {"OK", "INTERNAL"}
+
+
 @pytest.mark.guarantee(2, "SIGTERM with calls in flight, clients connected directly and backing off")
 async def test_directly_connected_clients(database_url: str, add_backups: AddBackups, tmp_path: Path, *, measure: Measure) -> None:
     """All calls in flight finish, and new calls are UNAVAILABLE, never CANCELLED, until the replica has restarted."""
