@@ -26,6 +26,18 @@ def test_every_setting_is_listed() -> None:
     assert sorted(listed) == sorted(f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields)
 
 
+def test_defaults_of_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The values in the column of defaults of docs/settings.md are the defaults of the code, and `none` is a setting without a value."""
+    defaults = Settings.read().model_dump()
+    cells = re.findall(rf"^\| `{ENV_PREFIX}(\w+)` \| (none|`.+?`)(?:;.*?)? \|", _SETTINGS, re.MULTILINE)
+    assert {name for name, cell in cells if cell == "none" and defaults[name.lower()]} == set()
+    values = {name: cell.strip("`") for name, cell in cells if cell != "none"}
+    assert len(values) > 20
+    for name, value in values.items():
+        monkeypatch.setenv(f"{ENV_PREFIX}{name}", value)
+    assert Settings.read().model_dump() == defaults
+
+
 def test_every_variable_is_known() -> None:
     """Every variable `BACKUPS_*` in the code, the documents and the deployment files is known."""
     excluded = ("tests/", "service/pb/", "migrations/", "bench/results")
