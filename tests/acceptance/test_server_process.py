@@ -5,6 +5,7 @@ import contextlib
 import json
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -105,6 +106,11 @@ async def test_limit_of_descriptors_is_raised(database_url: str) -> None:
         process.kill()
 
 
+def _accepted_by(line: bytes) -> str:
+    """Return the name of the listener that logs an accepted connection in this line, or an empty text."""
+    return next((name for name, text in _ACCEPTED_BY.items() if text in line), "")
+
+
 @pytest.mark.parametrize(
     ("set_by_operator", "listener"),
     [({}, "poller"), ({"GRPC_EXPERIMENTS": ""}, "event engine"), ({"GRPC_EXPERIMENTS": "tcp_frame_size_tuning"}, "event engine")],
@@ -117,15 +123,11 @@ async def test_experiments_of_grpc(database_url: str, set_by_operator: dict[str,
     env = environment(BACKUPS_DATABASE_URL=database_url, **variables)
     async with processes.running(sys.executable, "-m", "service", "serve", cwd=ROOT, env=env, stderr=subprocess.PIPE) as process:
         assert process.stderr
-        async with asyncio.timeout(20):
-            async for line in process.stderr:
-                if b'"listening"' in line:
-                    _, writer = await asyncio.open_connection(*json.loads(line)["address"].rsplit(":", 1))
-                if accepted := [name for name, text in _ACCEPTED_BY.items() if text in line]:
-                    break
-        writer.close()
+        line = await eventually(process.stderr.readline, lambda line: b'"listening"' in line, timeout_s=20, period_s=0)
+        with socket.create_connection(json.loads(line)["address"].rsplit(":", 1)):
+            line = await eventually(process.stderr.readline, _accepted_by, timeout_s=20, period_s=0)
         process.kill()
-    assert accepted == [listener]
+    assert _accepted_by(line) == listener
 
 
 @both_ways_to_accept

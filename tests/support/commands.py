@@ -25,7 +25,10 @@ DATABASE_COMMANDS = (
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """Return the environment of a process under test: these settings, and no variable of the machine except those of coverage."""
+    """Return the environment of a process under test: these settings, the one of `TEST_CONCURRENT_ACCEPT`, and variables of coverage.
+
+    Other variables of the machine must not affect tests.
+    """
     return {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")} | unmeasured_environment(**settings)
 
 
