@@ -8,8 +8,6 @@ for _name in [name for name in os.environ if name.startswith(("BACKUPS_", "PG", 
     del os.environ[_name]
 # Tests start processes while gRPC runs in this one, and gRPC's fork handlers may crash the child.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
-if "TEST_CONCURRENT_ACCEPT" in os.environ:  # for all servers that tests start, in this process and in others
-    os.environ["BACKUPS_CONCURRENT_ACCEPT"] = os.environ["TEST_CONCURRENT_ACCEPT"]
 os.environ["GRPC_EXPERIMENTS"] = "-event_engine_listener"  # as service/__main__.py sets it
 # Under nohup, or in the background of a shell, these are ignored, and processes that tests start and signal would inherit that.
 for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -35,7 +33,6 @@ from service import pb
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
 from service.server import Server
-from service.settings import Settings
 from tests.support import processes
 from tests.support import server as servers
 from tests.support.catalog import OWNER, AddBackups, Backup, Sql, insert
@@ -215,19 +212,20 @@ def _command(command_server: CommandServer) -> RunCommand:
 
 
 @pytest.fixture(name="concurrent_accept")
-def _concurrent_accept() -> str:
-    """BACKUPS_CONCURRENT_ACCEPT of the test's servers. Tests marked `both_ways_to_accept` run with both values."""
-    return os.environ.get("BACKUPS_CONCURRENT_ACCEPT", "true")
+def _concurrent_accept() -> str | None:
+    """BACKUPS_CONCURRENT_ACCEPT of the test's servers: a parameter of tests marked `both_ways_to_accept`, and else None, the default."""
+    return None
 
 
 @pytest.fixture(name="start_server")
-def _start_server(database_url: str, concurrent_accept: str) -> StartServer:
+def _start_server(database_url: str, concurrent_accept: str | None) -> StartServer:
     """Return a function that starts a server over the test's database, on a free port, with settings as keyword arguments."""
 
     @asynccontextmanager
     async def start(**settings: Any) -> AsyncIterator[Server]:
         defaults = {"database_url": database_url, "listen": "127.0.0.1:0", "reflection": True, "drain_delay": "0"}
-        server = await servers.start(Settings.read(**defaults | {"concurrent_accept": concurrent_accept} | settings))
+        chosen = {"concurrent_accept": concurrent_accept} if concurrent_accept else {}
+        server = await servers.start(**defaults | chosen | settings)
         try:
             yield server
         finally:

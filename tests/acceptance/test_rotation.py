@@ -21,7 +21,6 @@ from service import pb
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.migration import Roles, migrate
 from service.server import Server
-from service.settings import Settings
 from tests.support.certificates import Authority, Files, certificate_name
 from tests.support.eventually import eventually
 from tests.support.guarantees import Measure
@@ -124,7 +123,7 @@ async def test_rotation_under_load(guarded_postgres: EmbeddedPostgres, tmp_path:
         **Files(tmp_path / "data").settings,
     }  # fmt: skip
     began = time.monotonic()
-    server = await start(Settings.read(listen="127.0.0.1:0", drain_delay="0", **settings))
+    server = await start(listen="127.0.0.1:0", drain_delay="0", **settings)
     try:
         assert not server.health.serving
         with guarded_postgres.running():

@@ -15,7 +15,6 @@ from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.database import Database, open_database
 from service.postgres.migration import Roles, migrate
 from service.postgres.replication import replication_lag
-from service.settings import Settings
 from tests.support.catalog import Sql
 from tests.support.eventually import eventually
 from tests.support.limits import LIMITS
@@ -136,7 +135,7 @@ async def test_readiness(pair: Pair, primary_sql: Sql, standby_sql: Sql) -> None
     """A server is not ready while its standby is too far behind."""
     await _caught_up(primary_sql, standby_sql)
     settings = {"listen": "127.0.0.1:0", "drain_delay": "0", "max_replication_lag": "0.5"}
-    server = await start(Settings.read(database_url=pair.url("standby"), **settings))
+    server = await start(database_url=pair.url("standby"), **settings)
 
     async def ready() -> bool:
         return server.health.serving
@@ -164,7 +163,7 @@ async def test_pages_from_primary_and_standby(pair: Pair, primary_sql: Sql, stan
     await primary_sql.execute(_INSERT, "new-", 50)
     await primary_sql.execute("DELETE FROM backups WHERE id LIKE 'both-%5'")
     settings = {"listen": "127.0.0.1:0", "drain_delay": "0"}
-    servers = [await start(Settings.read(database_url=pair.url(role), **settings)) for role in ("primary", "standby")]
+    servers = [await start(database_url=pair.url(role), **settings) for role in ("primary", "standby")]
     channels = [grpc.aio.insecure_channel(str(server.address)) for server in servers]
     walked: list[str] = []
     token = ""
@@ -184,7 +183,7 @@ async def test_lagging_standby(pair: Pair, primary_sql: Sql, standby_sql: Sql) -
     """If a standby is preferred, a ready server reads from the primary while the standby lags, and from the standby afterwards."""
     await _caught_up(primary_sql, standby_sql)
     settings = {"listen": "127.0.0.1:0", "drain_delay": "0", "max_replication_lag": "0.5", "pool_max_age": "0.5"}
-    server = await start(Settings.read(database_url=pair.url("prefer-standby"), **settings))
+    server = await start(database_url=pair.url("prefer-standby"), **settings)
     try:
         async with grpc.aio.insecure_channel(str(server.address)) as channel:
             stub = pb.BackupServiceStub(channel)

@@ -19,7 +19,6 @@ from service.errors import CatalogUnavailable, ConnectFailed
 from service.postgres.database import Limits, open_database
 from service.postgres.hosts import Hosts
 from service.postgres.migration import Roles, migrate
-from service.settings import Settings
 from tests.support.catalog import OWNER
 from tests.support.certificates import Authority, Pair
 from tests.support.commands import DATABASE_COMMANDS, RunCommand
@@ -242,7 +241,7 @@ async def test_every_command_warns(tls_postgres: TlsPostgres, command: RunComman
 
 async def test_the_server_reports_errors_of_tls(tls_postgres: TlsPostgres, capfd: pytest.CaptureFixture[str]) -> None:
     """A server whose database is not trusted starts, is not ready, and logs the reason."""
-    server = await start(Settings.read(database_url=tls_postgres.url(), listen="127.0.0.1:0", drain_delay="0"))
+    server = await start(database_url=tls_postgres.url(), listen="127.0.0.1:0", drain_delay="0")
     try:
         logged: list[str] = []
 

@@ -1,7 +1,9 @@
 """A server in the process of the tests."""
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import grpc
 import pytest
@@ -24,6 +26,8 @@ StartGuarded = Callable[..., AbstractAsyncContextManager[pb.BackupServiceStub]]
 """Starts a server that requires tokens; takes the JWKS, and settings as keyword arguments."""
 
 
-async def start(settings: Settings) -> Server:
-    """Return a running server. The caller shuts it down."""
-    return await (await build_server(settings)).start()
+async def start(**settings: Any) -> Server:
+    """Return a running server with these settings. The caller shuts it down."""
+    accept = os.environ.get("TEST_CONCURRENT_ACCEPT")
+    chosen = {"concurrent_accept": accept} if accept else {}
+    return await (await build_server(Settings.read(**chosen | settings))).start()
