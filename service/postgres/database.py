@@ -69,7 +69,7 @@ class Database:
         """Run one query on a connection of the pool.
 
         Args:
-            connected: called when there is a connection.
+            connected: called when the query has a connection, to record that in its span.
 
         Raises:
             CatalogUnavailable: PostgreSQL cannot be used now, or no connection was free in time; the message is the cause.
@@ -97,6 +97,7 @@ class Database:
     async def _fetch(
         self, query: str, args: tuple[object, ...], connected: Callable[[], None], *, waited_s: float = 0.0
     ) -> list[asyncpg.Record]:
+        """Run a query on a connection. The waits for a permit and a connection, and `waited_s`, count against one timeout."""
         left_s = await self._pool.acquire_permit(waited_s=waited_s)
         try:
             return await self._pool.fetch(query, args, connected, within_s=left_s)
