@@ -102,7 +102,7 @@ def _postgres() -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture(name="template", scope="session")
 async def _template(postgres: EmbeddedPostgres) -> str:
-    """Name of a migrated database, which is cloned for each test."""
+    """Return the name of a migrated database, which is cloned for each test."""
     await execute(postgres, f"CREATE DATABASE {_TEMPLATE} OWNER {OWNER}")
     await asyncio.to_thread(migrate, postgres.url(_TEMPLATE, user=OWNER))
     return _TEMPLATE
@@ -110,21 +110,21 @@ async def _template(postgres: EmbeddedPostgres) -> str:
 
 @pytest.fixture(name="database_name")
 async def _database_name(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
-    """Name of a migrated database without rows."""
+    """Yield the name of a migrated database without rows."""
     async with new_database(postgres, template) as name:
         yield name
 
 
 @pytest.fixture(name="module_database", scope="module")
 async def _module_database(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
-    """Name of a migrated database that the tests of a module share."""
+    """Yield the name of a migrated database that the tests of a module share."""
     async with new_database(postgres, template) as name:
         yield name
 
 
 @pytest.fixture(name="module_sql", scope="module")
 async def _module_sql(postgres: EmbeddedPostgres, module_database: str) -> AsyncIterator[Sql]:
-    """Connection to the module's database as a superuser."""
+    """Yield a connection to the module's database as a superuser."""
     connection = await asyncpg.connect(postgres.url(module_database))
     yield connection
     await connection.close()
@@ -132,32 +132,32 @@ async def _module_sql(postgres: EmbeddedPostgres, module_database: str) -> Async
 
 @pytest.fixture(name="database_url")
 def _database_url(postgres: EmbeddedPostgres, database_name: str) -> str:
-    """URL of the test's database for the service's role, which can read."""
+    """Return the URL of the test's database for the service's role, which can read."""
     return postgres.url(database_name, user=Roles().service)
 
 
 @pytest.fixture(name="import_url")
 def _import_url(postgres: EmbeddedPostgres, database_name: str) -> str:
-    """URL of the same database for the role of imports, which can write rows."""
+    """Return the URL of the same database for the role of imports, which can write rows."""
     return postgres.url(database_name, user=Roles().imports)
 
 
 @pytest.fixture(name="owner_url")
 def _owner_url(postgres: EmbeddedPostgres, database_name: str) -> str:
-    """URL of the same database for the role that owns the schema."""
+    """Return the URL of the same database for the role that owns the schema."""
     return postgres.url(database_name, user=OWNER)
 
 
 @pytest.fixture(name="empty_database_url")
 async def _empty_database_url(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
-    """URL of a database without a schema, for its owner."""
+    """Yield the URL of a database without a schema, for its owner."""
     async with new_database(postgres, "template1") as name:
         yield postgres.url(name, user=OWNER)
 
 
 @pytest.fixture(name="sql")
 async def _sql(postgres: EmbeddedPostgres, database_name: str) -> AsyncIterator[Sql]:
-    """Connection to the test's database as a superuser."""
+    """Yield a connection to the test's database as a superuser."""
     connection = await asyncpg.connect(postgres.url(database_name))
     yield connection
     await connection.close()
@@ -253,20 +253,20 @@ def _stub(channel: grpc.aio.Channel) -> pb.BackupServiceStub:
 
 @pytest.fixture(name="public")
 async def _public(deployment: Deployment) -> AsyncIterator[grpc.aio.Channel]:
-    """Channel to Envoy of the suite's deployment."""
+    """Yield a channel to Envoy of the suite's deployment."""
     async with deployment.channel() as channel:
         yield channel
 
 
 @pytest.fixture(name="long")
 def _long(request: pytest.FixtureRequest) -> bool:
-    """True if the long forms of the fault tests run."""
+    """Return True if the long forms of the fault tests run."""
     return bool(request.config.getoption("long"))
 
 
 @pytest.fixture(name="measure")
 def _measure(request: pytest.FixtureRequest) -> Measure:
-    """Function that prints a measurement and adds it to the report."""
+    """Return a function that prints a measurement and adds it to the report."""
     mark = request.node.get_closest_marker("guarantee")
     request.node.user_properties.append(("guarantee", mark.args))
 

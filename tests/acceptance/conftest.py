@@ -21,7 +21,7 @@ async def _deployment(database_url: str) -> AsyncIterator[Deployment]:
 
 @pytest.fixture(name="own_postgres")
 async def _own_postgres() -> AsyncIterator[EmbeddedPostgres]:
-    """A PostgreSQL with roles and schema that the test may stop; acknowledged transactions survive a crash."""
+    """Yield a PostgreSQL with roles and schema that the test may stop. Acknowledged transactions survive a crash."""
     with run_postgres({"shared_buffers": "128MB"}) as postgres:
         sql = await asyncpg.connect(postgres.url("postgres"))
         await sql.execute("; ".join(f"CREATE ROLE {role} LOGIN" for role in Roles()))

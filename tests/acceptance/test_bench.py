@@ -66,7 +66,7 @@ def test_documents_show_the_results() -> None:
 
 @pytest.fixture(name="other_size")
 async def _other_size(stub: pb.BackupServiceStub) -> AsyncIterator[str]:
-    """A peer that returns another size of each backup in a page."""
+    """Yield a peer that returns another size of each backup in a page."""
 
     async def list_(body: bytes, context: object) -> bytes:
         page = await stub.List(pb.ListBackupsRequest.FromString(body))

@@ -111,7 +111,7 @@ def _newest(path: Path, count: int) -> Path:
 
 
 async def test_after_a_failover(cli: _Cli, sql: Sql, tmp_path: Path) -> None:
-    """Backups that a history has lost are kept as missing, --prune rejects to remove most of a database, and --prune-any removes them."""
+    """Backups that a history has lost are kept as missing, --prune refuses to remove most of a database, and --prune-any removes them."""
     await cli("import", "gpbackup", str(_HISTORY), *_GPBACKUP)
     fresh = str(_newest(tmp_path / "gpbackup_history.db", 3))
     assert "  8 newly missing from the listing" in (await cli("import", "gpbackup", fresh, *_GPBACKUP)).stdout

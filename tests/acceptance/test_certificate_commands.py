@@ -20,7 +20,7 @@ _ENVOY, _SERVICE, _POSTGRES, _OTHER = 101, 10001, 70, 65534
 
 @pytest.fixture(name="machine", scope="module")
 def _machine() -> Iterator[Path]:
-    """A folder in which the page's commands have run, with `etc` as a substitute for /etc."""
+    """Yield a folder in which the page's commands have run, with `etc` as a substitute for /etc."""
     folder = Path(tempfile.mkdtemp(prefix="backups-certificates-", dir="/tmp"))
     folder.chmod(0o755)
     (folder / "etc" / "postgresql").mkdir(parents=True)

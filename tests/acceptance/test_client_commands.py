@@ -87,7 +87,7 @@ def _token_file(tmp_path: Path) -> Path:
 
 
 def _message(done: Done) -> str:
-    """The one error of a command that failed with status 1 and printed nothing else."""
+    """Return the one error of a command that failed with status 1 and printed nothing else."""
     assert (done.status, done.stdout) == (1, ""), done
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("backup-service: ")
@@ -173,7 +173,7 @@ async def test_health_uses_no_proxy(command: RunCommand, port: int) -> None:
 
 
 async def test_ca_file_alone_means_tls(command: RunCommand, service: _Service, tmp_path: Path) -> None:
-    """With --ca-file a token goes out over TLS only, with or without --tls."""
+    """With --ca-file, a token is sent only over TLS, with or without --tls."""
     authority, ca_file = Authority(), tmp_path / "ca.pem"
     ca_file.write_bytes(authority.cert)
     pair = authority.pair("service")
@@ -198,7 +198,7 @@ async def test_tls_mix_ups(command: RunCommand, service: _Service, port: int, tm
 
 
 async def test_certificates_that_are_not_accepted(command: RunCommand, service: _Service, tmp_path: Path) -> None:
-    """The error says why a certificate is not accepted: another authority, or another host name; the token is not sent."""
+    """The error contains the reason why a certificate is not accepted (another authority or host name), and the token is not sent."""
     authority, ca_file, other = Authority(), tmp_path / "ca.pem", tmp_path / "other.pem"
     ca_file.write_bytes(authority.cert)
     other.write_bytes(Authority("another").cert)
@@ -272,7 +272,7 @@ async def test_a_token_file_without_a_token(command: RunCommand, service: _Servi
     assert service.tokens == []
 
 
-async def test_a_token_file_of_everyone(command: RunCommand, service: _Service, port: int, token_file: Path) -> None:
+async def test_a_token_file_that_all_users_can_read(command: RunCommand, service: _Service, port: int, token_file: Path) -> None:
     """A token file that all users can read is used, with one warning."""
     token_file.chmod(0o644)
     service.answer = _two_pages
@@ -290,7 +290,7 @@ def _two_pages(request: bytes) -> bytes:
 
 
 async def test_a_token_is_read_for_each_call(command: RunCommand, service: _Service, port: int, token_file: Path) -> None:
-    """A token that is replaced during a walk is used for the next page. The file wins over the variable."""
+    """A token that is replaced during a walk is used for the next page. The file takes precedence over the variable."""
 
     def answer(request: bytes) -> bytes:
         token_file.write_text("second")
@@ -380,7 +380,7 @@ async def test_error_details_that_are_not_well_formed(command: RunCommand, servi
 
 
 async def _listed(port: int) -> list[pb.ListBackupsResponse]:
-    """All pages, by the client of the commands in this process."""
+    """Return all pages that the client of the commands reads, in this process."""
     endpoint = Endpoint(ServiceAddress("", host="127.0.0.1", port=port))
     return [page async for page in client.pages(endpoint, _NO_TOKEN, pb.ListBackupsRequest(folder_id="f1"), follow=True)]
 
@@ -417,7 +417,7 @@ async def test_answers_that_are_too_large(service: _Service, port: int) -> None:
 
 @pytest.mark.parametrize("time", [Timestamp(seconds=2**62), Timestamp(seconds=-(2**62)), Timestamp(nanos=-1), Timestamp(nanos=2**31 - 1)])
 @pytest.mark.parametrize("field", ["created_at", "started_at"])
-async def test_times_that_are_none(service: _Service, port: int, time: Timestamp, field: str) -> None:
+async def test_times_out_of_range(service: _Service, port: int, time: Timestamp, field: str) -> None:
     """A time outside of years 1 to 9999 is rejected, alone and on a page."""
     backup = pb.Backup(**{field: time})  # type: ignore[arg-type]
     service.answer = lambda _: pb.ListBackupsResponse(backups=[backup]).SerializeToString()

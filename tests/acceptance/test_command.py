@@ -251,7 +251,7 @@ async def test_future_dates_and_any_order(cli: _Cli) -> None:
 
 
 async def _on_a_terminal(*arguments: str, **settings: str) -> str:
-    """Run a command whose standard streams are a terminal; return what it printed there."""
+    """Run a command whose standard streams are a terminal; return its output."""
     leader, follower = pty.openpty()
     try:
         async with processes.running(

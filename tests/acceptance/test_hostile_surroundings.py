@@ -182,7 +182,7 @@ _PLAIN = {
 
 @pytest.fixture(name="plain_environment")
 async def _plain_environment(database_url: str, server: Server) -> dict[str, str]:
-    """Variables with which all plain programs work."""
+    """Return variables with which all plain programs work."""
     url = urlsplit(database_url)
     query = parse_qs(url.query)
     return {

@@ -58,7 +58,7 @@ def _listing(file: Path, elements: Iterable[str]) -> Path:
 
 
 def _week_day(number: int) -> str:
-    """A full backup, or an increment of the entry before."""
+    """Return a full backup, or an increment of the previous entry."""
     parent = {"increment_from": _name(number - 1)} if number % 7 else {}
     return json.dumps(_ENTRY | {"Name": _name(number)} | parent, separators=(",", ":"))
 
@@ -79,7 +79,7 @@ async def test_a_long_listing_on_one_line(imported: _Import, sql: Sql, tmp_path:
 
 
 def _user_data(start: str, part: str, end: str) -> str:
-    """An entry of almost the largest size, whose user data repeats a part."""
+    """Return an entry of almost the largest size, whose user data is a repeated part."""
     before = json.dumps(_ENTRY)[:-1] + ', "user_data": ' + start
     return before + part * ((_ELEMENT_MAX - len(before) - len(end) - 1) // len(part)) + end + "}"
 
@@ -101,7 +101,7 @@ _LARGEST: dict[str, Callable[[], str]] = {
 
 @pytest.mark.parametrize("kind", _LARGEST)
 async def test_the_largest_entries(imported: _Import, tmp_path: Path, kind: str) -> None:
-    """Entries of almost 1 MiB, full of what takes most memory once it is parsed, are imported."""
+    """Entries of almost 1 MiB are imported, even with the content that takes the most memory once it is parsed."""
     done = await imported("walg", _listing(tmp_path / "listing.json", itertools.repeat(_LARGEST[kind](), 3)))
     assert (done.status, done.stderr) == (0, "")
 
@@ -193,7 +193,7 @@ def _many_rows(path: Path) -> None:
 
 
 def _long_defaults(path: Path) -> None:
-    """Rows without a value for the last column: a few bytes in the file, and 60,000 when they are read."""
+    """Write rows without a value for the last column, which take a few bytes in the file and 60,000 when they are read."""
     with open_history(path) as connection:
         columns = ", ".join(f"{name} TEXT" for name in ROW if name != "plugin")
         connection.execute(f"CREATE TABLE backups ({columns})")
@@ -202,7 +202,7 @@ def _long_defaults(path: Path) -> None:
 
 
 def _large_schema(path: Path) -> None:
-    """48 MB of statements, which SQLite keeps in memory once it has read them."""
+    """Write 48 MB of statements, which SQLite keeps in memory once it has read them."""
     write_history(path, {})
     with open_history(path) as connection:
         connection.execute("PRAGMA writable_schema = ON")
@@ -213,7 +213,7 @@ def _large_schema(path: Path) -> None:
 
 
 def _huge_value(path: Path) -> None:
-    """A value that SQLite writes without having it in memory: earlier imports of this process have lowered SQLite's limit."""
+    """Write a value that SQLite need not hold in memory, because earlier imports have lowered the memory limit of this process."""
     write_history(path, {})
     with open_history(path) as connection:
         connection.execute("UPDATE backups SET status = zeroblob(49000000)")
@@ -227,7 +227,7 @@ def _generated_column(path: Path) -> None:
 
 
 def _endless_view(path: Path) -> None:
-    """A view that the file declares to be a table."""
+    """Write a view that the file declares to be a table."""
     write_history(path, {})
     columns = ", ".join(f"i AS {name}" for name in ROW)
     view = f"CREATE VIEW backups AS WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n) SELECT {columns} FROM n"

@@ -110,7 +110,7 @@ class Catalog:
         self._old = await _state(self.sql)
 
     async def state(self) -> str:
-        """Wait until no import runs, and return which of the two states the catalog is in."""
+        """Wait until no import runs, and return `old` or `new`, the state of the catalog."""
         await eventually(lambda: self.sql.fetchval(f"SELECT count(*) {_RUNNING_IMPORTS}"), 0, timeout_s=30)
         state = await _state(self.sql)
         assert state in (self._old, self._new)

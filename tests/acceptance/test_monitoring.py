@@ -49,7 +49,7 @@ def _names(scraped: str) -> set[str]:
 
 @pytest.fixture(name="service_metrics")
 async def _service_metrics(start_server: StartServer, tmp_path: Path) -> str:
-    """The metrics of a server with TLS and tokens, after a call."""
+    """Return the metrics of a server with TLS and tokens, after a call."""
     authority, issuer, files = Authority(), Issuer("one"), Files(tmp_path)
     files.write(authority.pair("first"))
     jwks = tmp_path / "jwks.json"
@@ -70,7 +70,7 @@ def _metrics_port() -> int:
 
 @pytest.fixture(name="deployment")
 async def _deployment(database_url: str, metrics_port: int) -> AsyncIterator[Deployment]:
-    """A replica behind Envoy, with metrics ports on both."""
+    """Yield a replica behind Envoy, with metrics ports on both."""
     async with deployed(
         database_url,
         replicas=1,

@@ -68,7 +68,7 @@ class Target(NamedTuple):
     token: str
     pid: int
     unanswered_checks: Callable[[], Awaitable[int]]
-    """Returns how many health checks have failed until now."""
+    """Returns the number of health checks that have failed until now."""
 
 
 async def _drive(target: Target, seconds: float, rate: float = 0) -> Result:

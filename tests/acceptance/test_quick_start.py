@@ -17,7 +17,7 @@ from tests.support.server import StartServer
 
 @pytest.fixture(name="home", scope="module")
 async def _home() -> AsyncIterator[Path]:
-    """A folder in which the commands before `docker compose` have run; its folder `etc` is a substitute for /etc."""
+    """Yield a folder in which the commands before `docker compose` have run; its folder `etc` is a substitute for /etc."""
     with tempfile.TemporaryDirectory(prefix="backups-quick-start-", dir="/tmp") as name:
         home = Path(name)
         home.chmod(0o755)  # other users can reach it, unlike pytest's own folders

@@ -19,7 +19,7 @@ _PYTHON = re.findall(r"```python\n((?:.*\n)*?)```\n\n```text\n((?:.*\n)*?)```", 
 
 @pytest.fixture(name="dev", scope="module")
 async def _dev() -> AsyncIterator[Running]:
-    """One `dev` for all examples: they only read."""
+    """Yield one `dev` for all examples, because they only read."""
     with data_folder() as folder:
         async with running_dev(folder) as dev:
             yield dev

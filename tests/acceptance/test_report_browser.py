@@ -21,7 +21,7 @@ _AXE = ROOT / ".clients" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 
 
 async def _look(file: Path, home: Path) -> list[dict[str, Any]]:
-    """Return what Chromium finds at each width, in each colour scheme."""
+    """Return the findings of Chromium at each width, in each colour scheme."""
     if not _AXE.exists():
         reason = "axe-core is not installed: make clients"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)

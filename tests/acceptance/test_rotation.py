@@ -33,7 +33,7 @@ _ROLE = Roles().service
 
 @pytest.fixture(name="guarded_postgres")
 def _guarded_postgres() -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL that requires a password of the service's role, and that is not running."""
+    """Yield a stopped PostgreSQL that requires a password of the service's role."""
     with temporary_folder() as folder:
         postgres = EmbeddedPostgres(folder / "postgres", settings={"shared_buffers": "128MB"})
         with postgres.running():

@@ -28,7 +28,7 @@ _HISTORY = ROOT / "samples" / "gpbackup_history.db"
 
 @pytest.fixture(name="programs")
 def _programs(tmp_path: Path) -> Path:
-    """A folder for PATH with `backup-service`, and a `wal-g` that prints the sample, and logs on standard error as the real one does."""
+    """Return a folder for PATH with `backup-service`, and a `wal-g` that prints the sample and logs on standard error, as WAL-G does."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "backup-service").symlink_to(ROOT / "backup-service")

@@ -56,7 +56,7 @@ _INDEX_WAITS = """
 
 @pytest.fixture(name="next_release")
 def _next_release(tmp_path: Path) -> Path:
-    """The code of this release with two more migration steps, and queries that need the new column."""
+    """Return the code of this release with two more migration steps, and queries that need the new column."""
     release = altered(
         tmp_path / "next",
         Change("service/postgres/schema.py", f"REQUIRED_REVISION = {REQUIRED_REVISION}", f"REQUIRED_REVISION = {_ADD_INDEX}"),

@@ -166,7 +166,7 @@ async def test_no_secret_on_the_wire_or_in_a_log(database_url: str, tmp_path: Pa
 
 
 async def _raise_in_background(replica: Guarded, broken: Path) -> None:
-    """Raise exceptions where the certificate and the signing keys are read, until both are logged."""
+    """Raise exceptions while the certificate and the signing keys are read, until both are logged."""
 
     async def raised_by_handshake() -> bool:
         with contextlib.suppress(OSError):

@@ -223,7 +223,7 @@ async def test_nagios_of_failed_attempts(catalog: _Catalog) -> None:
     ],
 )
 async def test_nagios_errors(command: RunCommand, arguments: tuple[str, ...], message: str) -> None:
-    """Every error of a plugin exits with 3 and is one line on standard output, also one of the command line."""
+    """Every error of a plugin, even of its command line, is one line on standard output and exits with 3."""
     done = await command(*arguments, BACKUPS_DATABASE_URL="postgresql://user:hunter2@127.0.0.1:1/none")
     assert (done.status, done.stdout.count("\n")) == (3, 1)
     assert done.stdout.startswith(message)

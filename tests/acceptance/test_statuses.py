@@ -50,7 +50,7 @@ class Client(NamedTuple):
             return GrpcAnswer((await call.code()).name, {key: str(value) for key, value in await call.trailing_metadata() or ()})
 
     async def framed(self, message: bytes, headers: dict[str, str], *, end: bool = True) -> GrpcAnswer:
-        """Make one call of `List` with a message that has its prefix, and return the headers and trailers of its answer."""
+        """Make one call of `List` with a length-prefixed message, and return the headers and trailers of its answer."""
         async with Connection.to(Address("127.0.0.1", self.port)) as connection:
             stream = await connection.call(f"{_SERVICE}/List", message, end=end, token=self.token, headers=headers)
             frames = await connection.frames_of(stream)

@@ -98,7 +98,7 @@ def _issuer() -> Issuer:
 
 @pytest.fixture(name="jwt")
 def _jwt(issuer: Issuer, tmp_path: Path) -> dict[str, str]:
-    """Settings that require a token of the issuer."""
+    """Return settings that require a token of the issuer."""
     jwks = tmp_path / "jwks.json"
     jwks.write_bytes(issuer.jwks())
     return {"BACKUPS_AUTH": "jwt", "BACKUPS_JWKS": str(jwks), "BACKUPS_JWT_ISSUER": ISSUER, "BACKUPS_JWT_AUDIENCE": AUDIENCE}
@@ -182,7 +182,7 @@ async def test_spans_of_failed_calls(start_traced: StartTraced, collector: Colle
 async def test_spans_of_calls_that_share_a_query(
     start_traced: StartTraced, collector: Collector, sql: Sql, issuer: Issuer, jwt: dict[str, str]
 ) -> None:
-    """Each call has a span of its query in its own trace, also if one query answers several calls and one of them is cancelled."""
+    """Each call has a span of its query in its own trace, even if one query answers several calls and one of them is cancelled."""
     async with start_traced(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{collector.address}", **jwt) as (replica, channel):
         stub: Any = pb.BackupServiceStub(channel)
         async with sql.transaction():

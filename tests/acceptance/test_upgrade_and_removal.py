@@ -32,7 +32,7 @@ def _commands(page: str, program: str) -> list[str]:
 
 @pytest.fixture(name="own_postgres")
 def _own_postgres() -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL whose roles and database are those of docs/installing.md."""
+    """Yield a PostgreSQL whose roles and database are those of docs/installing.md."""
     with run_postgres({"fsync": "off"}) as postgres:
         yield postgres
 

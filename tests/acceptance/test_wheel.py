@@ -29,7 +29,7 @@ _LISTING = ROOT / "samples" / "walg-backup-list.json"
 
 @pytest.fixture(name="wheel", scope="module")
 def _wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from this source tree."""
+    """Return the wheel, built from this source tree."""
     folder = tmp_path_factory.mktemp("dist")
     command: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -39,7 +39,7 @@ def _wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(name="installed", scope="module")
 def _installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program in a virtual environment that pip has installed the wheel to; its dependencies are those of the tests' environment."""
+    """Return the program in a virtual environment in which pip has installed the wheel. Its dependencies are those of the tests."""
     folder = tmp_path_factory.mktemp("environment with space")
     venv.create(folder, symlinks=True)
     install: list[str | Path] = [

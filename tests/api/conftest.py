@@ -22,7 +22,7 @@ def _issuer() -> Issuer:
 
 @pytest.fixture(name="jwks")
 def _jwks(issuer: Issuer, tmp_path: Path) -> Path:
-    """A JWKS file with the key `k1`."""
+    """Return a JWKS file with the key `k1`."""
     file = tmp_path / "jwks.json"
     file.write_bytes(issuer.jwks("k1"))
     return file
@@ -30,7 +30,7 @@ def _jwks(issuer: Issuer, tmp_path: Path) -> Path:
 
 @pytest.fixture(name="source")
 def _source() -> Iterator[Source]:
-    """An HTTP server for JWKS documents."""
+    """Yield an HTTP server for JWKS documents."""
     with contextlib.closing(Source()) as source:
         yield source
 

@@ -45,7 +45,7 @@ async def test_a_good_token(guarded: StartGuarded, issuer: Issuer, jwks: Path, a
             assert (await stub.Get(pb.GetBackupRequest(backup_id=other.id), metadata=_bearer(token))).id == other.id
 
 
-async def test_what_a_bearer_may_not_read(guarded: StartGuarded, issuer: Issuer, jwks: Path, add_backups: AddBackups) -> None:
+async def test_folders_that_a_token_does_not_name(guarded: StartGuarded, issuer: Issuer, jwks: Path, add_backups: AddBackups) -> None:
     """List of a forbidden folder is PERMISSION_DENIED even if the request is invalid; Get of its backup is answered like an absent one."""
     [hidden] = await add_backups(1, id="hidden", folder_id="f2")
     metadata = [*_bearer(issuer.token("k1")), ("x-request-id", "r1")]

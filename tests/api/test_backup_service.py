@@ -76,7 +76,7 @@ async def test_next_page_after_deleting_the_token_row(stub: pb.BackupServiceStub
 
 
 async def test_tokens_of_other_replicas(start_server: StartServer, add_backups: AddBackups) -> None:
-    """A replica accepts the tokens of another replica, also if they were sealed with a key that it only accepts."""
+    """A replica accepts the tokens of another replica, even if their key is an accepted one and not its own."""
     backups = await add_backups(4)
     key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
     async with start_server() as old, start_server(page_token_key=key, page_token_keys_accepted=[DEFAULT_KEY]) as new:

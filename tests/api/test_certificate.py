@@ -41,7 +41,7 @@ async def _list(channel: grpc.aio.Channel) -> pb.ListBackupsResponse:
 
 
 async def test_calls_over_tls(start_server: StartServer, authority: Authority, files: Files, command: RunCommand, tmp_path: Path) -> None:
-    """Calls come over TLS, from the command too, and plaintext does not get in."""
+    """Calls over TLS are answered, including those of the command, and plaintext is rejected."""
     async with start_server(**files.settings) as server:
         async with _channel(server.address, authority) as channel:
             await _list(channel)
@@ -54,7 +54,7 @@ async def test_calls_over_tls(start_server: StartServer, authority: Authority, f
 
 
 async def test_a_new_pair(start_server: StartServer, authority: Authority, files: Files) -> None:
-    """A new pair is picked up without a restart; connections that are open stay."""
+    """A new certificate and key are used without a restart, and open connections stay open."""
     async with start_server(**files.settings) as server, _channel(server.address, authority) as channel:
         await _list(channel)
         assert await certificate_name(*server.address, authority) == "first"
@@ -64,7 +64,7 @@ async def test_a_new_pair(start_server: StartServer, authority: Authority, files
 
 
 async def test_one_file_before_the_other(start_server: StartServer, authority: Authority, files: Files) -> None:
-    """While the certificate is new and the key is not, or a file is half written or missing, the pair before stays."""
+    """While the certificate is new and the key is not, or a file is half written or missing, the previous pair stays in use."""
     second = authority.pair("second")
     async with start_server(**files.settings) as server:
         for cert in (second.cert, second.cert[:100], b"", None):
@@ -79,8 +79,8 @@ async def test_one_file_before_the_other(start_server: StartServer, authority: A
         assert await certificate_name(*server.address, authority) == "second"
 
 
-async def test_links_pointed_elsewhere(start_server: StartServer, authority: Authority, tmp_path: Path) -> None:
-    """The pair is followed through a link, as Kubernetes swaps it for both files at once."""
+async def test_replaced_link(start_server: StartServer, authority: Authority, tmp_path: Path) -> None:
+    """The pair is reloaded when a symbolic link in its path is replaced, as by Kubernetes for both files at once."""
     for version in ("first", "second"):
         (tmp_path / version).mkdir()
         Files(tmp_path / version).write(authority.pair(version))
@@ -94,7 +94,7 @@ async def test_links_pointed_elsewhere(start_server: StartServer, authority: Aut
 
 
 async def test_client_certificates(start_server: StartServer, authority: Authority, files: Files, tmp_path: Path) -> None:
-    """With an authority for clients, only those who have its certificate get in."""
+    """With an authority for clients, only clients with a certificate of it are accepted."""
     clients = Authority()
     (tmp_path / "clients.crt").write_bytes(clients.cert)
     async with start_server(**files.settings, tls_client_ca=str(tmp_path / "clients.crt")) as server:
@@ -140,7 +140,7 @@ async def test_names_of_client_certificates(
 async def test_names_and_tokens(
     start_server: StartServer, authority: Authority, files: Files, issuer: Issuer, jwks: Path, tmp_path: Path
 ) -> None:
-    """A valid token does not replace the name of the certificate, nor the other way round."""
+    """A valid token does not replace the name of the certificate, and the name does not replace the token."""
     (tmp_path / "clients.crt").write_bytes(authority.cert)
     settings = {
         **files.settings,

@@ -204,7 +204,7 @@ async def test_unexpected_error(
 async def test_health_checks_are_not_logged(
     server: Server, channel: Any, stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Health checks are in the metrics and not in the log, also with the name of an unknown service, unless one fails unexpectedly."""
+    """Health checks, even of an unknown service, are in the metrics and not in the log, unless one fails unexpectedly."""
     check = channel.unary_unary(_CHECK)
     await check(b"")
     assert (await failure(check(health_pb2.HealthCheckRequest(service="none").SerializeToString()))).code is StatusCode.NOT_FOUND

@@ -96,7 +96,7 @@ async def test_unsupported_grpcio(
 
 @both_ways_to_accept
 async def test_calls_and_shutdown(start_server: StartServer, add_backups: AddBackups) -> None:
-    """Concurrent calls of all kinds are answered, also those of unknown methods, and no task is left after shutdown."""
+    """Concurrent calls of all kinds, including unknown methods, are answered, and no task is left after shutdown."""
     [backup] = await add_backups(1)
     before = len(asyncio.all_tasks())
     async with start_server() as server:

@@ -88,7 +88,7 @@ async def test_page_token_key(start_server: StartServer, add_backups: AddBackups
 
 
 async def test_page_token_key_in_one_step(start_server: StartServer, add_backups: AddBackups) -> None:
-    """Changing the key in one step breaks paging, which is why there are three steps."""
+    """Changing the key in one step breaks paging. Therefore there are three steps."""
     await add_backups(9)
     async with _side_by_side(start_server, _PAGE_TOKEN_KEY[0], _PAGE_TOKEN_KEY[3]) as servers:
         answer = await failure(_walk(servers))
@@ -118,7 +118,7 @@ async def test_signing_key(
 
 @pytest.mark.parametrize("step", [1, 2])
 async def test_certificate_authority(start_server: StartServer, add_backups: AddBackups, tmp_path: Path, step: int) -> None:
-    """At each step of a change of the authority, clients reach both replicas: they trust both authorities before certificates change."""
+    """At each step, clients reach both replicas, because they trust both authorities before the certificates change."""
     backups = await add_backups(5)
     authorities = [Authority("old authority"), Authority("new authority")]
     files = []

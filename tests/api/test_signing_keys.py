@@ -69,7 +69,7 @@ _WITHDRAWALS = {
 
 @pytest.mark.parametrize("document", list(_WITHDRAWALS))
 async def test_withdrawal_of_the_only_key(guarded: StartGuarded, issuer: Issuer, source: Source, document: str) -> None:
-    """After the last key is withdrawn, also remembered tokens are UNAVAILABLE within BACKUPS_JWKS_REFRESH, until there is a key again."""
+    """When the last key is withdrawn, calls with any token are UNAVAILABLE within BACKUPS_JWKS_REFRESH, until there is a key again."""
     source.answer = (200, issuer.jwks("k1", elliptic=False))
     token = issuer.token("k1")
     async with guarded(source.url, jwks_refresh="1") as stub:
@@ -117,7 +117,7 @@ async def test_withdrawal_takes_effect_within_the_refresh_period() -> None:
 
 @pytest.mark.usefixtures("short_retry")
 async def test_keys_grow_too_old(guarded: StartGuarded, issuer: Issuer, source: Source) -> None:
-    """Keys that cannot be read again are used until BACKUPS_JWKS_MAX_AGE. Then calls are UNAVAILABLE, also with remembered tokens."""
+    """Keys that cannot be read again are used until BACKUPS_JWKS_MAX_AGE. Then calls are UNAVAILABLE, even with remembered tokens."""
     source.answer = (200, issuer.jwks())
     token = issuer.token("k1")
     async with guarded(source.url, jwks_refresh="0.1", jwks_max_age="1") as stub:

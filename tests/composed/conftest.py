@@ -33,7 +33,7 @@ async def _postgres(containers: tuple[Compose, Deployment]) -> ContainerPostgres
 
 @pytest.fixture(name="database_name")
 async def _database_name(postgres: ContainerPostgres) -> str:
-    """The only database, without rows."""
+    """Return the only database, without rows."""
     connection = await asyncpg.connect(postgres.url("backups"))
     await connection.execute(f"TRUNCATE {', '.join(TABLES)}")
     await connection.close()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(900)  # the first test builds the images
 
 @pytest.fixture(name="compose")
 async def _compose() -> AsyncIterator[Compose]:
-    """The deployment without TLS, as `docker compose up` of README starts it; removed at the end."""
+    """Start the deployment without TLS as in README, with `docker compose up`, and remove it after the test."""
     if "DOCKER_HOST" not in os.environ:
         pytest.skip("DOCKER_HOST is not set")
     with tempfile.TemporaryDirectory(prefix="backups-quick-start-", dir="/tmp") as name:
@@ -33,7 +33,7 @@ async def _compose() -> AsyncIterator[Compose]:
 
 
 async def test_quick_start(compose: Compose) -> None:
-    """The page's commands start the service with TLS, over the volumes of the deployment without TLS, and list the sample with a token.
+    """The commands of the quick start replace the deployment without TLS by one with TLS, which keeps the volumes, and list the sample.
 
     The command of docs/uninstalling.md then leaves neither containers nor volumes.
     """

@@ -46,7 +46,7 @@ def _locked(sql: Sql) -> Locked:
 
 
 async def _queries(sql: Sql, count: int) -> None:
-    """Wait until so many queries wait for the lock."""
+    """Wait until `count` queries wait for the lock."""
     await eventually(lambda: sql.fetchval(_QUERIES), count, timeout_s=20)
 
 
@@ -103,7 +103,7 @@ async def test_one_query_for_several_pages(catalog: Catalog, locked: Locked, sql
 
 
 async def test_one_query_for_several_pages_of_clusters(catalog: Catalog, locked: Locked, sql: Sql, add_backups: AddBackups) -> None:
-    """The folders of several clusters are one query, then their pages; a hidden cluster and an unknown one have no page."""
+    """The folders of several clusters are read by one query, and their pages by another. Hidden and unknown clusters have no page."""
     first, second = await add_backups(5, source_cluster_id="c1"), await add_backups(5, folder_id="f2", source_cluster_id="c2")
     requests = [("c1", None), ("c2", None), ("c2", frozenset({"f1"})), ("unknown", None)]
     async with locked():

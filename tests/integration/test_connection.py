@@ -136,7 +136,7 @@ async def test_variables_of_libpq_are_ignored(monkeypatch: pytest.MonkeyPatch, d
 
 
 async def test_no_user_name(postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If neither the URL nor the system has a user name, the error says so."""
+    """If neither the URL nor the system has a user name, the error contains this cause."""
     monkeypatch.setattr("getpass.getuser", Mock(side_effect=KeyError("uid not found")))
     with pytest.raises(ConnectFailed, match="names no user, and this process has no user name"):
         await _connected(f"postgresql:///postgres?host={postgres.sockets}")

@@ -32,14 +32,14 @@ async def _pid(database: Database) -> int:
 
 
 async def _concurrent_connections(database: Database) -> int:
-    """Return how many connections as many concurrent queries use as the pool may have."""
+    """Run `pool_size` queries at once, and return the number of connections that they use."""
     rows = await asyncio.gather(*(database.fetch("SELECT pg_backend_pid(), pg_sleep(0.2)") for _ in range(LIMITS.pool_size)))
     assert database.connections <= LIMITS.pool_size + 1  # one is reserved for probes
     return len({row[0][0] for row in rows})
 
 
 async def _wait_until_complete(database: Database) -> None:
-    """Wait until the pool has as many connections as it may have."""
+    """Wait until the pool has `pool_size` connections."""
     await eventually(lambda: _concurrent_connections(database), LIMITS.pool_size, timeout_s=20, retried=(CatalogUnavailable,))
 
 
@@ -158,7 +158,7 @@ async def test_statement_timeout(database_url: str) -> None:
 
 @pytest.fixture(name="unresponsive_port")
 async def _unresponsive_port() -> AsyncIterator[int]:
-    """Port that accepts connections and never answers."""
+    """Yield a port that accepts connections and never answers."""
 
     async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()

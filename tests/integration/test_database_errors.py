@@ -43,7 +43,7 @@ async def _cause(url: str, query: str = "SELECT 1", limits: Limits = LIMITS) -> 
     ],
 )
 async def test_unreachable_hosts(url: str, cause: str) -> None:
-    """The cause names each host and port, and why it cannot be reached."""
+    """The cause names each host and port, with the reason why it cannot be reached."""
     assert await _cause(url) == cause
 
 

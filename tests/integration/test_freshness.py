@@ -21,7 +21,7 @@ _LIMITS = Limits(1, *(timedelta(seconds=10),) * 3)
 
 @pytest.fixture(name="database")
 async def _database(database_url: str) -> AsyncIterator[Database]:
-    """As the service's role, which can only read."""
+    """Yield a database that is opened as the service's role, which can only read."""
     async with open_database(database_url, _LIMITS) as database:
         yield database
 
@@ -102,7 +102,7 @@ async def test_no_database() -> None:
 
 @pytest.fixture(name="many", scope="module")
 async def _many(module_sql: Sql) -> Sql:
-    """100,000 backups of 5,000 clusters, and their imports."""
+    """Insert 100,000 backups of 5,000 clusters, and their imports."""
     sql = module_sql
     await sql.execute("""
         INSERT INTO backups (id, folder_id, created_at, source_cluster_id, started_at, size, tool)

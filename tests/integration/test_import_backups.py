@@ -1,4 +1,4 @@
-"""Imports: one transaction, all or nothing, and no other effects than the options ask for."""
+"""Imports: one transaction, all or nothing, and no effects except those of the options."""
 
 import asyncio
 import io
@@ -86,13 +86,13 @@ async def test_truncated_listing(import_url: str, sql: Sql) -> None:
 
 
 async def test_listed_twice(import_url: str, sql: Sql) -> None:
-    """Two entries with equal ids and facts are one backup, which a storage and its failover storage list."""
+    """Two entries with equal ids and facts are one backup, because a storage and its failover storage both list it."""
     assert _counts(await load(import_url, [_entry(1), _entry(2), _entry(1, label="again")], _C1, Options())) == (2, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("change", [{"size": 7}, {"created_at": _TIME + timedelta(days=9)}, {"started_at": _TIME - timedelta(days=9)}])
 async def test_two_backups_of_one_id(import_url: str, sql: Sql, change: dict[str, Any]) -> None:
-    """Two different entries with the same id reject the import, and both are named."""
+    """An import of two different entries with the same id is rejected, and the error names both."""
     listing = [_entry(1), _entry(2, label="the one"), _entry(2, label="the other", **change)]
     with pytest.raises(ImportRefused, match="^(the one and the other|the other and the one) differ, but have the same id b2: leave one"):
         await load(import_url, listing, _C1, Options())
@@ -100,7 +100,7 @@ async def test_two_backups_of_one_id(import_url: str, sql: Sql, change: dict[str
 
 
 async def test_an_id_of_another_cluster(import_url: str, sql: Sql) -> None:
-    """An id that belongs to another cluster rejects the import: no backup moves between clusters."""
+    """An import is rejected if an id belongs to another cluster, because no backup moves between clusters."""
     await load(import_url, [_entry(1)], _C1, Options())
     with pytest.raises(ImportRefused, match="entry 1: the id b1 already belongs to a backup of cluster c1\\. ") as caught:
         await load(import_url, [_entry(1), _entry(2)], _C2, Options(move_folder=True, prune=True, prune_any=True))
@@ -111,14 +111,14 @@ async def test_an_id_of_another_cluster(import_url: str, sql: Sql) -> None:
 
 
 async def test_an_id_of_another_tool(import_url: str, sql: Sql) -> None:
-    """An id that belongs to another tool's import rejects the import."""
+    """An import is rejected if an id belongs to a backup that another tool's import added."""
     await load(import_url, [_entry(1)], Target("f1", "c1", "gpbackup"), Options())
     with pytest.raises(ImportRefused, match="the id b1 already belongs to a backup of cluster c1, imported by gpbackup.* --exclude n1$"):
         await load(import_url, [_entry(1)], _C1, Options())
 
 
 async def test_another_folder(import_url: str, sql: Sql) -> None:
-    """A cluster's backups stay in their folder without --move-folder; with it all of them move, also those of other tools."""
+    """A cluster's backups, including those of other tools, move to another folder only with --move-folder."""
     await load(import_url, [_entry(1), _entry(2)], _C1, Options())
     await load(import_url, [_entry(3)], Target("f1", "c1", "gpbackup"), Options())
     moved = Target("f2", "c1", "walg")
@@ -168,7 +168,7 @@ async def test_prune_guard(import_url: str, sql: Sql) -> None:
 
 
 async def test_dry_run_of_a_rejected_prune(import_url: str, sql: Sql) -> None:
-    """A dry run shows the backups that --prune would remove, also if it would be rejected without --prune-any."""
+    """A dry run shows the backups that --prune would remove, even if the import would be rejected without --prune-any."""
     await load(import_url, [_entry(n) for n in range(4)], _C1, Options())
     pruned = (await load(import_url, [_entry(0)], _C1, Options(prune=True, dry_run=True))).pruned
     assert pruned.removed == 3
@@ -188,7 +188,7 @@ async def test_an_empty_listing(import_url: str, sql: Sql) -> None:
 
 
 async def test_the_record_of_imports(import_url: str, sql: Sql) -> None:
-    """Each import records its time and the numbers of entries, also if it changed nothing; a dry run records nothing."""
+    """Each import records its time and the numbers of entries, even if it changed nothing. A dry run records nothing."""
     await load(import_url, [_entry(1)], _C1, Options(dry_run=True))
     assert await sql.fetch("SELECT * FROM imports") == []
 
@@ -229,7 +229,7 @@ async def test_visible_at_once(import_url: str, sql: Sql) -> None:
 
 
 async def test_another_session(import_url: str) -> None:
-    """A transaction in another session than the listing's is rejected: a pooler in transaction mode may choose one with another listing."""
+    """An import is rejected if its transaction runs in another session than its listing, as a pooler in transaction mode may cause."""
     async with open_session(import_url) as connection, open_session(import_url) as other:
         tally = await copy_listing(connection, [_entry(1)])
         await check_session(connection, tally)
@@ -264,7 +264,7 @@ async def test_connection_lost_while_closing(postgres: EmbeddedPostgres, databas
 
 
 @pytest.mark.parametrize("name", ["", "x" * 51, "a\0", "a\nb", "\x1b[2J", "\udcff"])
-def test_names_that_cannot_be(name: str) -> None:
+def test_invalid_ids_of_targets(name: str) -> None:
     """A value that cannot be the id of a folder or cluster is rejected before the listing is read."""
     for target in (Target(name, "c1", "walg"), Target("f1", name, "walg")):
         with pytest.raises(ImportRefused, match="is not an id of a (folder|cluster): 1 to 50 printable characters"):

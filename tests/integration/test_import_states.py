@@ -276,7 +276,7 @@ async def test_chains_of_gpbackup(
 )
 @pytest.mark.parametrize("is_stored", [True, False])
 async def test_base_of_gpbackup_that_is_left_out(import_url: str, sql: Sql, tmp_path: Path, selection: Selection, is_stored: bool) -> None:
-    """The chain of an increment is unknown if the operator leaves out its base, also if an earlier import has stored the base."""
+    """The chain of an increment is unknown if the operator leaves out its base, even if an earlier import has stored the base."""
     history = write_history(tmp_path / "h.db", _row(1), _row(2, **_INCREMENT), plans=_plans({2: [1, 2]}))
     if is_stored:
         await _load_gpbackup(import_url, history)
@@ -293,7 +293,7 @@ async def test_missing_base_of_gpbackup(import_url: str, sql: Sql, tmp_path: Pat
 
 
 async def test_prune_counts_each_database(import_url: str, sql: Sql, tmp_path: Path) -> None:
-    """--prune rejects to remove more than half of one database, although it is less than half of the cluster, and names the database."""
+    """--prune refuses to remove more than half of one database, even if it is less than half of the cluster, and names the database."""
     rows = [_row(day) for day in range(1, 11)] + [_row(day, database_name='"Old DW"') for day in (21, 22, 23)]
     await _load_gpbackup(import_url, write_history(tmp_path / "before.db", *rows))
     after = write_history(tmp_path / "after.db", *rows[:11])
@@ -453,7 +453,7 @@ async def test_sample_of_walg(import_url: str, sql: Sql, database: Database) -> 
     assert await _chains(sql) == {
         "backup_20261120T031501Z": "missing",  # the base was deleted
         "backup_20261121T031502Z_D_20261120T031501Z": "broken",  # needs it
-        "backup_20261122T031502Z_D_20261121T031502Z": "broken",  # needs it by the increment of the day before
+        "backup_20261122T031502Z_D_20261121T031502Z": "broken",  # needs it through the increment of the previous day
         "backup_20261123T203939Z": "complete",
         "backup_20261124T031500Z_D_20261119T031501Z": "broken",  # needs a base that was never listed
         "backup_20261125T031500Z": "missing",  # the newest one, of a storage that is down
@@ -497,7 +497,7 @@ async def test_sample_of_gpbackup(import_url: str, sql: Sql, tmp_path: Path, dat
     sales, demo = await freshness(database, folder_id=None, cluster_id=None)
     assert _facts(sales) == ("Sales DW", 1, 1, 0, 0, 0, 0, "c1:20261105020001", "c1:20261105020001", None, 0, None)
     last = "c1:20261110010002"
-    # The run of 24 November counts as failed from 48 hours after its start, since when it has crashed.
+    # The run of 24 November counts as crashed, and therefore as failed, from 48 hours after its start.
     has_crashed = datetime.now(UTC) - datetime(2026, 11, 24, 22, 0, 1, tzinfo=UTC) > timedelta(hours=48)
     failed = (2, "20261124230001") if has_crashed else (1, "20261123010002")
     assert _facts(demo) == ("demo", 9, 3, 2, 2, 0, 2, last, last, "c1:20261105010001", *failed)

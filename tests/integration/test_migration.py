@@ -71,7 +71,7 @@ async def test_waits_for_another_migration(empty_database_url: str) -> None:
 
 
 async def test_lock_timeout(empty_database_url: str) -> None:
-    """A step that waits too long for a lock gives up, so that other queries can run, and is tried again until the lock is free."""
+    """A step that waits too long for a lock times out, so that other queries can run, and is retried until the lock is free."""
     holder = await asyncpg.connect(empty_database_url)
     await holder.execute("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
     await holder.execute("BEGIN")

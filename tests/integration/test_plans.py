@@ -11,7 +11,7 @@ from tests.support.catalog import Sql
 
 @pytest.fixture(name="many", scope="module")
 async def _many(module_sql: Sql) -> Sql:
-    """100,000 backups of 20 clusters in ten folders, and 5,000 more of the cluster c1 in another folder; vacuumed as after an import."""
+    """Insert 100,000 backups of 20 clusters in ten folders, and 5,000 of the cluster c1 in another folder. Run VACUUM as an import does."""
     sql = module_sql
     await sql.execute("""
         INSERT INTO backups (id, folder_id, created_at, source_cluster_id, started_at, size, tool)

@@ -43,7 +43,7 @@ default_pool_size = 2
 
 @pytest.fixture(name="pooled_url")
 def _pooled_url(postgres: EmbeddedPostgres, database_name: str) -> Iterator[str]:
-    """URL of the test's database through a PgBouncer with two connections to PostgreSQL."""
+    """Yield the URL of the test's database through a PgBouncer with two connections to PostgreSQL."""
     [port] = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="backups-pgbouncer-", dir="/tmp") as name:
         folder = Path(name)

@@ -32,7 +32,7 @@ async def _remaining(sql: Sql) -> tuple[list[str], list[str]]:
 
 
 async def test_removes_all_of_a_cluster(import_url: str, sql: Sql, add_backups: AddBackups) -> None:
-    """Backups of every tool and records of imports are removed, also if only one of them exists; other clusters keep theirs."""
+    """Backups of every tool and records of imports are removed, even if only one of them exists. Other clusters keep theirs."""
     await _load(import_url, "f1", "c1", "walg", 3)
     await _load(import_url, "f1", "c1", "gpbackup", 0)
     await _load(import_url, "f1", "c2", "walg", 1)

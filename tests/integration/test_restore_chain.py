@@ -1,4 +1,4 @@
-"""Chains of a backup: what it needs, what needs it, and the state of each."""
+"""Chains of a backup: the backups that it needs, those that need it, and their states."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -48,7 +48,7 @@ _GPBACKUP_TREE = [_entry(1), _entry(2, 1), _entry(3, 1, 2), _entry(4, 1, 2, 3), 
 
 @pytest.mark.parametrize(("tool", "entries"), [("walg", _WALG_TREE), ("gpbackup", _GPBACKUP_TREE)])
 async def test_tree(import_url: str, database: Database, tool: str, entries: list[Entry]) -> None:
-    """A chain has all backups that a restore needs, in its order, and all that need this one, also those on other branches."""
+    """A chain has all backups that a restore needs, in its order, and all that need this one, including those on other branches."""
     await _load(import_url, tool, *entries)
     chain = await _chain(database, "c1:3")
     assert chain[1:5] == ("f1", "c1", tool, "")
@@ -147,6 +147,6 @@ async def test_owner(import_url: str, database: Database, sql: Sql) -> None:
 
 @pytest.mark.parametrize("backup_id", ["c1:9", "", "x" * 51, "a\0b", "ä", "' OR true --"])
 async def test_no_backup(import_url: str, database: Database, backup_id: str) -> None:
-    """An unknown id, also one that no backup can have, has no chain."""
+    """An unknown id has no chain, even if no backup can have such an id."""
     await _load(import_url, "walg", _entry(1))
     assert await restore_chain(database, backup_id) is None

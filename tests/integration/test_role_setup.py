@@ -191,12 +191,12 @@ _NOT_REVOCABLE = (
 
 @pytest.mark.parametrize("role", [Roles().service, Roles().imports])
 async def test_rights_that_cannot_be_revoked(installed: Installed, role: str) -> None:
-    """A role can change its own password and settings, because PostgreSQL has no privilege for it; SECURITY.md says so."""
+    """A role can change its own password and settings, because PostgreSQL has no privilege for this. SECURITY.md documents it."""
     assert await installed.refused(role, *_NOT_REVOCABLE) == []
 
 
 async def test_advisory_locks_do_not_stop_migrate(installed: Installed) -> None:
-    """No advisory lock that another role holds keeps `migrate` waiting."""
+    """`migrate` does not wait for advisory locks of other roles."""
     connection = await installed.connect("postgres")  # the roles may not take advisory locks
     await connection.execute("SELECT pg_advisory_lock(x'6261636B757073'::bigint)")
     await asyncio.to_thread(migrate, _url(installed.postgres, OWNER), timeout=timedelta(seconds=1))
@@ -204,7 +204,7 @@ async def test_advisory_locks_do_not_stop_migrate(installed: Installed) -> None:
 
 
 async def test_advisory_locks_do_not_block_imports(installed: Installed) -> None:
-    """No advisory lock that another role holds keeps an import waiting, and only the role of imports may lock the rows that it locks."""
+    """Imports do not wait for advisory locks of other roles, and only the role of imports may lock the rows of cluster_locks."""
     connection = await installed.connect("postgres")  # the roles may not take advisory locks
     await connection.execute("SELECT pg_advisory_lock(hashtextextended('backups import c1', 0))")
     async with open_session(_url(installed.postgres, Roles().imports)) as importing, importing.transaction(), asyncio.timeout(10):

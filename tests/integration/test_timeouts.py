@@ -65,7 +65,7 @@ async def test_migrations(postgres: EmbeddedPostgres, empty_database_url: str, s
 
 
 async def test_old_servers() -> None:
-    """transaction_timeout is only set on servers that know it."""
+    """transaction_timeout is set only on servers that have it."""
 
     class Server:
         statements: list[str] = []  # noqa: RUF012

@@ -1,4 +1,4 @@
-"""The column `wire`: protobuf's own encoding of every row, also after a dump and restore."""
+"""The column `wire`: protobuf's own encoding of every row, before and after a dump and restore."""
 
 import subprocess
 from datetime import UTC, datetime, timedelta

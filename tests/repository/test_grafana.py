@@ -45,7 +45,7 @@ def test_links_between_dashboards() -> None:
 
 
 def test_variables_of_backups() -> None:
-    """The variables folder, cluster and database depend on the ones before, and allow several values, or all, also empty ones."""
+    """The variables folder, cluster and database depend on the previous ones, and allow several values or all, including empty ones."""
     _, *variables = DASHBOARDS["backups"]["templating"]["list"]
     assert [variable["definition"] for variable in variables] == [
         "label_values(backup_catalog_backups, folder_id)",

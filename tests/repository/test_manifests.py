@@ -55,7 +55,7 @@ _RESTRICTED = {
 
 @pytest.fixture(name="built", scope="module")
 def _built() -> list[Document]:
-    """The objects that `kubectl apply -k deploy` applies."""
+    """Return the objects that `kubectl apply -k deploy` applies."""
     return kustomized(DEPLOY)
 
 

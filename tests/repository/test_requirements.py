@@ -45,7 +45,7 @@ def test_supported_platforms() -> None:
 
 
 def test_safe(capsys: pytest.CaptureFixture[str]) -> None:
-    """Audited requirements without vulnerabilities pass, also in a release."""
+    """Audited requirements without vulnerabilities pass, in a release too."""
     assert judge([_SAFE], is_release=True) is None
     assert capsys.readouterr().out == "No known vulnerability in 1 requirements\n"
 

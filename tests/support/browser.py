@@ -1,4 +1,4 @@
-"""Program that opens a page in headless Chromium and prints what it finds, as JSON.
+"""Program that opens a page in headless Chromium and prints its findings as JSON.
 
 Usage: python -m tests.support.browser CHROMIUM PAGE AXE
 

@@ -53,7 +53,7 @@ class Authority:
         return Pair(self._sign(_subject(name), key.public_key(), extensions), pem)
 
     def _sign(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, extensions: Sequence[tuple[x509.ExtensionType, bool]]) -> bytes:
-        """Return a PEM certificate; `extensions` are pairs of an extension and whether it is critical."""
+        """Return a PEM certificate; `extensions` are pairs of an extension and True if it is critical."""
         now = datetime.now(UTC)
         builder = x509.CertificateBuilder(
             issuer_name=self._name,

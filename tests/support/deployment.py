@@ -77,7 +77,7 @@ class Replica(abc.ABC):
         await eventually(served, lambda count: count > times, timeout_s=60, period_s=0.05)
 
     def calls(self) -> int:
-        """Return how many calls the server has answered with OK."""
+        """Return the number of calls that the server has answered with OK."""
         return sum(line["event"] == "call" and line["code"] == "OK" and "health" not in line["method"] for line in self.log())
 
     def _times(self, event: str) -> int:

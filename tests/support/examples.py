@@ -34,7 +34,7 @@ def comparable(text: str) -> str:
 
 
 async def output(*command: str, **settings: str) -> str:
-    """Return what a command prints to standard output and standard error."""
+    """Return the text that a command prints to standard output and standard error."""
     env = environment(PYTHONPATH=str(ROOT), **settings)
     done = await processes.run(*command, cwd=ROOT, env=env, capture_output=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return done.stdout.decode()

@@ -88,7 +88,7 @@ class History:
         return sorted((page for pages in self.walks.values() for page in pages), key=lambda page: page.ended)
 
     def walks_over(self, began: float, ended: float) -> int:
-        """Return how many walks started before an interval and continued after it."""
+        """Return the number of walks that started before an interval and continued after it."""
         return sum(pages[0].ended <= began and ended <= pages[-1].ended for pages in self.walks.values())
 
     def longest_gap(self, began: float, ended: float) -> tuple[float, float]:

@@ -25,8 +25,8 @@ _numbers = itertools.count(1)
 def temporary_folder() -> Iterator[Path]:
     """Yield a new folder that PostgreSQL's user can enter, and delete it when the context is left.
 
-    The folder is in memory if there is space. On ext4, files are slow to create where many were deleted in the last seconds, as each
-    test's database is: a clone of the template then takes ten times the CPU.
+    The folder is in memory if there is space. On ext4, creating files is slow for seconds after many were deleted, as each test deletes its
+    database. A clone of the template would then take ten times the CPU.
     """
     in_memory = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _NEEDED_BYTES
     parent = _MEMORY if in_memory else _DISK

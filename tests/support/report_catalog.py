@@ -55,7 +55,7 @@ def _healthy(days: int, chance: random.Random) -> list[Listed]:
 
 
 def _with_failures(days: int, chance: random.Random) -> list[Listed]:
-    """Two databases; the runs of one of them have failed for some nights."""
+    """Return backups of two databases. The runs of one of them have failed for some nights."""
     listing: list[Listed] = []
     for database, size in (("sales", 210), ("marketing", 40)):
         schedule = _Schedule("reporting", 17.0, size * _GIB, 0, 1.4, database, base_every=1)
@@ -71,13 +71,13 @@ def _with_failures(days: int, chance: random.Random) -> list[Listed]:
 
 
 def _stopped(days: int, chance: random.Random) -> list[Listed]:
-    """The base of the last week was deleted, and a few nights have no run."""
+    """Return backups without the base of the last week, which was deleted, and without runs on a few nights."""
     schedule = _Schedule("staging", 19.0, 120 * _GIB, 9 * _GIB, 0.8)
     return [entry for number, entry in enumerate(_entries(schedule, days, chance)) if number not in (41, 42, 43, 97)]
 
 
 async def load_sample(url: str, *, days: int = 180) -> None:
-    """Import four clusters with backups of so many days, which end today."""
+    """Import four clusters with backups of the last `days` days."""
     chance = random.Random(1)
     await load(url, _healthy(days, chance), Target("warehouse", "dwh-production", "walg"), Options())
     await load(url, _with_failures(days, chance), Target("warehouse", "reporting", "gpbackup"), Options())

@@ -36,12 +36,12 @@ def make_row(cluster: str = "c1", **facts: Any) -> Freshness:
 
 
 def make_runs(day: int, kind: Kind, size: int | None = None, hours: float | None = None) -> Runs:
-    """Return the runs of so many days ago."""
+    """Return the runs of one kind, `day` days ago."""
     return Runs(TODAY - timedelta(days=day), kind, size, None if hours is None else timedelta(hours=hours))
 
 
 def make_link(number: int, **facts: Any) -> Link:
-    """Return an increment of so many days ago."""
+    """Return an increment that was completed `number` days ago."""
     created_at = NOW - timedelta(days=number)
     link = Link(f"b{number}", f"n{number}", created_at, created_at - timedelta(hours=1), "incremental", "everything", 100, "usable", None)
     return link._replace(**facts)

@@ -54,7 +54,7 @@ class Victim:
             self.failures.append(failure)
 
     async def _call(self, connection: Connection, *, rest: bool) -> str:
-        """Make one call; return what was wrong with its answer."""
+        """Make one call, and return the error in its answer, if any."""
         if rest:
             stream = await connection.get(_REST_LIST, self._token)
         else:

@@ -33,7 +33,7 @@ def test_white_space_around_a_token(file: Path) -> None:
 
 @pytest.mark.parametrize(("content", "message"), [*_BAD, (b"hunter2\xff", "does not contain one bearer token")])
 def test_files_without_a_token(file: Path, content: bytes, message: str) -> None:
-    """A file that does not contain one token is an error with the file's name and without its content."""
+    """The error for a file without exactly one token contains the file's name and not its content."""
     file.write_bytes(content)
     with pytest.raises(CommandError, match=message) as caught:
         token_reader(file)()
@@ -44,7 +44,7 @@ def test_files_without_a_token(file: Path, content: bytes, message: str) -> None
 
 @pytest.mark.parametrize(("content", "message"), [each for each in _BAD if each[0] and b"\0" not in each[0]])
 def test_a_variable_without_a_token(monkeypatch: pytest.MonkeyPatch, content: bytes, message: str) -> None:
-    """The same holds for the variable."""
+    """The error for a variable without exactly one token contains its name and not its value."""
     monkeypatch.setenv(TOKEN_VARIABLE, content.decode())
     with pytest.raises(CommandError, match=message) as caught:
         token_reader(None)()
@@ -60,7 +60,7 @@ def test_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    """A file that is absent, a folder, or a file that never ends is an error with its name."""
+    """The error for a file that is absent, endless or a folder contains its name."""
     for path, reason in ((tmp_path / "none", "No such file or directory"), (tmp_path, "Is a directory"), (Path("/dev/zero"), "more than")):
         with pytest.raises(CommandError, match=f"^token file {path}: .*{reason}"):
             token_reader(path)()

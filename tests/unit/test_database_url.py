@@ -31,7 +31,7 @@ def test_hosts(url: str, hosts: list[tuple[str, int]]) -> None:
 
 
 def test_credentials() -> None:
-    """Values are percent-decoded, a plus sign is not a space, and parameters override what precedes the question mark."""
+    """Values are percent-decoded, a plus sign is not a space, and parameters override the part before the question mark."""
     url = parse_database_url("postgresql://u%40x:p%3A+%25:y@h/d%2F1")
     assert (url.user, url.password, url.database) == ("u@x", "p:+%:y", "d/1")
     url = parse_database_url("postgresql://u:p@h/d?user=u2&password=p%26&dbname=d2&passfile=/f&user=u3")

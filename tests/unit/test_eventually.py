@@ -40,7 +40,7 @@ async def test_reports_a_read_that_does_not_return() -> None:
 
 
 async def test_raises_errors_of_the_read() -> None:
-    """An error of the read that is not to be retried is raised at once, even a timeout of its own."""
+    """An error that is not retried is raised immediately, even if it is a timeout."""
 
     async def read() -> str:
         raise TimeoutError("the read's own")

@@ -167,7 +167,7 @@ _entries = st.sampled_from([*(pair.entry for pair in _PAIRS.values()), *_PRIVATE
 @pytest.mark.parametrize("name", list(_PAIRS))
 @pytest.mark.parametrize("with_alg", [True, False])
 def test_valid_tokens(name: str, *, with_alg: bool) -> None:
-    """A valid token of each algorithm is accepted, also by joserfc."""
+    """A valid token of each algorithm is accepted by the service and by joserfc."""
     pair = _PAIRS[name]
     for algorithm in pair.algorithms if with_alg else {pair.algorithms[0], pair.algorithms[-1]} - {"PS512"}:
         entry = pair.entry | {"kid": "k"} | ({"alg": algorithm} if with_alg else {})

@@ -138,7 +138,7 @@ def test_attempts_with_bad_values(history: Path, columns: dict[str, Any], status
 
 @pytest.mark.parametrize("status", ["", None])
 def test_no_status_is_success(history: Path, status: str | None) -> None:
-    """A row without a status is a success, of gpbackup before 1.19.0; its end time is valid from 1.13.0 on."""
+    """A row without a status is a success of gpbackup before 1.19.0. Its end time is valid from 1.13.0 on."""
     entry = _only(history, status=status, backup_version="1.18.1")
     assert (entry.created_at - entry.started_at, entry.warnings) == (timedelta(hours=2, minutes=41, seconds=15), (_NO_SIZE,))
 
@@ -176,7 +176,7 @@ def test_repeated_hour(history: Path, start: str, end: str, started_at: str, min
     ],
 )
 def test_skipped_hour(history: Path, columns: dict[str, Any], field: str, time: str) -> None:
-    """A backup with a time that no clock of the zone has shown is unusable: others may be right, because the host may have moved since."""
+    """A backup with a time that does not exist in the zone is unusable. Others may be valid, because the host's zone may have changed."""
     write_history(history, {"timestamp": "20200101000000", "end_time": "20200101010000"}, columns)
     name = columns["timestamp"]
     reason = f"2026-03-29 {time} does not exist in Europe/Berlin: if --timezone is wrong, all times of this import are"
@@ -206,14 +206,14 @@ def test_excluded_rows(history: Path, columns: dict[str, Any]) -> None:
     ],
 )
 def test_skipped_hour_of_other_rows(history: Path, columns: dict[str, Any], found: Listed) -> None:
-    """A time that does not exist has no effect in a row that is skipped for another reason: the host may have moved since."""
+    """A time that does not exist has no effect in a row that is skipped anyway."""
     row = {"timestamp": "20260329021500", "end_time": "20260329031500"}
     assert _read(write_history(history, row | columns)) == [found]
 
 
 @pytest.mark.parametrize("columns", [{}, {"status": "odd"}, {"database_name": ""}, {"incremental": 1, "data_only": 1}])
 def test_too_early(history: Path, columns: dict[str, Any]) -> None:
-    """A backup that was completed before --since is skipped, also if its times do not exist in the zone or its values are bad."""
+    """A backup that was completed before --since is skipped, even if its times do not exist in the zone or its values are bad."""
     row = {"timestamp": "20260329021500", "end_time": "20260329021600"}
     since = datetime(2026, 3, 29, 1, 16, 1, tzinfo=UTC)
     assert _read(write_history(history, row | columns), selection=Selection(since)) == [Skipped("20260329021500", TOO_EARLY)]
@@ -302,7 +302,7 @@ _START = st.integers(1_400_000_000, 1_900_000_000)
 
 @given(st.sampled_from(_ZONES), _START | st.integers(-20_000, 20_000).map(lambda s: 1_792_890_000 + s), st.integers(0, 20_000))
 def test_every_real_backup_is_readable(zone: str, start: int, seconds: int) -> None:
-    """A time that a coordinator's clock showed is always accepted: it is exact, or marked as ambiguous and never later than it was."""
+    """A time that a coordinator's clock showed is accepted. It is exact, or marked as ambiguous and not later than the actual time."""
     started_at, created_at = (datetime.fromtimestamp(time, UTC) for time in (start, start + seconds))
     times = {"timestamp": started_at, "end_time": created_at}
     shown = {column: f"{time.astimezone(ZoneInfo(zone)):%Y%m%d%H%M%S}" for column, time in times.items()}
@@ -353,7 +353,7 @@ def test_unknown_deletion(history: Path, deleted: str) -> None:
 
 @pytest.mark.parametrize("deleted", ["Plugin Backup Delete Failed", "Local Delete Failed"])
 def test_deletion_that_failed(history: Path, deleted: str) -> None:
-    """A backup whose deletion failed exists, by gpbackman's rule, and is imported with a warning for each kind of failure."""
+    """A backup whose deletion failed still exists, as in gpbackman, and is imported with a warning for each kind of failure."""
     assert _only(history, date_deleted=deleted).warnings == (f"still present: deletion failed ({deleted})", _NO_SIZE)
 
 
@@ -542,7 +542,7 @@ def test_absent_file_is_not_created(history: Path) -> None:
 
 
 def test_odd_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path with characters that have a meaning in a URL is opened as it is, also if it is relative."""
+    """A path with special characters of URLs is opened unchanged, even if it is relative."""
     folder = tmp_path / "a?mode=rwc#%41 ж"
     folder.mkdir()
     write_history(folder / "h.db", {})
@@ -666,7 +666,7 @@ def test_a_gpbackup_that_waits(history: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_gpbackup_that_does_not_commit_yet(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading continues while a gpbackup has written, but does not wait to commit."""
+    """Reading continues while a gpbackup has uncommitted changes, as long as it does not wait to commit."""
     write_history(history, *({"timestamp": f"20200101{n:06}"} for n in range(60)))
     _slow_reading(monkeypatch, lambda: None)
     with open_history(history) as writer:

@@ -17,7 +17,7 @@ _LINE = "x" * 1023 + "\n"
 
 @pytest.fixture(name="pipe", params=[True, False], ids=["blocking", "non-blocking"])
 def _pipe(request: pytest.FixtureRequest) -> Iterator[tuple[TextIO, TextIO]]:
-    """The two ends of a pipe: for reading and for writing."""
+    """Yield the ends of a pipe for reading and for writing."""
     reader, writer = os.pipe()
     os.set_blocking(writer, request.param)
     with os.fdopen(reader, encoding="utf-8") as read, os.fdopen(writer, "w", encoding="utf-8") as write:
@@ -70,7 +70,7 @@ async def test_close_writes_the_waiting_lines(pipe: tuple[TextIO, TextIO]) -> No
 
 
 async def test_a_full_disk() -> None:
-    """Lines that a full disk does not take are counted."""
+    """Lines that cannot be written to a full disk are counted."""
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         writer = LogWriter(full, report=_report)
         for _ in range(3):
@@ -79,7 +79,7 @@ async def test_a_full_disk() -> None:
         assert writer.close()
 
 
-# The limit of the file's size is the process's own, so this runs in another one.
+# The limit of the file size applies to the whole process, so this runs in another process.
 _PARTLY_WRITTEN = """
 import resource, sys, time
 from service.observability.log_writer import LogWriter
@@ -99,7 +99,7 @@ assert writer.close()
 
 
 def test_a_line_that_is_written_in_part(tmp_path: Path) -> None:
-    """A line after one of which only a part was written starts on its own line."""
+    """The line that follows a partly written one starts on a new line."""
     with (tmp_path / "log").open("w+", encoding="utf-8") as log:
         subprocess.run([sys.executable, "-c", _PARTLY_WRITTEN], stdout=log, check=True, timeout=60)
         log.seek(0)

@@ -109,7 +109,7 @@ def test_a_line_of_a_library(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 async def test_texts_of_other_errors_are_not_logged(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
-    """An error of a library is logged by type and place without its text, which may contain a password, also by the library itself."""
+    """An error of a library, even one that the library logs, is logged by type and place without its text, which may contain a password."""
     logs.configure_logging(log_format=log_format, log_level="debug")
     try:
         try:

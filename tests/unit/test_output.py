@@ -298,5 +298,5 @@ def test_length_of_a_summary() -> None:
     ],
 )
 def test_imports_without_changes(changes: dict[str, object], text: str) -> None:
-    """An import that changed nothing prints why."""
+    """An import that changed nothing prints the reason."""
     assert list(summary_lines(_SUMMARY._replace(**changes), _TARGET))[-1] == text  # type: ignore[arg-type]

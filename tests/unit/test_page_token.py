@@ -82,7 +82,7 @@ def test_any_flipped_bit_of_the_bytes(length: int, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 20, 41, 50])
 def test_every_flipped_bit_of_the_characters(length: int) -> None:
-    """A token with one flipped bit in its characters is rejected, also if base64 ignores that bit."""
+    """A token with one flipped bit in its characters is rejected, even if base64 ignores that bit."""
     token = PageTokens(_KEY).seal(Position(_EPOCH, "x" * length), _F).encode()
     for index in range(len(token)):
         for bit in range(7):
@@ -115,7 +115,7 @@ def test_any_text(text: str) -> None:
 
 @given(st.binary(max_size=100).filter(bool))
 def test_any_bytes_in_base64(data: bytes) -> None:
-    """Any bytes that were not sealed are rejected, also in the encoding of a token."""
+    """Any bytes that were not sealed are rejected, even in the encoding of a token."""
     _rejected(base64.urlsafe_b64encode(b"\x01" + data).rstrip(b"=").decode())
 
 

@@ -92,7 +92,7 @@ def test_restore() -> None:
 
 
 async def test_summary() -> None:
-    """The summary counts what is overdue, broken, unknown, missing and failed, and the rows that need attention come first."""
+    """The summary counts overdue, broken, unknown, missing and failed backups, and the rows that need attention come first."""
     rows = [
         make_row("c1"),
         make_row("c2", last_backup_id=None, last_created_at=None, broken=2, unknown=3, missing=4),
@@ -109,7 +109,7 @@ async def test_summary() -> None:
 
 
 async def test_left_out() -> None:
-    """The page says how many clusters have no section."""
+    """The page contains the number of clusters without a section."""
     page = make_page(make_row("c1"), make_row("c2"))
     html = await make_html(page._replace(clusters=page.clusters[:1]))
     assert "Left out, because they have no findings: 1 cluster." in html
@@ -117,7 +117,7 @@ async def test_left_out() -> None:
 
 
 async def test_empty_catalog() -> None:
-    """Without an import, the page says so."""
+    """If nothing was imported, the page contains a message."""
     assert "No import matches" in await make_html(make_page())
 
 
@@ -137,7 +137,7 @@ async def test_hostile_names(name: str) -> None:
 
 
 async def test_self_contained() -> None:
-    """The page has no script, no style attribute, no event handler and no address, and its policy forbids to load anything."""
+    """The page has no script, no style attribute, no event handler and no address, and its policy forbids loading anything."""
     html = await make_html(
         make_page(make_row(), make_row("c2", broken=1)), [make_runs(1, "base", 1, 1)], Chain(make_link(0), "f1", "c1", "walg", "", [], [])
     )

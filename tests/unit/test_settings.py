@@ -13,7 +13,7 @@ _KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 
 def test_defaults() -> None:
-    """Every setting has a default except the database URL, which is only required where it is used."""
+    """Every setting has a default except the database URL, which only some commands require."""
     settings = Settings.read()
     assert settings.listen == Address("127.0.0.1", 50051)
     assert settings.page_token_key.get_secret_value() == DEFAULT_KEY

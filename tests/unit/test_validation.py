@@ -58,7 +58,7 @@ def test_every_violation_at_once(request_: pb.GetBackupRequest | pb.ListBackupsR
     st.text(st.characters(exclude_categories=["Cs"])), st.integers(-(2**63), 2**63 - 1), st.text(st.characters(exclude_categories=["Cs"]))
 )
 def test_any_request(folder_id: str, page_size: int, page_token: str) -> None:
-    """A request passes exactly if the contract's limits hold for it."""
+    """A request passes if and only if it is within the contract's limits."""
     within = {
         "folder_id": 1 <= len(folder_id) <= 50,
         "page_size": 0 <= page_size <= 1000,

@@ -228,7 +228,7 @@ def test_bad_parents(parent: object) -> None:
 
 
 def test_increment_without_a_parent() -> None:
-    """A backup that is named like an increment is one, also without a recorded parent."""
+    """A backup that is named like an increment is one, even without a recorded parent."""
     entry = _only(Name="backup_20261120T031501Z_D_20261119T031501Z")
     assert (entry.method, entry.needs) == ("incremental", ())
 
@@ -240,7 +240,7 @@ def test_permanent(value: object, permanent: object) -> None:
 
 
 def test_excluded() -> None:
-    """An entry that is named is skipped, also if it is unusable; the others are not."""
+    """An entry that --exclude names is skipped, even if it is unusable. Other entries are not."""
     bad = _with(Name="backup_20261119T031501Z", user_data={"backup_id": "a b"})
     skipped, entry = _read([bad, _ENTRY], exclude=frozenset({"backup_20261119T031501Z"}))
     assert skipped == Skipped("backup_20261119T031501Z", EXCLUDED)
@@ -256,7 +256,7 @@ def test_excluded_entry_with_a_bad_name() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"compressed_size": -1}, {"start_time": "soon"}, {"user_data": {"backup_id": "a b"}}])
 def test_too_early(changes: dict[str, Any]) -> None:
-    """An entry that was completed before --since is skipped, also if its other values are bad."""
+    """An entry that was completed before --since is skipped, even if its other values are bad."""
     since = datetime(2026, 11, 20, 2, 41, 58, 826200, tzinfo=UTC)
     assert _read([_with(**changes)], since=since) == [Skipped("backup_20261120T031501Z", TOO_EARLY)]
     assert isinstance(_read([_ENTRY], since=since.replace(microsecond=826199))[0], Entry)
@@ -348,7 +348,7 @@ def test_listing_without_detail() -> None:
 
 
 def test_listing_of_a_postgresql() -> None:
-    """A listing of PostgreSQL is rejected by name."""
+    """A listing of PostgreSQL is rejected, and the error names PostgreSQL."""
     listing = {"backup_name": "base_0001", "time": "2026-11-20T02:42:03Z", "start_time": "2026-11-20T02:42:03Z", "start_lsn": 1}
     with pytest.raises(InvalidListing, match="of PostgreSQL, not of Greenplum"):
         _read([listing])

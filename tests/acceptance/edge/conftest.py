@@ -18,7 +18,7 @@ async def _running(postgres: EmbeddedPostgres, module_database: str) -> AsyncIte
 
 @pytest.fixture(name="database_name")
 async def _database_name(module_sql: Sql, module_database: str) -> str:
-    """Name of the database that the tests of a module share, without rows."""
+    """Return the name of the database that the tests of a module share, without rows."""
     await module_sql.execute(f"TRUNCATE {', '.join(TABLES)}")
     return module_database
 

@@ -34,7 +34,7 @@ _PROXY_PROTOCOL = replaced("# listener_filters:", "listener_filters:")
 
 
 async def _statuses(deployment: Deployment, envoy: Edge, count: int, **headers: str) -> list[int]:
-    """Return the HTTP statuses of so many requests, one after the other."""
+    """Make `count` requests, one after the other, and return their HTTP statuses."""
     headers = {"authorization": f"Bearer {deployment.token()}"} | headers
     url = f"http://127.0.0.1:{envoy.port}{_BACKUPS}"
     return [(await asyncio.to_thread(fetch, url, "GET", headers)).status for _ in range(count)]
@@ -55,7 +55,7 @@ async def test_rate_limit_is_disabled_by_one_line(deployment: Deployment) -> Non
 
 
 async def test_all_clients_behind_one_address(deployment: Deployment) -> None:
-    """Clients behind one address are all served by the shipped configuration, each many times as often as it needs."""
+    """The shipped configuration serves all clients behind one address, at many times the rate that they need."""
     clients, calls = 50, 20
     async with edge(deployment) as envoy, contextlib.AsyncExitStack() as stack:
         channels = [await stack.enter_async_context(_channel(envoy, "127.0.0.2")) for _ in range(clients)]
@@ -211,13 +211,13 @@ def _encoded(headers: Sequence[tuple[str, str]]) -> bytes:
 
 
 def _unread(envoy: Edge) -> contextlib.AbstractAsyncContextManager[Connection]:
-    """A connection whose streams have a window of 0."""
+    """Open a connection whose streams have a window of 0."""
     return Connection.to(Address("127.0.0.1", envoy.port), {4: 0})
 
 
 @contextlib.asynccontextmanager
 async def _channel(envoy: Edge, source: str) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel of its own through a relay that connects from the address `source`."""
+    """Yield a channel through a relay that connects from the address `source`."""
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         to_reader, to_writer = await asyncio.open_connection("127.0.0.1", envoy.port, local_addr=(source, 0))
