@@ -213,7 +213,7 @@ COMMENT ON COLUMN backups.needs IS 'Names of the backups that a restore requires
 COMMENT ON COLUMN backups.chain IS 'Whether the backups in needs are there, at the last import';
 COMMENT ON COLUMN backups.missing_since IS 'When an import first found that the listing no longer has the backup';
 COMMENT ON COLUMN backups.wire IS 'The row as an element of ListBackupsResponse.backups';
-COMMENT ON TABLE imports IS 'The last import of each cluster and tool, also if it changed nothing';
+COMMENT ON TABLE imports IS 'The last import of each cluster and tool, even if it changed nothing';
 COMMENT ON COLUMN imports.entries IS 'Entries of the listing, including skipped ones';
 COMMENT ON COLUMN imports.skipped IS 'Entries that are not backups of the catalog, for any reason';
 COMMENT ON COLUMN imports.unusable IS 'Skipped entries with values that the catalog cannot hold';

@@ -176,7 +176,7 @@ def _error_message(error: NotAnArray) -> str:
         return f"line {number} is a line of WAL-G's log: pass its standard output only (drop `2>&1`)."
     if error.reason == "empty":
         return (
-            "the input is empty. WAL-G prints nothing if there are no backups, but also if it failed: check its log. "
+            "the input is empty. WAL-G prints nothing if there are no backups or if it failed: check its log. "
             "(To record that no backups are left, import `echo '[]'` with --prune --prune-any.)"
         )
     if error.reason == "not an array":

@@ -22,6 +22,9 @@ _REPLACEMENTS = {
     r"somebody|whoever|(that|by) nobody": "a client, a caller",
     r"(is|are) no more": "no longer",
     r"(is|are) told": "receives, is logged, is reported",
+    r"also (if|when)": "even if",
+    r"(rejects?|forbids?) to": "refuses to",
+    r"returns? (why|how (many|long|old))": "return the reason, the number, the duration",
 }
 _PHRASE = re.compile(rf"\b({'|'.join(_REPLACEMENTS)})\b", re.IGNORECASE)
 
