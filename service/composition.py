@@ -289,4 +289,4 @@ def _add_gauges(parts: _Parts) -> None:
     if keys := parts.keys:
         metrics.gauge("backups_jwks_age_seconds", "Seconds since the signing keys were last read.", lambda: keys.age)
         max_age = parts.settings.jwks_max_age.total_seconds
-        metrics.gauge("backups_jwks_max_age_seconds", "Age from which the signing keys are not used.", max_age)
+        metrics.gauge("backups_jwks_max_age_seconds", "Maximum age of the signing keys, in seconds.", max_age)

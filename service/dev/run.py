@@ -38,7 +38,7 @@ def dev_catalog(url: str | None, data_folder: Path, roles: Roles) -> Iterator[De
     """
     if url is not None:
         migrate(url, roles=roles)
-        yield DevCatalog(url, "nothing: BACKUPS_DATABASE_URL names a database of yours", is_embedded=False)
+        yield DevCatalog(url, "nothing, because BACKUPS_DATABASE_URL names a database", is_embedded=False)
         return
     postgres = EmbeddedPostgres(data_folder)
     with postgres.running():

@@ -270,7 +270,7 @@ async def test_bad_lengths(cli: _Cli, length: str) -> None:
 
 
 async def test_status_without_a_database(command: RunCommand) -> None:
-    """An unavailable database exits with 1, which is not the status of an old backup."""
+    """If the database is unavailable, `status` exits with 1, and not with 2 as for an old backup."""
     done = await command("status", "--max-age", "26h", BACKUPS_DATABASE_URL="postgresql://user:hunter2@127.0.0.1:1/none")
     assert (done.status, done.stdout) == (1, "")
     assert done.stderr.startswith("backup-service: cannot connect to 127.0.0.1:1: connection refused")
@@ -281,7 +281,7 @@ async def test_status_without_a_database(command: RunCommand) -> None:
 
 
 async def test_remove_cluster(cli: _Cli, sql: Sql) -> None:
-    """The preview names all rows; a dry run, or no terminal to confirm on, removes nothing; --yes removes all of them."""
+    """The preview names all rows. Nothing is removed by a dry run or without a terminal to confirm on, and --yes removes all rows."""
     await cli("import", "walg", str(_LISTING), *_C1)
     rows = "cluster c1:\n  folder f1, walg: 4 backups, the last completed 2026-11-23 20:02:11Z, and the record of their import\n"
     assert await cli("remove-cluster", "--cluster-id", "c1", "--dry-run") == Done(0, f"Would remove from {rows}", "")
@@ -295,7 +295,7 @@ async def test_remove_cluster(cli: _Cli, sql: Sql) -> None:
 
 
 @pytest.mark.parametrize(("answer", "status", "remaining"), [("y\n", 0, 0), ("n\n", 1, 4), ("\n", 1, 4)])
-async def test_remove_cluster_asks(cli: _Cli, sql: Sql, import_url: str, answer: str, status: int, remaining: int) -> None:
+async def test_remove_cluster_confirmation(cli: _Cli, sql: Sql, import_url: str, answer: str, status: int, remaining: int) -> None:
     """On a terminal the command asks for confirmation, and removes nothing without a yes."""
     await cli("import", "walg", str(_LISTING), *_C1)
     leader, follower = pty.openpty()

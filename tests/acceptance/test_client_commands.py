@@ -183,7 +183,7 @@ async def test_ca_file_alone_means_tls(command: RunCommand, service: _Service, t
     assert service.tokens == [f"Bearer {_TOKEN}"]
 
 
-async def test_tls_mix_ups(command: RunCommand, service: _Service, port: int, tmp_path: Path) -> None:
+async def test_tls_mismatch(command: RunCommand, service: _Service, port: int, tmp_path: Path) -> None:
     """The error names the mismatch if a TLS client uses a plaintext port, or a plaintext client a TLS port."""
     authority, ca_file = Authority(), tmp_path / "ca.pem"
     ca_file.write_bytes(authority.cert)
@@ -438,7 +438,7 @@ async def test_long_ids_do_not_multiply(command: RunCommand, service: _Service, 
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 100])
-async def test_page_tokens_in_a_circle(service: _Service, port: int, length: int) -> None:
+async def test_repeated_page_tokens(service: _Service, port: int, length: int) -> None:
     """A service that repeats its page tokens after any number of pages does not make --all run forever."""
 
     def answer(request: bytes) -> bytes:

@@ -117,7 +117,7 @@ class Catalog:
         return "new" if state == self._new else "old"
 
     async def until(self, query: str) -> None:
-        """Wait until an import runs a query LIKE this."""
+        """Wait until an import runs a query that matches a LIKE pattern."""
         running = f"SELECT count(*) {_RUNNING_IMPORTS} AND query LIKE $1"
         await eventually(lambda: self.sql.fetchval(running, query), bool, timeout_s=30, period_s=0.005)
 
@@ -370,7 +370,7 @@ def _in_sequence(order: tuple[int, ...]) -> tuple[dict[int, int], dict[int, tupl
 
 
 @pytest.mark.guarantee(15, "two imports and a prune of a cluster at once")
-async def test_at_once(
+async def test_concurrent_imports(
     postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, tmp_path: Path, *, long: bool, measure: Measure
 ) -> None:
     """Concurrent imports have the same rows and print the same counts as the same imports in some sequence."""

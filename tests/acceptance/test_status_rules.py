@@ -113,7 +113,7 @@ async def test_missing_backup(catalog: _Catalog) -> None:
     assert await catalog.rules("--max-age", "26h") == (2, [(None, "max-age")])
 
 
-async def test_bases_apart(catalog: _Catalog) -> None:
+async def test_age_of_the_last_base(catalog: _Catalog) -> None:
     """--max-age-base judges the last base, although a newer increment meets --max-age."""
     now = datetime.now(UTC)
     base = _walg(now - timedelta(days=9))

@@ -116,7 +116,7 @@ async def test_withdrawal_takes_effect_within_the_refresh_period() -> None:
 
 
 @pytest.mark.usefixtures("short_retry")
-async def test_keys_grow_too_old(guarded: StartGuarded, issuer: Issuer, source: Source) -> None:
+async def test_keys_that_are_too_old(guarded: StartGuarded, issuer: Issuer, source: Source) -> None:
     """Keys that cannot be read again are used until BACKUPS_JWKS_MAX_AGE. Then calls are UNAVAILABLE, even with remembered tokens."""
     source.answer = (200, issuer.jwks())
     token = issuer.token("k1")

@@ -128,7 +128,7 @@ async def test_later_calls_do_not_wait(catalog: Catalog, locked: Locked, sql: Sq
 
 
 @pytest.mark.parametrize("moment", ["before the query", "during the query"])
-async def test_cancelled_neighbour(catalog: Catalog, locked: Locked, sql: Sql, add_backups: AddBackups, moment: str) -> None:
+async def test_cancelled_call_of_a_shared_query(catalog: Catalog, locked: Locked, sql: Sql, add_backups: AddBackups, moment: str) -> None:
     """A cancelled or expired call affects no other call of its query, whichever of them began the batch."""
     backups = await add_backups(3)
     async with locked():

@@ -123,7 +123,7 @@ async def test_an_increment_without_a_parent(import_url: str, sql: Sql) -> None:
     assert (await _days(sql))[0] == "unknown"
 
 
-async def test_chains_heal(import_url: str, sql: Sql) -> None:
+async def test_broken_chain_becomes_complete(import_url: str, sql: Sql) -> None:
     """A broken chain is complete again when the listing has the base again, and only changed rows are written."""
     whole = [_Backup(0), _Backup(1, 0), _Backup(2)]
     await _load_walg(import_url, _walg(*whole))

@@ -35,7 +35,7 @@ def test_bill_of_materials(tmp_path: Path) -> None:
 
 
 def test_supported_platforms() -> None:
-    """docs/installing.md names the CPythons, the glibc and the architectures for which the requirements are checked."""
+    """docs/installing.md names the versions of CPython and glibc and the architectures for which the requirements are checked."""
     page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([\w ]+) \| (.+) \|$", page, re.MULTILINE))
     assert rows["CPython"] == ", ".join(PYTHONS)

@@ -9,8 +9,8 @@ from pathlib import Path
 def free_ports(count: int) -> list[int]:
     """Return free ports outside the range of the kernel's client ports.
 
-    A port within it could be taken by another connection while its replica is down, even by a connection to itself: connecting to a
-    port without a listener succeeds if the client's port is the same port.
+    While its replica is down, a port in this range could be taken by the client's side of a connection, even of a connection to the port
+    itself: TCP connects a port to itself.
     """
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split())
     outside = max(range(2_000, low), range(high + 1, 1 << 16), key=len)

@@ -541,7 +541,7 @@ def test_absent_file_is_not_created(history: Path) -> None:
         _read(history.parent)
 
 
-def test_odd_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_with_special_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path with special characters of URLs is opened unchanged, even if it is relative."""
     folder = tmp_path / "a?mode=rwc#%41 ж"
     folder.mkdir()

@@ -89,7 +89,7 @@ _WEAK = rsa.generate_private_key(public_exponent=65537, key_size=1024)
     ],
 )
 def test_unusable_entries(reason: str, entry: Any) -> None:
-    """An unusable entry is ignored for a fixed reason, and the keys around it are used."""
+    """An unusable entry is ignored with a fixed reason, and the other keys are used."""
     first, last = _PUBLIC | {"kid": "first"}, _PUBLIC | {"kid": "last"}
     keys, ignored = parse_jwks(_document(first, entry, last))
     assert set(keys) == {"first", "last"}

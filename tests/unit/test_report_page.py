@@ -39,7 +39,7 @@ class _Markup(HTMLParser):
 
 
 def test_best_run_of_a_day() -> None:
-    """A day shows its best run: base, incremental, failed, not restorable, partial; a failed night is not hidden by a partial backup."""
+    """A day shows its best run: the first of base, incremental, failed, not restorable and partial."""
     order: tuple[Kind, ...] = ("base", "incremental", "failed", "unusable", "partial")
     for number, kind in enumerate(order):
         found = history(Period.until(TODAY, 3), [make_runs(1, each) for each in order[number:]])
