@@ -302,7 +302,7 @@ class Settings(BaseSettings):
         return [*check_environment(), *self.database_warnings]
 
     @model_validator(mode="after")
-    def _together(self) -> Self:
+    def _check_combinations(self) -> Self:
         """Check settings that depend on each other."""
         if self.auth == "jwt":
             for name in ("jwks", "jwt_issuer", "jwt_audience"):

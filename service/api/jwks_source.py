@@ -25,12 +25,12 @@ Read: TypeAlias = Callable[[], Awaitable[bytes]]
 def jwks_source(source: str) -> Read:
     """Return a function that reads a file, or an `https://` URL, or an `http://` URL of a loopback address."""
     if "://" not in source:
-        return lambda: _in_time(asyncio.to_thread(_read_file, Path(source)))
+        return lambda: _with_timeout(asyncio.to_thread(_read_file, Path(source)))
     context = ssl.create_default_context()  # the system's authorities
-    return lambda: _in_time(_fetch(source, context))
+    return lambda: _with_timeout(_fetch(source, context))
 
 
-async def _in_time(reading: Awaitable[bytes]) -> bytes:
+async def _with_timeout(reading: Awaitable[bytes]) -> bytes:
     async with asyncio.timeout(READ_TIMEOUT_S):
         return await reading
 

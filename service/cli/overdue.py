@@ -68,7 +68,7 @@ def _judge_row(row: Freshness, now: datetime, limits: Limits) -> Iterator[Overdu
 
 def _last_backup(row: Freshness, now: datetime, max_age: timedelta | None) -> Iterator[tuple[Rule, str]]:
     if row.last_created_at is None:
-        yield "no-restorable-backup", f"there is no restorable backup{_others(row)}"
+        yield "no-restorable-backup", f"there is no restorable backup{_not_restorable(row)}"
         return
     age = now - row.last_created_at
     if age < -CLOCK_TOLERANCE:
@@ -77,7 +77,7 @@ def _last_backup(row: Freshness, now: datetime, max_age: timedelta | None) -> It
         yield "max-age", f"the last restorable backup was completed {duration(age)} ago"
 
 
-def _others(row: Freshness) -> str:
+def _not_restorable(row: Freshness) -> str:
     """Return the numbers of backups that are not restorable, in parentheses."""
     counts = {"partial": row.partial, "broken": row.broken, "unknown": row.unknown, "missing": row.missing}
     shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)

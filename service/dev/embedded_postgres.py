@@ -127,11 +127,11 @@ class EmbeddedPostgres:
 
     def stop(self) -> None:
         """Shut the server down (fast) and wait for its exit."""
-        self._end(signal_name=b"")
+        self._shut_down(signal_name=b"")
 
     def crash(self) -> None:
         """Shut the server down without a checkpoint (immediate), as a crash would; the next start recovers."""
-        self._end(signal_name=b"QUIT\n")
+        self._shut_down(signal_name=b"QUIT\n")
 
     def remove(self) -> None:
         """Delete all files; the server must not run."""
@@ -190,7 +190,7 @@ class EmbeddedPostgres:
     def _wait_for_previous(self) -> None:
         """Wait until the server of an earlier run has exited, and remove the file with its process id if a crash has left it."""
         deadline = time.monotonic() + _STOP_TIMEOUT_S
-        while (pid := self._recorded_pid()) is not None and _works_in(pid, self.data):
+        while (pid := self._recorded_pid()) is not None and _has_working_folder(pid, self.data):
             if time.monotonic() > deadline:
                 raise EmbeddedPostgresError(f"another PostgreSQL, process {pid}, already runs on {self.data}")
             time.sleep(_POLL_S)
@@ -208,7 +208,7 @@ class EmbeddedPostgres:
             return (self.data / "postmaster.pid").read_text().rpartition("\n")[0].rpartition("\n")[2].strip() in ("ready", "standby")
         return False
 
-    def _end(self, *, signal_name: bytes) -> None:
+    def _shut_down(self, *, signal_name: bytes) -> None:
         server, self._server = self._server, None
         if server is None or server.stdin is None:
             return
@@ -278,7 +278,7 @@ def server_user() -> pwd.struct_passwd:
     raise EmbeddedPostgresError("PostgreSQL does not run as root, and there is no user `postgres` or `nobody` to run it as")
 
 
-def _works_in(pid: int, folder: Path) -> bool:
+def _has_working_folder(pid: int, folder: Path) -> bool:
     """Return True if a process has this working folder, as the postmaster of a data folder has.
 
     Without /proc any process that exists may be that postmaster.

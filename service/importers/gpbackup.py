@@ -160,7 +160,7 @@ class _Reader:
     def _attempt(self, row: Row, name: str | None, state: str) -> Listed:
         """Return the attempt of a row, or a skipped entry if its values cannot be read."""
         reason = "failed" if state == "failed" else "not completed: still running, or ended by a crash"
-        started_at = self._approximate(row["timestamp"])
+        started_at = self._approximate_instant(row["timestamp"])
         if name is None or started_at is None:
             return Skipped(name, reason)
         if self._selection.excludes(name):
@@ -175,10 +175,10 @@ class _Reader:
 
     def _is_too_early(self, row: Row) -> bool:
         """Return True if the backup was certainly completed before --since, even if its times are invalid in the zone."""
-        completed = self._approximate(row["timestamp"] if _has_no_end(row) else row["end_time"])
+        completed = self._approximate_instant(row["timestamp"] if _has_no_end(row) else row["end_time"])
         return completed is not None and self._selection.is_too_early(completed)
 
-    def _approximate(self, text: object) -> datetime | None:
+    def _approximate_instant(self, text: object) -> datetime | None:
         """Return the instant of a local time, the later one if it is ambiguous or does not exist, or None if it is not a time."""
         try:
             local = _local(text)

@@ -24,37 +24,37 @@ class Files(NamedTuple):
     """True if the primaries have files."""
 
     @property
-    def place(self) -> Path:
+    def relative_path(self) -> Path:
         return Path("backups", self.timestamp[:8], self.timestamp)
 
 
 def local_size(backup_dir: Path, files: Files) -> int | str:
     """Return the size in bytes, or the reason why it is unknown."""
     try:
-        if (shared := backup_dir / files.place).is_dir():
-            return _of_shared(shared, files)
-        return _of_contents(backup_dir, files)
+        if (shared := backup_dir / files.relative_path).is_dir():
+            return _size_of_shared_directory(shared, files)
+        return _size_of_separate_directories(backup_dir, files)
     except OSError as exc:
         return f"its files cannot be read ({exc.strerror})"
 
 
-def _of_contents(backup_dir: Path, files: Files) -> int | str:
-    names = [each.name for each in os.scandir(backup_dir) if _NAME.fullmatch(each.name) and Path(each, files.place).is_dir()]
+def _size_of_separate_directories(backup_dir: Path, files: Files) -> int | str:
+    names = [each.name for each in os.scandir(backup_dir) if _NAME.fullmatch(each.name) and Path(each, files.relative_path).is_dir()]
     prefixes = [name.removesuffix("-1") for name in names if name.endswith("-1")]
     if len(prefixes) > 1:
         return f"several clusters have a backup of this time in {backup_dir}"
-    reachable = [name for name in names if not prefixes or _is_of(name, prefixes[0], files.segments)]
+    reachable = [name for name in names if not prefixes or _is_directory_of(name, prefixes[0], files.segments)]
     if not prefixes or len(reachable) <= files.segments:
         return f"{min(len(reachable), files.segments)} of {files.segments + 1} directories reachable"
-    return sum(_sum(backup_dir / name / files.place) for name in reachable)
+    return sum(_total_size(backup_dir / name / files.relative_path) for name in reachable)
 
 
-def _is_of(name: str, prefix: str, segments: int) -> bool:
+def _is_directory_of(name: str, prefix: str, segments: int) -> bool:
     content = name.removeprefix(prefix)
     return content == "-1" or (content.isdigit() and int(content) < segments and name == f"{prefix}{int(content)}")
 
 
-def _of_shared(shared: Path, files: Files) -> int | str:
+def _size_of_shared_directory(shared: Path, files: Files) -> int | str:
     """Return the size of a directory that all contents share, or the reason why it is unknown.
 
     Hosts may have separate directories of this name. A shared directory has files of every primary.
@@ -65,10 +65,10 @@ def _of_shared(shared: Path, files: Files) -> int | str:
     found = sum(content < files.segments for content in contents)
     if files.has_data and found < files.segments:
         return f"files of {found} of {files.segments} segments reachable"
-    return _sum(shared)
+    return _total_size(shared)
 
 
-def _sum(directory: Path) -> int:
+def _total_size(directory: Path) -> int:
     total = 0
     with os.scandir(directory) as found:
         for each in found:

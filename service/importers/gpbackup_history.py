@@ -222,10 +222,10 @@ def _check_start(path: Path) -> None:
     except OSError as exc:
         raise CommandError(f"{path}: {exc.strerror}") from exc
     if not start.startswith(b"SQLite format 3\0"):
-        raise InvalidListing(f"{path} is {_kind(start)}. Nothing was imported.")
+        raise InvalidListing(f"{path} is {_description(start)}. Nothing was imported.")
 
 
-def _kind(start: bytes) -> str:
+def _description(start: bytes) -> str:
     """Return a description of a file that is not a SQLite file."""
     if not start:
         return "empty: no gpbackup has written to it"

@@ -54,14 +54,14 @@ class JsonArray:
         Raises:
             NotAnArray: Raised at the first character that cannot be part of such an array.
         """
-        if self._next() != "[":
+        if self._next_character() != "[":
             raise self._error("empty" if self._finished() else "not an array")
         self._at += 1
-        if self._next() == "]":
+        if self._next_character() == "]":
             self._at += 1
         else:
             yield from self._objects()
-        if self._next():
+        if self._next_character():
             raise self._error("more input follows the array")
 
     def _objects(self) -> Iterator[dict[str, Any]]:
@@ -69,13 +69,13 @@ class JsonArray:
         while separator == ",":
             yield self._object()
             self._elements += 1
-            separator = self._next()
+            separator = self._next_character()
             if separator not in (",", "]"):
                 raise self._error("ends early" if self._finished() else "not JSON")
             self._at += 1
 
     def _object(self) -> dict[str, Any]:
-        if self._next() != "{":
+        if self._next_character() != "{":
             raise self._error("ends early" if self._finished() else "not a JSON object")
         size = _CHUNK
         while True:
@@ -83,8 +83,8 @@ class JsonArray:
                 element, end = self._json.raw_decode(self._text, self._at)
             except json.JSONDecodeError as exc:
                 self._check_length(len(self._text) - self._at)
-                if not self._grow(size):
-                    raise self._error("ends early" if self._is_cut(exc) else "not JSON") from exc
+                if not self._extend(size):
+                    raise self._error("ends early" if self._is_truncated(exc) else "not JSON") from exc
                 size *= 2  # a long element is parsed again each time: doubling keeps the total time linear
             except (RecursionError, ValueError) as exc:  # deep nesting; NaN; a number of thousands of digits
                 raise self._error("JSON that cannot be parsed (too deep, or a number that is too long or not finite)") from exc
@@ -97,7 +97,7 @@ class JsonArray:
         if length > _ELEMENT_MAX:
             raise self._error(f"an object of more than {_ELEMENT_MAX} characters, or not JSON")
 
-    def _grow(self, size: int) -> bool:
+    def _extend(self, size: int) -> bool:
         """Read at most `size` more bytes of the element, up to the first character over the limit. Return False at the end of the input."""
         target = min(len(self._text) - self._at + size, _ELEMENT_MAX + 1)
         grew = False
@@ -105,11 +105,11 @@ class JsonArray:
             grew = True
         return grew
 
-    def _is_cut(self, exc: json.JSONDecodeError) -> bool:
+    def _is_truncated(self, exc: json.JSONDecodeError) -> bool:
         """Return True if the text seems to stop within an element."""
         return exc.msg.startswith("Unterminated string") or len(self._text.rstrip()) - exc.pos < _LITERAL_MAX
 
-    def _next(self) -> str:
+    def _next_character(self) -> str:
         """Return the next character that is not white space, without consuming it, or an empty string at the end."""
         while True:
             self._at = _WHITE_SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]

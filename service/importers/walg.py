@@ -67,7 +67,7 @@ def _entries(stream: Readable, id_prefix: str, selection: Selection) -> Iterator
 def _listed(item: dict[str, Any], number: int, id_prefix: str, selection: Selection) -> Listed:
     name = item.get("Name")
     if name is None and "backup_name" in item:
-        raise InvalidListing(_other_listing(item))
+        raise InvalidListing(_other_listing_error(item))
     label = f"entry {number} ({quoted(name)})" if isinstance(name, str) else f"entry {number}"
     if isinstance(name, str) and selection.excludes(name):
         return Skipped(name if _NAME.fullmatch(name) else None, EXCLUDED)
@@ -120,10 +120,10 @@ def _parent(label: str, item: dict[str, Any]) -> str | None:
     return parent
 
 
-def _other_listing(item: dict[str, Any]) -> str:
+def _other_listing_error(item: dict[str, Any]) -> str:
     if "start_time" in item or "start_lsn" in item:
         return f"this listing is of PostgreSQL, not of Greenplum: run `{_COMMAND}` with a WAL-G for Greenplum"
-    return f"this listing was made without --detail, so it has no times of the backups: `{_COMMAND}`"
+    return f"this listing was made without --detail, so it has no times of the backups: run `{_COMMAND}`"
 
 
 def _id(label: str, item: dict[str, Any], *, name: str, id_prefix: str) -> str:
@@ -180,13 +180,13 @@ def _error_message(error: NotAnArray) -> str:
             "(To record that no backups are left, import `echo '[]'` with --prune --prune-any.)"
         )
     if error.reason == "not an array":
-        return f"the input is {_kind(error.text.lstrip())}, not the JSON array that `{_COMMAND}` prints."
+        return f"the input is {_description(error.text.lstrip())}, not the JSON array that `{_COMMAND}` prints."
     position = f"after {error.elements} whole entries"
     problem = f"the input ends early, {position}" if error.reason == "ends early" else f"{position}: {error.reason}"
     return f"{problem}. Pass the complete output of `{_COMMAND}`, unchanged."
 
 
-def _kind(start: str) -> str:
+def _description(start: str) -> str:
     """Return a description of an input that is not a JSON array."""
     if start.startswith("backupconfigs:"):
         return "gpbackup's history in YAML"

@@ -61,12 +61,12 @@ class _Line(NamedTuple):
     facts: dict[str, Any]
 
     def rendered(self, render: _Render) -> str:
-        at = f"{_second(int(self.at))}.{int(self.at % 1 * 1_000_000):06}Z"
+        at = f"{_format_second(int(self.at))}.{int(self.at % 1 * 1_000_000):06}Z"
         return render({"time": at, "level": self.level, "event": self.name} | self.facts) + "\n"
 
 
 @lru_cache(maxsize=2)
-def _second(at: int) -> str:
+def _format_second(at: int) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
@@ -237,8 +237,8 @@ def _describe_one(error: BaseException) -> dict[str, Any]:
     facts: dict[str, Any] = {"type": f"{type(error).__module__}.{type(error).__qualname__}"}
     if isinstance(error, Error):
         facts["message"] = str(error)
-    return facts | {"at": _places(error.__traceback__)}
+    return facts | {"at": _locations(error.__traceback__)}
 
 
-def _places(trace: TracebackType | None) -> list[str]:
+def _locations(trace: TracebackType | None) -> list[str]:
     return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(trace)[-8:]]

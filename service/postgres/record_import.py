@@ -43,7 +43,7 @@ _OF_CLUSTER = "source_cluster_id = $1 AND tool = $2"
 _RESTORABLE = "contents = 'everything' AND chain = 'complete' AND missing_since IS NULL"
 
 
-def _last(condition: str) -> str:
+def _last_backup_query(condition: str) -> str:
     """Return the query for the last backup of each database that meets a condition."""
     return f"""
       SELECT DISTINCT ON (database) database, id, created_at FROM backups
@@ -78,9 +78,9 @@ _RECORD_FRESHNESS = f"""
         count(*) FILTER (WHERE contents <> 'everything') AS partial, count(*) FILTER (WHERE chain = 'broken') AS broken,
         count(*) FILTER (WHERE chain = 'unknown') AS unknown, count(missing_since) AS missing
       FROM backups WHERE {_OF_CLUSTER} GROUP BY database),
-    last AS ({_last(_RESTORABLE)}),
-    base AS ({_last(f"method = 'base' AND {_RESTORABLE}")}),
-    partial AS ({_last("contents <> 'everything' AND missing_since IS NULL")}),
+    last AS ({_last_backup_query(_RESTORABLE)}),
+    base AS ({_last_backup_query(f"method = 'base' AND {_RESTORABLE}")}),
+    partial AS ({_last_backup_query("contents <> 'everything' AND missing_since IS NULL")}),
     failed AS (
       SELECT database, count(*) AS attempts, max(name) AS name, max(started_at) AS started_at
       FROM attempts LEFT JOIN last USING (database)

@@ -100,7 +100,7 @@ async def restore_chain(database: Database, backup_id: str) -> Chain | None:
         return None
     *facts, folder_id, cluster_id, tool, of_database, chain, needs = rows[0]
     backup = Link(*facts)
-    find = _recorded if tool == "gpbackup" else _followed
+    find = _ids_by_plan if tool == "gpbackup" else _ids_by_parents
     ids = await find(database, (cluster_id, tool), backup.name, needs)
     links = await _links(database, [id_ for id_ in ids.needs.values() if id_] + ids.needed_by)
     needed = [links.get(id_ or "") or _absent(name) for name, id_ in ids.needs.items()]
@@ -110,14 +110,14 @@ async def restore_chain(database: Database, backup_id: str) -> Chain | None:
     return Chain(backup, folder_id, cluster_id, tool, of_database, needed, needed_by)
 
 
-async def _recorded(database: Database, owner: _Owner, name: str | None, needs: list[str]) -> _Ids:
+async def _ids_by_plan(database: Database, owner: _Owner, name: str | None, needs: list[str]) -> _Ids:
     """Return the chain of a backup by gpbackup, which records all needed backups. Its names are times, and so in the order of a restore."""
     ids = dict(map(tuple, await database.fetch(_NAMED, *owner, needs) if needs else []))
     needing = await database.fetch(_NEEDING, *owner, name) if name else []
     return _Ids({each: ids.get(each) for each in sorted(needs)}, [row[0] for row in needing])
 
 
-async def _followed(database: Database, owner: _Owner, name: str | None, needs: list[str]) -> _Ids:
+async def _ids_by_parents(database: Database, owner: _Owner, name: str | None, needs: list[str]) -> _Ids:
     """Return the chain of a backup whose tool records direct parents."""
     parents = await _parents(database, owner)
     needed: dict[str, str | None] = {}
