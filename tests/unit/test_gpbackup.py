@@ -611,6 +611,14 @@ def test_a_history_that_takes_long(history: Path, monkeypatch: pytest.MonkeyPatc
         _read(history)
 
 
+def test_memory_of_plans(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore plans count towards the limit of memory."""
+    monkeypatch.setattr(gpbackup_history, "_ROWS_MEMORY_MAX", 10_000)
+    write_history(history, {}, plans=((f"{number}", f"{number}") for number in range(30)))
+    with pytest.raises(InvalidListing, match="its rows take more than"):
+        _read(history)
+
+
 def _slow_reading(monkeypatch: pytest.MonkeyPatch, on_check: Callable[[], None]) -> None:
     """Check limits often, look for writers at once, and call a function before each check."""
     check = gpbackup_history._ReadingLimit.check
