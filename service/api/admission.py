@@ -137,7 +137,7 @@ class IncompleteRequests:
         return len(self._rejects)
 
     def add(self, reject: Callable[[Exception], None]) -> int:
-        """Add a call that is rejected by calling `reject`; return the number to remove it by."""
+        """Add a call, which `reject` rejects, and return its number for `remove`."""
         if len(self._rejects) >= self._limit:
             _, reject_oldest = self._rejects.popitem(last=False)
             reject_oldest(Overloaded())

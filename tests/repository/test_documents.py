@@ -27,7 +27,7 @@ def test_every_setting_is_listed() -> None:
 
 
 def test_defaults_of_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The values in the column of defaults of docs/settings.md are the defaults of the code, and `none` is a setting without a value."""
+    """The defaults in docs/settings.md are those of the code, and `none` means that the setting has no value."""
     defaults = Settings.read().model_dump()
     cells = re.findall(rf"^\| `{ENV_PREFIX}(\w+)` \| (none|`.+?`)(?:;.*?)? \|", _SETTINGS, re.MULTILINE)
     assert {name for name, cell in cells if cell == "none" and defaults[name.lower()]} == set()

@@ -23,7 +23,7 @@ from tests.support import processes
 from tests.support.commands import Done, environment
 from tests.support.repository import ROOT
 
-# Read when gRPC is imported; `service/__main__.py` sets them, too late for a process in which gRPC is imported already.
+# gRPC reads these when it is imported. `service/__main__.py` would set them too late here, because gRPC is imported already.
 _GRPC = {"GRPC_VERBOSITY": "NONE", "GRPC_EXPERIMENTS": "-event_engine_listener"}
 
 _DESCRIPTORS = 5  # the request, the standard streams, and the exit status
@@ -138,7 +138,7 @@ def _run(request: int, *streams: int) -> NoReturn:
 
 
 def _import_service() -> None:
-    """Import what commands import, and not what only a server with traces imports."""
+    """Import the modules that commands use. Only servers with traces use `service.observability.tracing`."""
     for module in pkgutil.walk_packages(service.__path__, "service."):
         if module.name not in ("service.__main__", "service.observability.tracing"):
             importlib.import_module(module.name)

@@ -723,7 +723,7 @@ def _place(tmp_path: Path) -> Path:
 
 
 def test_all_directories(history: Path, place: Path) -> None:
-    """If the directories of all contents exist, their files are added up, without other backups, other clusters and links."""
+    """If the directories of all contents exist, the size is the sum of their files, without other backups, other clusters and links."""
     for content in range(-1, 8):
         _fill(place / f"gpseg{content}", {"a": 10, "b": 1})
         _fill(place / f"gpseg{content}", {"a": 1000}, "20261105010002")

@@ -79,7 +79,7 @@ def test_charts() -> None:
 
 
 def test_restore() -> None:
-    """A chain has its number of backups and its size, which is unknown if one size is; of a long chain, the middle is left out."""
+    """A chain has its number of backups and its size, which is unknown if one size is. The middle of a long chain is left out."""
     assert restore(None) is None
     chain = Chain(make_link(0), "f1", "c1", "walg", "", [make_link(1)], [make_link(9)])
     found = restore(chain)

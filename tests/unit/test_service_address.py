@@ -54,7 +54,7 @@ def test_addresses(text: str, target: str, is_local: bool) -> None:
     ],
 )
 def test_invalid_addresses(text: str) -> None:
-    """Any other text is rejected, because gRPC would add port 443 or use another scheme."""
+    """Texts of other forms are rejected, because gRPC would add port 443 or use another scheme."""
     with pytest.raises(CommandError, match="is not the address of a service: use host:port") as caught:
         ServiceAddress.parse(text)
     assert len(str(caught.value)) < 300

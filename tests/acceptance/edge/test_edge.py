@@ -129,7 +129,7 @@ async def test_memory_of_unread_answers_is_bounded(deployment: Deployment, add_b
 
 
 async def test_heap_limit(deployment: Deployment) -> None:
-    """Above its heap limit Envoy rejects requests, closes connections, idle ones within seconds, and returns free memory to the system."""
+    """Above its heap limit, Envoy rejects requests, closes idle connections within seconds, and returns free memory to the system."""
     async with edge(deployment, replaced("max_heap_size_bytes: 402653184", "max_heap_size_bytes: 1048576")) as envoy:
         async with Connection.to(Address("127.0.0.1", envoy.port)) as idle:
             headers = {"authorization": f"Bearer {deployment.token()}"}
