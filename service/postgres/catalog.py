@@ -113,9 +113,9 @@ class Catalog:
         if not is_backup_id(backup_id):  # PostgreSQL rejects texts with NUL
             raise BackupNotFound(backup_id)
         row = await self._backups.fetch(backup_id)
-        if row is None or (folders is not None and row[1] not in folders):
+        if row is None or (folders is not None and row["folder_id"] not in folders):
             raise BackupNotFound(backup_id)
-        return bytes(row[2])
+        return bytes(row["wire"])
 
     async def page(self, folder_id: str, *, after: Position | None, size: int, client: str) -> Page:
         """Return at most `size` of a folder's backups after a position, newest first; None is the position before the newest.
@@ -151,9 +151,10 @@ class Catalog:
         if "\0" in cluster_id:
             return _EMPTY
         found = await self._cluster_folders.fetch(cluster_id)
-        if found is None or (folders is not None and found[1] not in folders):
+        if found is None or (folders is not None and found["folder_id"] not in folders):
             return _EMPTY
-        return await self._read_page(self._cluster_pages, CLUSTER_PAGE, found[1], cluster_id, after=after, size=size, client=client)
+        folder_id: str = found["folder_id"]
+        return await self._read_page(self._cluster_pages, CLUSTER_PAGE, folder_id, cluster_id, after=after, size=size, client=client)
 
     async def _read_page(self, pages: Batches, large_page: str, *ids: str, after: Position | None, size: int, client: str) -> Page:
         last_at, last_id = after or _NEWEST
@@ -165,11 +166,11 @@ class Catalog:
 
 
 def _page(row: asyncpg.Record | None) -> Page:
-    """Return the page of a row, whose last columns are its elements and lengths."""
-    elements, lengths = row[-2:] if row is not None else (None, None)
-    if elements is None:
+    """Return the page of a row. Its elements are NULL if there are none."""
+    if row is None or row["elements"] is None:
         return _EMPTY
-    last, _, extra = lengths.strip("{}").partition(",")
+    elements: bytes = row["elements"]
+    last, _, extra = row["lengths"].strip("{}").partition(",")
     if not extra:
         return Page(elements)
     end = len(elements) - int(extra)
