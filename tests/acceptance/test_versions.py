@@ -26,10 +26,12 @@ def test_postgresql_15() -> None:
     program = debian_program(_POSTGRES)
     assert program
     ignored = [f"--ignore={ROOT / 'tests' / 'integration' / file}" for file in _EXCLUDED]
+    # The same tests on the newest PostgreSQL reach the same lines.
+    unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *ignored, "tests/integration"],
         cwd=ROOT,
-        env=os.environ | {"TEST_POSTGRES": str(Path(program).parent)},
+        env=unmeasured | {"TEST_POSTGRES": str(Path(program).parent)},
         capture_output=True,
         text=True,
         check=False,

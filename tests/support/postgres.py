@@ -52,7 +52,8 @@ def run_postgres(settings: dict[str, str], *, programs: Path | None = None) -> I
 async def new_database(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
     """Clone a template, yield the name of the new database, and drop it when the context is left."""
     name = f"test_{next(_numbers)}"
-    await execute(postgres, f"CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {template}")
+    # The copy of files takes half the time of the default, a copy of each page through the write-ahead log.
+    await execute(postgres, f"CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {template} STRATEGY FILE_COPY")
     yield name
     await execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
