@@ -105,6 +105,30 @@ async def _direct_replica(database_url: str, log: Path) -> AsyncIterator[Callabl
         replica.check_runs()
 
 
+class _Walked(NamedTuple):
+    """A cluster whose folder is walked, and the outcomes of the calls."""
+
+    cluster: Cluster
+    by_primary: Counter[str]
+    by_standby: Counter[str]
+
+
+@contextlib.asynccontextmanager
+async def _walked_cluster(histories: Path, log: Path) -> AsyncIterator[_Walked]:
+    """Write to a cluster and walk through its folder: with Envoy on the primary, and with a replica that prefers a standby."""
+    folder = Folder(histories, seed=_SEED)
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(patroni_cluster())
+        await stack.enter_async_context(folder.written(cluster.url("read-write"), rows=1000))
+        url = cluster.url("read-write", user=Roles().service)
+        deployment = await stack.enter_async_context(deployed(url, BACKUPS_POOL_MAX_AGE=str(_POOL_MAX_AGE_S)))
+        open_channel = await stack.enter_async_context(_direct_replica(cluster.url("prefer-standby"), log))
+        by_primary = await stack.enter_async_context(folder.walked("primary", 8, deployment.channel))
+        by_standby = await stack.enter_async_context(folder.walked("standby", 4, open_channel))
+        await _until_walked(by_primary, by_standby)
+        yield _Walked(cluster, by_primary, by_standby)
+
+
 @pytest.mark.slow
 @pytest.mark.debian("etcd-server", program="etcd")
 @pytest.mark.timeout(900)
@@ -117,17 +141,8 @@ async def test_failover(tmp_path: Path, *, long: bool, measure: Measure) -> None
     faults = [_KILLED, _CUT_OFF, _SWITCHED] * (3 if long else 1)
     histories = tmp_path / "histories"
     histories.mkdir()
-    folder = Folder(histories, seed=_SEED)
     spans = []
-    async with contextlib.AsyncExitStack() as stack:
-        cluster = await stack.enter_async_context(patroni_cluster())
-        await stack.enter_async_context(folder.written(cluster.url("read-write"), rows=1000))
-        url = cluster.url("read-write", user=Roles().service)
-        deployment = await stack.enter_async_context(deployed(url, BACKUPS_POOL_MAX_AGE=str(_POOL_MAX_AGE_S)))
-        open_channel = await stack.enter_async_context(_direct_replica(cluster.url("prefer-standby"), tmp_path / "log"))
-        by_primary = await stack.enter_async_context(folder.walked("primary", 8, deployment.channel))
-        by_standby = await stack.enter_async_context(folder.walked("standby", 4, open_channel))
-        await _until_walked(by_primary, by_standby)
+    async with _walked_cluster(histories, tmp_path / "log") as (cluster, by_primary, by_standby):
         for fault in faults:
             began = time.monotonic()
             await fault.inject(cluster)

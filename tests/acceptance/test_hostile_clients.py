@@ -23,7 +23,7 @@ from hyperframe.frame import GoAwayFrame, HeadersFrame, RstStreamFrame
 from service import pb
 from service.address import Address
 from tests.support.catalog import AddBackups
-from tests.support.deployment import Deployment, ReplicaProcess, deployed, fetch
+from tests.support.deployment import Deployment, ReplicaProcess, deployed, fetch, limit_connections
 from tests.support.eventually import eventually
 from tests.support.guarantees import Measure
 from tests.support.hostile_clients import Flood, other_client
@@ -85,7 +85,7 @@ async def test_incomplete_calls_are_closed(deployment: Deployment, add_backups: 
 async def test_connections_are_bounded(database_url: str, *, measure: Measure) -> None:
     """Excess connections are closed at once, other clients and scrapes are answered, and closed connections make room for new ones."""
     limit = 20
-    async with deployed(database_url, max_connections=limit) as deployment, other_client(deployment.channel()) as others:
+    async with deployed(database_url, edit_envoy=limit_connections(limit)) as deployment, other_client(deployment.channel()) as others:
         await others.more(1)
         async with contextlib.AsyncExitStack() as stack:
             address = Address("127.0.0.1", deployment.port)
@@ -123,6 +123,31 @@ async def _envoy_memory(deployment: Deployment) -> int:
     return allocated
 
 
+async def _open_without_reading(stack: contextlib.AsyncExitStack, address: Address) -> None:
+    """Open connections, each with an answer, a stream of answers and a request that are not read or not complete."""
+    request = message(pb.ListBackupsRequest(folder_id="f1", page_size=1000).SerializeToString())
+    for _ in range(20):
+        unread = await stack.enter_async_context(Connection.to(address, {_INITIAL_WINDOW_SIZE: 0}))
+        await unread.call(_LIST, request)
+        await unread.call("/grpc.health.v1.Health/Watch", message(b""))
+        await unread.call(_LIST, None)
+
+
+async def _send_bombs(address: Address, times: int) -> None:
+    """Send requests that decompress to 4 MB, or have 5 MB, from twelve clients at the same time."""
+    zeros = pb.GetBackupRequest(backup_id="\0" * 4_000_000).SerializeToString()
+
+    async def send(data: bytes, encoding: grpc.Compression) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(str(address), options=options, compression=encoding) as channel:
+            get: Any = channel.unary_unary("/yandex.cloud.mdb.greenplum.v1.BackupService/Get")
+            for _ in range(times):
+                assert await get(data, timeout=20).code() in (StatusCode.NOT_FOUND, StatusCode.RESOURCE_EXHAUSTED)
+
+    await asyncio.gather(*(send(zeros, grpc.Compression.Gzip) for _ in range(8)))
+    await asyncio.gather(*(send(b"x" * 5_000_000, grpc.Compression.NoCompression) for _ in range(4)))
+
+
 @pytest.mark.guarantee(12, "gzip bombs, messages of 5 MB, and clients that do not read, directly at a replica")
 async def test_hostile_clients_of_a_replica(
     database_url: str, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure
@@ -132,32 +157,16 @@ async def test_hostile_clients_of_a_replica(
     [port] = free_ports(1)
     settings = {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_DRAIN_DELAY": "0", "BACKUPS_SHUTDOWN_GRACE": "1"}
     replica = ReplicaProcess(port, settings, tmp_path / "log")
-    times = 20 if long else 3
-    address = Address("127.0.0.1", port)
-    zeros = pb.GetBackupRequest(backup_id="\0" * 4_000_000).SerializeToString()
-    request = message(pb.ListBackupsRequest(folder_id="f1", page_size=1000).SerializeToString())
-
-    async def send_repeatedly(data: bytes, encoding: grpc.Compression) -> None:
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        async with grpc.aio.insecure_channel(str(address), options=options, compression=encoding) as channel:
-            get: Any = channel.unary_unary("/yandex.cloud.mdb.greenplum.v1.BackupService/Get")
-            for _ in range(times):
-                assert await get(data, timeout=20).code() in (StatusCode.NOT_FOUND, StatusCode.RESOURCE_EXHAUSTED)
-
+    times, address = 20 if long else 3, Address("127.0.0.1", port)
     async with replica.running():
         await replica.serving()
         memory = psutil.Process(replica.pid).memory_info
         async with contextlib.AsyncExitStack() as stack:
             others = await stack.enter_async_context(other_client(grpc.aio.insecure_channel(str(address))))
-            for _ in range(20):
-                unread = await stack.enter_async_context(Connection.to(address, {_INITIAL_WINDOW_SIZE: 0}))
-                await unread.call(_LIST, request)
-                await unread.call("/grpc.health.v1.Health/Watch", message(b""))
-                await unread.call(_LIST, None)
+            await _open_without_reading(stack, address)
             used = [memory().rss >> 20]
             for _ in range(3):
-                await asyncio.gather(*(send_repeatedly(zeros, grpc.Compression.Gzip) for _ in range(8)))
-                await asyncio.gather(*(send_repeatedly(b"x" * 5_000_000, grpc.Compression.NoCompression) for _ in range(4)))
+                await _send_bombs(address, times)
                 used.append(memory().rss >> 20)
             await others.finish()
             began = time.monotonic()

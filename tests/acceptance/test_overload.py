@@ -82,19 +82,20 @@ async def _drive(target: Target, seconds: float, rate: float = 0) -> Result:
     return result
 
 
-async def _overloaded(target: Target, *, long: bool, allowed: set[str], goodput: float) -> str:
-    """Measure the peak, offer twice the peak, and measure the peak again; return a summary.
+async def _peaks(target: Target, count: int, *, long: bool) -> list[float]:
+    """Return answered calls per second, without excess calls, `count` times."""
+    return [(await _drive(target, 4 if long else 1)).answered_per_second for _ in range(count)]
 
-    A shared machine changes its speed by a third within a minute, so the answered calls are compared with the peaks before and after.
+
+async def _overloaded(target: Target, *, long: bool, allowed: set[str], goodput: float) -> str:
+    """Measure the peak, offer twice the peak, and measure the peak again, because a shared machine changes its speed; return a summary.
 
     Raises:
         AssertionError: a guarantee is not kept.
     """
     memory = psutil.Process(target.pid).memory_info
-    seconds = 4 if long else 1
     await _drive(target, 1)
-    before = memory().rss
-    peaks = [(await _drive(target, seconds)).answered_per_second for _ in range(3)]
+    before, peaks = memory().rss, await _peaks(target, 3, long=long)
     offered = 2 * max(peaks)
     unanswered = await target.unanswered_checks()
     overload = await _drive(target, 30 if long else 4, rate=offered)
@@ -102,24 +103,26 @@ async def _overloaded(target: Target, *, long: bool, allowed: set[str], goodput:
     after = memory().rss
     await asyncio.sleep(1)
     await _drive(target, 1)
-    again = (await _drive(target, seconds)).answered_per_second
-    peaks += [(await _drive(target, seconds)).answered_per_second for _ in range(2 if long else 0)]
+    [again] = await _peaks(target, 1, long=long)
+    peaks += await _peaks(target, 2 if long else 0, long=long)
     peak = statistics.median(peaks)
     assert overload.errors.keys() <= (allowed if long else allowed | _OF_OTHERS)
     assert after < before + ((150 if goodput else 350) << 20)  # without Envoy, calls wait inside gRPC until their deadlines
     assert overload.calls > 0
     assert unanswered <= (0 if long else 2)
-    rejected = ", ".join(f"{count} {error}" for error, count in overload.errors.items())
-    cost = overload.client_us * overload.calls / 1e6 / overload.seconds
-    summary = (
-        f"peak {peak:.0f}/s ({min(peaks):.0f} to {max(peaks):.0f}); offered {offered:.0f}/s, "
-        f"answered {overload.answered_per_second:.0f}/s, p99 {overload.p99_ms:.0f} ms, {rejected or 'none rejected'}; "
-        f"{again:.0f}/s 2 s later; memory {before >> 20} to {after >> 20} MiB; the client took {cost:.0%} of a core"
-    )
+    summary = f"peak {peak:.0f}/s ({min(peaks):.0f} to {max(peaks):.0f}); offered {offered:.0f}/s, {_summary(overload)}; "
+    summary += f"{again:.0f}/s 2 s later; memory {before >> 20} to {after >> 20} MiB"
     if long and goodput:  # the short form runs next to other tests
         assert overload.answered_per_second >= goodput * peak, summary
         assert again >= 0.85 * peak, summary
     return summary
+
+
+def _summary(result: Result) -> str:
+    rejected = ", ".join(f"{count} {error}" for error, count in result.errors.items())
+    cost = result.client_us * result.calls / 1e6 / result.seconds
+    answered = f"answered {result.answered_per_second:.0f}/s, p99 {result.p99_ms:.0f} ms, {rejected or 'none rejected'}"
+    return f"{answered}; the client took {cost:.0%} of a core"
 
 
 @pytest.mark.slow

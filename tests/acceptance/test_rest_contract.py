@@ -50,15 +50,31 @@ def exemplify(schema: Any, examples: dict[str, str]) -> None:
 async def test_answers(deployment: Deployment, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure) -> None:
     """Every answer has a documented status, a documented content type, and only the fields of the schema."""
     backups = await add_backups(30, folder_id="f1")
-    schema, report, authority = tmp_path / "openapi.json", tmp_path / "report.json", tmp_path / "ca.pem"
     described = closed(json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8")))
     exemplify(described, {"folderId": "f1", "backupId": backups[0].id, "apiEndpointId": "iam"})
+    results = await _tested(deployment, described, tmp_path, max_examples=3000 if long else 10)
+    answers = {name: _sum(phases.values()) for name, phases in results["valid_rates"].items()}
+    print(json.dumps(answers))
+    ok = _sum(answers.values())["accepted"]
+    generated = results["test_cases"]["generated"]
+    measure(f"{generated:,} requests, {ok:,} of them answered OK; 0 undocumented answers (seed {results['seed']})")
+    assert results["operations"]["tested"] == len(described["paths"])
+    assert all(each["accepted"] for each in answers.values()), "an operation without an accepted request has not been tested"
+
+
+async def _tested(deployment: Deployment, described: dict[str, Any], folder: Path, *, max_examples: int) -> dict[str, Any]:
+    """Run schemathesis, and return its report.
+
+    Raises:
+        AssertionError: an answer is not as described.
+    """
+    schema, report, authority = folder / "openapi.json", folder / "report.json", folder / "ca.pem"
     schema.write_text(json.dumps(described), encoding="utf-8")
     authority.write_bytes(deployment.authority.cert)
     options = [
         *("--url", f"https://localhost:{deployment.tls_port}", "--tls-verify", str(authority)),
         *("--header", f"Authorization: Bearer {deployment.token()}"),
-        *("--exclude-checks", _EXCLUDED, "--continue-on-failure", "--max-examples", str(3000 if long else 10)),
+        *("--exclude-checks", _EXCLUDED, "--continue-on-failure", "--max-examples", str(max_examples)),
         *("--generation-database", ":memory:"),
         *("--report-json-path", str(report), "--no-color"),
     ]
@@ -66,20 +82,14 @@ async def test_answers(deployment: Deployment, add_backups: AddBackups, tmp_path
         subprocess.run,
         [str(Path(sys.executable).parent / "schemathesis"), "run", str(schema), *options],
         check=False,
-        cwd=tmp_path,
+        cwd=folder,
         env=environment(),
         capture_output=True,
         text=True,
     )
+    print(done.stdout)
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2000:]
-    results = json.loads(report.read_text(encoding="utf-8"))
-    answers = {name: _sum(phases.values()) for name, phases in results["valid_rates"].items()}
-    print(done.stdout, json.dumps(answers))
-    ok = _sum(answers.values())["accepted"]
-    generated = results["test_cases"]["generated"]
-    measure(f"{generated:,} requests, {ok:,} of them answered OK; 0 undocumented answers (seed {results['seed']})")
-    assert results["operations"]["tested"] == len(described["paths"])
-    assert all(each["accepted"] for each in answers.values()), "an operation without an accepted request has not been tested"
+    return dict(json.loads(report.read_text(encoding="utf-8")))
 
 
 def _sum(counts: Iterable[dict[str, int]]) -> Counter[str]:

@@ -70,6 +70,35 @@ async def test_killed_while_it_sends_answers(database_url: str, add_backups: Add
     assert codes.keys() == {"OK", "INTERNAL"}
 
 
+class _Calls:
+    """Clients without Envoy or retries that request pages one after the other."""
+
+    def __init__(self, port: int) -> None:
+        self._address = f"127.0.0.1:{port}"
+        self.outcomes: Counter[str] = Counter()
+        self.failed: list[tuple[float, float]] = []
+        """Start and end of each failed call."""
+        self.stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Call until `stop` is set."""
+        options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200)]
+        async with grpc.aio.insecure_channel(self._address, options=options) as channel:
+            stub = pb.BackupServiceStub(channel)
+            while not self.stop.is_set():
+                began = time.monotonic()
+                code = await stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=1000), timeout=10).code()
+                self.outcomes[code.name] += 1
+                if code is not StatusCode.OK:
+                    self.failed.append((began, time.monotonic()))
+                    await asyncio.sleep(0.05)
+
+    async def hundred_more(self) -> None:
+        """Wait for a hundred further answers."""
+        expected = self.outcomes["OK"] + 100
+        await eventually(lambda: self.outcomes["OK"], lambda answered: answered >= expected, timeout_s=20)
+
+
 @pytest.mark.guarantee(2, "SIGTERM with calls in flight, clients connected directly and backing off")
 async def test_directly_connected_clients(database_url: str, add_backups: AddBackups, tmp_path: Path, *, measure: Measure) -> None:
     """All calls in flight finish, and new calls are UNAVAILABLE, never CANCELLED, until the replica has restarted."""
@@ -77,35 +106,16 @@ async def test_directly_connected_clients(database_url: str, add_backups: AddBac
     [port] = free_ports(1)
     log = tmp_path / "log"
     replica = ReplicaProcess(port, {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_DRAIN_DELAY": "0.5"}, log)
-    outcomes: Counter[str] = Counter()
-    failed: list[tuple[float, float]] = []  # start and end of each failed call
-    stop = asyncio.Event()
-
-    async def call() -> None:
-        options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200)]
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
-            stub = pb.BackupServiceStub(channel)
-            while not stop.is_set():
-                began = time.monotonic()
-                code = await stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=1000), timeout=10).code()
-                outcomes[code.name] += 1
-                if code is not StatusCode.OK:
-                    failed.append((began, time.monotonic()))
-                    await asyncio.sleep(0.05)
-
-    async def hundred_more() -> None:
-        expected = outcomes["OK"] + 100
-        await eventually(lambda: outcomes["OK"], lambda answered: answered >= expected, timeout_s=20)
-
+    calls = _Calls(port)
     signalled: list[float] = []
     async with replica.running(), asyncio.TaskGroup() as callers:
         for _ in range(16):
-            callers.create_task(call())
+            callers.create_task(calls.run())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
-            await hundred_more()
+            await calls.hundred_more()
             signalled.append(time.monotonic())
             await replica.restart(number)
-        stop.set()
-    measure(", ".join(f"{count} {code}" for code, count in outcomes.most_common()))
-    assert set(outcomes) == {"OK", "UNAVAILABLE"}
-    assert not [at for at in signalled for began, ended in failed if began < at < ended]
+        calls.stop.set()
+    measure(", ".join(f"{count} {code}" for code, count in calls.outcomes.most_common()))
+    assert set(calls.outcomes) == {"OK", "UNAVAILABLE"}
+    assert not [at for at in signalled for began, ended in calls.failed if began < at < ended]

@@ -93,6 +93,17 @@ class Caller:
         await eventually(lambda: len(self.codes), lambda done: done >= until, timeout_s=30)
 
 
+def _settings(postgres: EmbeddedPostgres, folder: Path, authority: Authority) -> dict[str, str]:
+    """Write two certificates, and return settings with the first one and the files of the password and the signing keys."""
+    for version in ("one", "two"):
+        (folder / version).mkdir()
+        Files(folder / version).write(authority.pair(version))
+    _link(folder, "one")
+    tokens = {"jwks": str(folder / "jwks.json"), "jwks_refresh": "0.2", "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+    database = {"database_url": f"{postgres.url('postgres', user=_ROLE)}&passfile={folder / 'passfile'}", "pool_max_age": "0.1"}
+    return {"auth": "jwt", **tokens, **database, **Files(folder / "data").settings}
+
+
 @contextlib.asynccontextmanager
 async def _calling(server: Server, authority: Authority, token: str) -> AsyncIterator[Caller]:
     """Run four clients with one token, which can be replaced."""
@@ -112,16 +123,7 @@ async def test_rotation_under_load(guarded_postgres: EmbeddedPostgres, tmp_path:
     authority, issuer = Authority(), Issuer("old", "new")
     _write(passfile, "first")
     jwks.write_bytes(issuer.jwks("old"))
-    for version in ("one", "two"):
-        (tmp_path / version).mkdir()
-        Files(tmp_path / version).write(authority.pair(version))
-    _link(tmp_path, "one")
-    settings = {
-        "database_url": f"{guarded_postgres.url('postgres', user=_ROLE)}&passfile={passfile}",
-        "pool_max_age": "0.1",
-        "auth": "jwt", "jwks": str(jwks), "jwks_refresh": "0.2", "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE,
-        **Files(tmp_path / "data").settings,
-    }  # fmt: skip
+    settings = _settings(guarded_postgres, tmp_path, authority)
     began = time.monotonic()
     server = await start(listen="127.0.0.1:0", drain_delay="0", **settings)
     try:

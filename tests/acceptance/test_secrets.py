@@ -211,12 +211,20 @@ async def test_no_secret_at_start(database_url: str, tmp_path: Path, *, measure:
     assert [line for line in logged.splitlines() if not _is_json(line)] == []
 
 
+_EMPTY_ANSWER = b"HTTP/1.1 200 OK\r\n\r\n"
+_BAD_ANSWERS = [
+    _EMPTY_ANSWER,
+    b"",
+    b"%s\r\n\r\n" % _SECRET.encode(),
+    b"HTTP/1.1 200 OK\r\n\r\n{%s" % _SECRET.encode(),
+    b"HTTP/1.1 302 x\r\nLocation: ftp://%s\r\n\r\n" % _SECRET.encode(),
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%s" % _SECRET.encode(),
+]
+
+
 @pytest.mark.guarantee(9, "the same for broken keys, certificates and JWKS, and an issuer that does not answer in HTTP")
 async def test_no_secret_of_broken_files(database_url: str, tmp_path: Path, *, measure: Measure) -> None:
     """The log contains no part of a broken key or JWKS, an invalid answer of the issuer, or the issuer's URL; reads of keys continue."""
-    answers = [b"HTTP/1.1 200 OK\r\n\r\n", b"", b"%s\r\n\r\n" % _SECRET.encode(), b"HTTP/1.1 200 OK\r\n\r\n{%s" % _SECRET.encode(),
-               b"HTTP/1.1 302 x\r\nLocation: ftp://%s\r\n\r\n" % _SECRET.encode(),
-               b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%s" % _SECRET.encode()]  # fmt: skip
     requests = 0
     good: bytes | None = None
 
@@ -224,7 +232,7 @@ async def test_no_secret_of_broken_files(database_url: str, tmp_path: Path, *, m
         nonlocal requests
         await reader.readuntil(b"\r\n\r\n")
         requests += 1
-        writer.write(answers[requests % len(answers)] if good is None else answers[0] + good)
+        writer.write(_BAD_ANSWERS[requests % len(_BAD_ANSWERS)] if good is None else _EMPTY_ANSWER + good)
         writer.close()
 
     async with listening(answer) as port:
@@ -235,7 +243,7 @@ async def test_no_secret_of_broken_files(database_url: str, tmp_path: Path, *, m
             replica.certificate.key.write_bytes(_SECRET.encode())
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(ssl.get_server_certificate, ("localhost", replica.port))
-            await eventually(lambda: requests, lambda count: count >= before + 2 * len(answers), timeout_s=30)
+            await eventually(lambda: requests, lambda count: count >= before + 2 * len(_BAD_ANSWERS), timeout_s=30)
             await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1"))
     measure(f"answers of the issuer: {requests}")
     logged = replica.logged()

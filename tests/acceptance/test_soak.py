@@ -261,6 +261,35 @@ async def _inject(faults: list[Fault], chosen: random.Random, injected: Counter[
         await asyncio.sleep(chosen.uniform(0, 2))
 
 
+async def _inject_all(faults: Faults, seed: int, injected: Counter[str], *, until: float) -> None:
+    """Inject faults of all groups at the same time."""
+    async with asyncio.TaskGroup() as groups:
+        for number, group in enumerate(faults.groups()):
+            groups.create_task(_inject(group, random.Random(f"{seed} {number}"), injected, until))
+
+
+def _used(before: Used, after: Used) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {one} to {other}" for name, one, other in zip(Used._fields, before, after, strict=True))
+
+
+def _check_used(before: Used, after: Used) -> None:
+    assert after.memory < before.memory + 50
+    assert after.descriptors < before.descriptors + 50
+    assert after.envoy_memory < before.envoy_memory + 50
+
+
+@contextlib.asynccontextmanager
+async def _loaded(deployment: Deployment, outcomes: Outcomes) -> AsyncIterator[None]:
+    """Call by gRPC and REST until the block ends."""
+    over = asyncio.Event()
+    async with asyncio.TaskGroup() as load:
+        for _ in range(6):
+            load.create_task(_walk(deployment, outcomes, over))
+        load.create_task(_call_rest(deployment, outcomes, over))
+        yield
+        over.set()
+
+
 @pytest.mark.slow
 @pytest.mark.guarantee(16, "random faults from a seed, up to four at the same time, under load by gRPC and REST")
 async def test_soak(own_postgres: EmbeddedPostgres, tmp_path: Path, *, long: bool, measure: Measure) -> None:
@@ -273,32 +302,23 @@ async def test_soak(own_postgres: EmbeddedPostgres, tmp_path: Path, *, long: boo
     seed = int(os.environ.get("SEED", random.randrange(2**32)))
     minutes = float(os.environ.get("MINUTES", 60 if long else 1 / 3))
     print(f"SEED={seed}")
-    outcomes, injected, over = Outcomes(), Counter[str](), asyncio.Event()
+    outcomes, injected = Outcomes(), Counter[str]()
     async with _running(own_postgres, tmp_path) as target:
         deployment = target.deployment
-        async with asyncio.TaskGroup() as load:
-            for _ in range(6):
-                load.create_task(_walk(deployment, outcomes, over))
-            load.create_task(_call_rest(deployment, outcomes, over))
+        async with _loaded(deployment, outcomes):
             await asyncio.sleep(1)
             before = await Used.by(deployment)
-            until = time.monotonic() + minutes * 60
             faults = Faults(target)
-            async with asyncio.TaskGroup() as groups:
-                for number, group in enumerate(faults.groups()):
-                    groups.create_task(_inject(group, random.Random(f"{seed} {number}"), injected, until))
+            await _inject_all(faults, seed, injected, until=time.monotonic() + minutes * 60)
             await deployment.settled()
             after = await Used.by(deployment)
-            over.set()
-    used = ", ".join(f"{name.replace('_', ' ')} {one} to {other}" for name, one, other in zip(Used._fields, before, after, strict=True))
     imports = ", ".join(f"{count} {state}" for state, count in faults.imports.most_common())
     measure(
-        f"SEED={seed}: {injected.total()} faults of {len(injected)} kinds in {minutes:.1f} minutes; {outcomes}; imports: {imports}; {used}"
+        f"SEED={seed}: {injected.total()} faults of {len(injected)} kinds in {minutes:.1f} minutes; {outcomes}; imports: {imports}; "
+        f"{_used(before, after)}"
     )
     assert not long or (len(injected) == sum(map(len, faults.groups())) and faults.imports["old"] and faults.imports["new"])
     assert outcomes.codes <= _DOCUMENTED
     assert outcomes["OK"] > 100
     assert outcomes.slowest < _LONGEST_S
-    assert after.memory < before.memory + 50
-    assert after.descriptors < before.descriptors + 50
-    assert after.envoy_memory < before.envoy_memory + 50
+    _check_used(before, after)

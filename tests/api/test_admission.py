@@ -64,38 +64,53 @@ _STEPS = st.one_of(
 )
 
 
+class _Model:
+    """The calls that a limit should admit. It remembers all calls that were made."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.held: list[tuple[str, int]] = []
+        self._called: dict[str, float] = {}
+
+    def admits(self, client: str, cost: int, now: float) -> bool:
+        """Record a call, and return True if it should be admitted."""
+        own = sum(each for holder, each in self.held if holder == client)
+        window = FAIRNESS_WINDOW.total_seconds()
+        others = any(now - at <= window for other, at in self._called.items() if other != client)
+        self._called[client] = now
+        asked = min(cost, self._limit)
+        return self.in_flight + asked <= self._limit and not (others and own and own + asked > self._limit // 2)
+
+    @property
+    def in_flight(self) -> int:
+        return sum(each for _, each in self.held)
+
+
 @given(limit=st.integers(1, 60), steps=st.lists(_STEPS, max_size=200))
 @settings(max_examples=300)
 def test_fair_shares(limit: int, steps: list[tuple[str, Any, Any]]) -> None:
     """A call is rejected if the limit is reached, or if its client would hold over half of it while another client calls, and only then.
 
-    The model remembers all calls that were made. A client that holds nothing is never over its share.
+    A client that holds nothing is never over its share.
     """
-    admission, clock = Admission(limit), 1000.0
-    held: list[tuple[str, int]] = []
-    called: dict[str, float] = {}
+    admission, model, clock = Admission(limit), _Model(limit), 1000.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.api.admission.time.monotonic", lambda: clock)
         for step, value, cost in steps:
             if step == "wait":
                 clock += value
-            elif step == "release" and held:
-                admission.release(*held.pop(value % len(held)))
+            elif step == "release" and model.held:
+                admission.release(*model.held.pop(value % len(model.held)))
             elif step == "admit":
-                own = sum(each for client, each in held if client == value)
-                all_held = sum(each for _, each in held)
-                others = any(clock - at <= FAIRNESS_WINDOW.total_seconds() for client, at in called.items() if client != value)
-                called[value] = clock
-                asked = min(cost, limit)
-                expected = all_held + asked <= limit and not (others and own and own + asked > limit // 2)
+                expected = model.admits(value, cost, clock)
                 try:
-                    held.append((value, admission.admit(value, cost)))
+                    model.held.append((value, admission.admit(value, cost)))
                 except Overloaded:
                     assert not expected
                 else:
                     assert expected
-            assert admission.in_flight == sum(each for _, each in held) <= limit
-    for each in held:
+            assert admission.in_flight == model.in_flight <= limit
+    for each in model.held:
         admission.release(*each)
     assert (admission.in_flight, admission._in_flight_of) == (0, {})
 

@@ -47,6 +47,15 @@ def _samples(scraped: Metrics, name: str) -> dict[tuple[str, str], float]:
     return {(labels.get("database", ""), labels.get("method", "")): value for labels, value in found}
 
 
+_OF_TWO_BACKUPS = {
+    "backup_catalog_restorable_backups": 2,
+    "backup_catalog_broken_backups": 0,
+    "backup_catalog_unknown_backups": 0,
+    "backup_catalog_missing_backups": 0,
+    "backup_catalog_backups": 2,
+}
+
+
 async def test_each_cluster_and_tool(start_server: StartServer, import_url: str, sql: Sql) -> None:
     """Metrics have the last backup's completion, size and duration, the number of backups and the last import of each cluster and tool."""
     await _load(import_url, "c1", 1, 2)
@@ -61,14 +70,7 @@ async def test_each_cluster_and_tool(start_server: StartServer, import_url: str,
             "backup_catalog_last_size_bytes": 1002,
         }
         assert {name: value_of(scraped, name, **labels, method="base") for name in last} == pytest.approx(last, abs=1e-5)
-        values = {
-            "backup_catalog_restorable_backups": 2,
-            "backup_catalog_broken_backups": 0,
-            "backup_catalog_unknown_backups": 0,
-            "backup_catalog_missing_backups": 0,
-            "backup_catalog_backups": 2,
-            "backup_catalog_last_import_timestamp_seconds": imported_at.timestamp(),
-        }
+        values = _OF_TWO_BACKUPS | {"backup_catalog_last_import_timestamp_seconds": imported_at.timestamp()}
         assert {name: value_of(scraped, name, **labels) for name in values} == pytest.approx(values, abs=1e-5)
         assert _clusters(scraped) == {"c1"}  # c2 has no backup
         assert _clusters(scraped, "backup_catalog_backups") == {"c1", "c2"}

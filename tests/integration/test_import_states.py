@@ -475,23 +475,26 @@ def _sample(path: Path) -> Path:
     return path
 
 
+_CHAINS_OF_THE_SAMPLE = {
+    "20251026013000": "missing",  # its row is gone
+    "20260329013000": "complete",
+    "20261101010002": "missing",  # the base was deleted
+    "20261102010001": "broken",  # needs it
+    "20261103010001": "broken",  # needs it
+    "20261104010002": "complete",  # metadata only: needs none
+    "20261105010001": "complete",  # data only and filtered: its plan has only itself
+    "20261105020001": "complete",  # of the database Sales DW
+    "20261109010001": "complete",  # its deletion failed
+    "20261110010002": "complete",  # its deletion failed
+}
+
+
 async def test_sample_of_gpbackup(import_url: str, sql: Sql, tmp_path: Path, database: Database) -> None:
     """The sample with a deleted base, a row that is gone and a failed run gives the states that were derived by hand."""
     for history in (ROOT / "samples" / "gpbackup_history.db", _sample(tmp_path / "h.db")):
         listing = gpbackup.read(history, id_prefix="c1", timezone="Europe/Berlin")
         await load(import_url, listing, Target("f1", "c1", "gpbackup"), Options())
-    assert await _chains(sql) == {
-        "20251026013000": "missing",  # its row is gone
-        "20260329013000": "complete",
-        "20261101010002": "missing",  # the base was deleted
-        "20261102010001": "broken",  # needs it
-        "20261103010001": "broken",  # needs it
-        "20261104010002": "complete",  # metadata only: needs none
-        "20261105010001": "complete",  # data only and filtered: its plan has only itself
-        "20261105020001": "complete",  # of the database Sales DW
-        "20261109010001": "complete",  # its deletion failed
-        "20261110010002": "complete",  # its deletion failed
-    }
+    assert await _chains(sql) == _CHAINS_OF_THE_SAMPLE
     # demo has 9 of them: 3 are restorable, 2 partial, 2 broken, none is unknown, and 2 are missing.
     # Its last restorable backup is a base. The failed run of 6 November is older than that; the one of 23 November is not.
     sales, demo = await freshness(database, folder_id=None, cluster_id=None)

@@ -7,6 +7,7 @@ until standard input closes, and then prints its counts in JSON. All connections
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import os
 import random
@@ -86,31 +87,37 @@ async def _hold(
     """Keep calls open on one connection. Calls that have ended are replaced every 5 s, and a closed connection is opened again."""
     while True:
         with contextlib.suppress(*_ERRORS):
-            async with run.connect(settings) as connection, asyncio.TaskGroup() as tasks:
-                ended = streams
-
-                async def replace() -> None:
-                    nonlocal ended
-                    while True:
-                        count, ended = ended, 0
-                        for _ in range(count):
-                            await connection.send_call(headers, body, end=end)
-                        run.counts["calls"] += count
-                        connection.send(PingFrame(opaque_data=b"in place"))
-                        await asyncio.sleep(_REPLACE_EVERY_S)
-
-                replacing = tasks.create_task(replace())
-                try:
-                    while True:
-                        frame = await connection.frame()
-                        ended += _is_end(frame)
-                        run.counts["ended"] += _is_end(frame)
-                        if isinstance(frame, PingFrame):
-                            run.in_place.set()
-                except _ERRORS:
-                    replacing.cancel()
+            async with run.connect(settings) as connection:
+                await _hold_once(run, connection, functools.partial(connection.send_call, headers, body, end=end), streams)
         run.counts["closed"] += 1
         await asyncio.sleep(0.5)
+
+
+async def _hold_once(run: Run, connection: Connection, send_call: Callable[[], Awaitable[object]], streams: int) -> None:
+    """Keep calls open until the connection is closed."""
+    ended = streams
+
+    async def replace() -> None:
+        nonlocal ended
+        while True:
+            count, ended = ended, 0
+            for _ in range(count):
+                await send_call()
+            run.counts["calls"] += count
+            connection.send(PingFrame(opaque_data=b"in place"))
+            await asyncio.sleep(_REPLACE_EVERY_S)
+
+    async with asyncio.TaskGroup() as tasks:
+        replacing = tasks.create_task(replace())
+        try:
+            while True:
+                frame = await connection.frame()
+                ended += _is_end(frame)
+                run.counts["ended"] += _is_end(frame)
+                if isinstance(frame, PingFrame):
+                    run.in_place.set()
+        except _ERRORS:
+            replacing.cancel()
 
 
 async def _many(hold: Callable[[], Awaitable[None]], connections: int = _CONNECTIONS) -> None:

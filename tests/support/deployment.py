@@ -254,7 +254,6 @@ async def deployed(
     *,
     replicas: int = 2,
     issuer: Issuer | None = None,
-    max_connections: int | None = None,
     release: Path = ROOT,
     edit_envoy: Callable[[dict[str, Any]], None] = lambda config: None,
     **settings: str,
@@ -262,47 +261,83 @@ async def deployed(
     """Start the whole deployment, and stop it on exit.
 
     Args:
-        max_connections: Envoy's limit of client connections, if not the one of deploy/envoy.yaml.
         release: The folder of the code that the replicas run.
         edit_envoy: Changes Envoy's configuration in place.
     """
-    port, tls_port, admin_port, metrics_port, *ports = free_ports(4 + replicas)
+    *ports, number, tls, admin, metrics = free_ports(replicas + 4)
+    envoy_ports = _EnvoyPorts(number, tls, admin, metrics)
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backups-deployed-")))
-        authority, issuer, certificate = Authority(), issuer or Issuer("main"), Files(folder)
-        certificate.write(authority.pair("first"))
-        (folder / "jwks.json").write_bytes(issuer.jwks())
-        settings = _settings(database_url, folder, tls_port) | settings
-        running = [ReplicaProcess(each, settings, folder / f"{each}.log") for each in ports]
-        for replica in running:
-            replica.release = release
-            await replica.start()
-            stack.push_async_callback(replica.stop, signal.SIGKILL)
-        config = configuration(ports, folder, port=port, tls_port=tls_port, admin_port=admin_port, metrics_port=metrics_port)
-        if max_connections:
-            monitor = config["overload_manager"]["resource_monitors"][0]
-            monitor["typed_config"]["max_active_downstream_connections"] = max_connections
+        keys = _written_keys(folder, issuer or Issuer("main"))
+        settings = _settings(database_url, folder, tls) | settings
+        running = await stack.enter_async_context(_running_replicas(ports, settings, folder, release))
+        config = configuration(ports, folder, **envoy_ports._asdict())
         edit_envoy(config)
         envoy = stack.enter_context(running_envoy(folder, config))
-
-        async def read_admin(path: str) -> Any:
-            return (await asyncio.to_thread(fetch, f"http://127.0.0.1:{admin_port}{path}")).body
-
-        deployment = Deployment(
-            [*running],
-            port,
-            tls_port,
-            authority,
-            certificate,
-            issuer,
-            read_admin,
-            describe=lambda: _describe(folder, envoy, running),
-            metrics_address=f"127.0.0.1:{metrics_port}",
-            envoy_pid=envoy.pid,
-        )
+        deployment = _deployment(running, envoy, envoy_ports, folder, keys)
         await deployment.until_healthy(replicas)
         await deployment.settled()
         yield deployment
+
+
+def limit_connections(limit: int) -> Callable[[dict[str, Any]], None]:
+    """Return an edit of Envoy's configuration with another limit of client connections."""
+
+    def edit(config: dict[str, Any]) -> None:
+        monitor = config["overload_manager"]["resource_monitors"][0]
+        monitor["typed_config"]["max_active_downstream_connections"] = limit
+
+    return edit
+
+
+class _EnvoyPorts(NamedTuple):
+    port: int
+    tls_port: int
+    admin_port: int
+    metrics_port: int
+
+
+class _Keys(NamedTuple):
+    authority: Authority
+    certificate: Files
+    issuer: Issuer
+
+
+def _written_keys(folder: Path, issuer: Issuer) -> _Keys:
+    """Write Envoy's certificate and the keys of the issuer to the folder."""
+    keys = _Keys(Authority(), Files(folder), issuer)
+    keys.certificate.write(keys.authority.pair("first"))
+    (folder / "jwks.json").write_bytes(issuer.jwks())
+    return keys
+
+
+@contextlib.asynccontextmanager
+async def _running_replicas(ports: list[int], settings: dict[str, str], folder: Path, release: Path) -> AsyncIterator[list[ReplicaProcess]]:
+    """Start a replica on each port, without waiting until they serve. Their logs are in the folder."""
+    async with contextlib.AsyncExitStack() as stack:
+        replicas = [ReplicaProcess(port, settings, folder / f"{port}.log") for port in ports]
+        for replica in replicas:
+            replica.release = release
+            await stack.enter_async_context(replica.running())
+        yield replicas
+
+
+def _deployment(
+    replicas: list[ReplicaProcess], envoy: "subprocess.Popen[bytes]", ports: _EnvoyPorts, folder: Path, keys: _Keys
+) -> Deployment:
+    async def read_admin(path: str) -> Any:
+        return (await asyncio.to_thread(fetch, f"http://127.0.0.1:{ports.admin_port}{path}")).body
+
+    return Deployment(
+        [*replicas],
+        ports.port,
+        ports.tls_port,
+        **keys._asdict(),
+        read_admin=read_admin,
+        describe=lambda: _describe(folder, envoy, replicas),
+        metrics_address=f"127.0.0.1:{ports.metrics_port}",
+        envoy_pid=envoy.pid,
+    )
 
 
 def _settings(database_url: str, folder: Path, tls_port: int) -> dict[str, str]:

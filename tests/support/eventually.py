@@ -49,22 +49,34 @@ async def eventually(
     Raises:
         AssertionError: the value was not as expected within `timeout_s`; the message contains the last value or error.
     """
-    last: object = _NO_VALUE
+    polled = _Polled(read, expected, retried)
     try:
         async with asyncio.timeout(timeout_s) as limit:
-            while True:
-                try:
-                    value = read()
-                    last = await value if inspect.isawaitable(value) else value
-                    if expected(last) if callable(expected) else last == expected:
-                        return last
-                except retried as exc:
-                    last = exc
+            while not await polled.is_expected():
                 await asyncio.sleep(period_s)
     except TimeoutError:
         if not limit.expired():
             raise
-        raise AssertionError(f"not {_name(expected)} within {timeout_s} s; the last value was {last!r}") from None
+        raise AssertionError(f"not {_name(expected)} within {timeout_s} s; the last value was {polled.last!r}") from None
+    return polled.last
+
+
+class _Polled:
+    """A value that is read again and again."""
+
+    def __init__(self, read: Callable[[], Any], expected: Any, retried: tuple[type[Exception], ...]) -> None:
+        self._read, self._expected, self._retried = read, expected, retried
+        self.last: Any = _NO_VALUE
+
+    async def is_expected(self) -> bool:
+        """Read the value once. An error that is retried is a value that is not expected."""
+        try:
+            value = self._read()
+            self.last = await value if inspect.isawaitable(value) else value
+            return bool(self._expected(self.last) if callable(self._expected) else self.last == self._expected)
+        except self._retried as exc:
+            self.last = exc
+            return False
 
 
 def _name(expected: object) -> str:
