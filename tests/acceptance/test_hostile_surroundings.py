@@ -40,7 +40,6 @@ _COMMANDS = {
 }
 
 
-@pytest.mark.slow
 async def test_hostile_arguments(import_url: str, server: Server) -> None:
     """No value of any option or argument of any command ends in a traceback."""
     settings = {"BACKUPS_DATABASE_URL": import_url, "BACKUPS_ADDRESS": str(server.address)}

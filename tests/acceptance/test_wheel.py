@@ -184,6 +184,7 @@ async def test_uv(wheel: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "bin").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_pipx(wheel: Path, tmp_path: Path) -> None:
     """`pipx install`, with the dependencies from the package index, puts the command on the user's PATH."""
