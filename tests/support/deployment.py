@@ -396,7 +396,7 @@ def running_envoy(folder: Path, config: dict[str, Any]) -> Iterator[subprocess.P
     file = folder / "envoy.json"
     file.write_text(json.dumps(config), encoding="utf-8")
     with (folder / "envoy.log").open("wb") as log:
-        command = [str(envoy_binary()), "-c", str(file), "--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"]
+        command = [str(envoy_binary()), "-c", str(file), "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]
         command += ["--file-flush-interval-msec", "200"]  # by default, the access log is written every ten seconds
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         try:
