@@ -19,7 +19,6 @@ import asyncpg
 import grpc
 import psutil
 import pytest
-from grpc import StatusCode
 
 from service import pb
 from service.address import Address
@@ -33,14 +32,12 @@ from tests.support.guarantees import Measure
 from tests.support.hostile_clients import Flood
 from tests.support.http2 import Connection
 from tests.support.importing import FIRST_DAY, Importing, listing
-from tests.support.load import Outcomes
+from tests.support.load import INCOMPLETE, Outcomes, status
 from tests.support.proxy import Proxy, proxied
 from tests.support.tokens import Issuer
 
 _LIST = "/yandex.cloud.mdb.greenplum.v1.BackupService/List"
-_CUT_OFF = "INTERNAL, RST_STREAM"
-"""A replica was killed while it sent the answer."""
-_DOCUMENTED = {"OK", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", _CUT_OFF, "HTTP 200", "HTTP 429", "HTTP 503", "HTTP 504"}
+_DOCUMENTED = {"OK", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", INCOMPLETE, "HTTP 200", "HTTP 429", "HTTP 503", "HTTP 504"}
 _LONGEST_S = 16  # Envoy limits REST calls, which have no deadline, to 15 s
 _FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 _BACKUPS = [Backup(f"b{number:03}", "f1", _FIRST + timedelta(hours=number), "walked", _FIRST, number) for number in range(250)]
@@ -144,7 +141,7 @@ class Faults:
                 await asyncio.sleep(cancelled_after)
                 for call in calls:
                     call.cancel()
-            return {await _status(call): await call.details() for call in calls}
+            return {await status(call): await call.details() for call in calls}
 
     async def import_killed(self, chosen: random.Random) -> None:
         """Kill an import after a random time, and check that the catalog equals the old or the new listing."""
@@ -201,11 +198,6 @@ async def _running(postgres: EmbeddedPostgres, folder: Path) -> AsyncIterator[Ta
             yield Target(deployment, postgres, proxy, jwks, folder / "import.log", urls[Roles().imports])
 
 
-async def _status(call: Any) -> str:
-    code, details = await call.code(), await call.details()
-    return _CUT_OFF if code is StatusCode.INTERNAL and "RST_STREAM" in details else code.name
-
-
 async def _walk(deployment: Deployment, outcomes: Outcomes, until: asyncio.Event) -> None:
     """Read page after page, and check each one."""
     lasting = deployment.issuer.token("main", exp=int(time.time()) + 86_400)
@@ -215,9 +207,9 @@ async def _walk(deployment: Deployment, outcomes: Outcomes, until: asyncio.Event
         while not until.is_set():
             began = time.monotonic()
             call: Any = stub.List(pb.ListBackupsRequest(folder_id="f1", page_token=token), timeout=10)
-            status = await _status(call)
-            outcomes.record(status, began)
-            if status == "OK":
+            name = await status(call)
+            outcomes.record(name, began)
+            if name == "OK":
                 page = await call
                 assert [backup.id for backup in page.backups] == _PAGES[number]
                 number, token = (number + 1) % 3, page.next_page_token

@@ -15,6 +15,16 @@ _LIST = pb.ListBackupsRequest(folder_id="f1")
 _REST = "/managed-greenplum/v1/backups?folderId=f1"
 
 
+INCOMPLETE = "INTERNAL, RST_STREAM"
+"""Status of an answer that broke off, for example because the replica was killed (docs/api.md)."""
+
+
+async def status(call: Any) -> str:
+    """Wait for a call to end and return the name of its status."""
+    code, details = await call.code(), await call.details()
+    return INCOMPLETE if code is StatusCode.INTERNAL and "RST_STREAM" in details else str(code.name)
+
+
 class Outcomes(Counter[str]):
     """Counts of the statuses of both APIs, and the duration of the slowest call, in seconds."""
 
