@@ -123,15 +123,15 @@ class _EmptyDatabase:
             sizes, times, *_ = columns
             assert all(1 <= int(size) <= 1000 for size in sizes)
             assert all(_FIRST <= datetime.fromisoformat(time) <= datetime.max.replace(tzinfo=UTC) for time in times)
-            return [(1, None, None)]
-        return [(1, "f1")] if query == CLUSTER_FOLDERS else []
+            return [{0: 1, "elements": None, "lengths": None}]
+        return [{0: 1, "folder_id": "f1"}] if query == CLUSTER_FOLDERS else []
 
     async def fetch_large(
         self, client: str, query: str, size: int, last_at: datetime, *ids: str, connected: Callable[[], None]
     ) -> list[Any]:
         assert client
         columns = [[str(size)], [last_at.isoformat()], *([each] for each in ids)]
-        return [row[1:] for row in await self.fetch(query, *columns, connected=connected)]
+        return await self.fetch(query, *columns, connected=connected)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -198,7 +198,7 @@ async def test_error_when_calls_are_cancelled(catalog: Catalog, sql: Sql, locked
 
 
 def _large(catalog: Catalog, client: str) -> "asyncio.Task[Page]":
-    return asyncio.ensure_future(catalog.page("f1", after=None, size=1000, client=client))
+    return asyncio.create_task(catalog.page("f1", after=None, size=1000, client=client), name=client)
 
 
 async def test_large_pages(catalog: Catalog, locked: Locked, sql: Sql, add_backups: AddBackups) -> None:
@@ -213,20 +213,36 @@ async def test_large_pages(catalog: Catalog, locked: Locked, sql: Sql, add_backu
     assert len(_ids(await small)) == 100
 
 
-async def test_large_pages_of_several_clients(catalog: Catalog, locked: Locked, sql: Sql, add_backups: AddBackups) -> None:
+class _Started:
+    """Stands for the tracing of queries, and records the clients of queries in the order in which they are sent."""
+
+    def __init__(self) -> None:
+        self.clients: list[str] = []
+
+    def queries_of(self, database: str) -> Any:
+        return self._trace
+
+    @contextlib.contextmanager
+    def _trace(self, query: str) -> Iterator[Callable[[], None]]:
+        task = asyncio.current_task()
+        assert task
+        yield lambda: self.clients.append(task.get_name())
+
+
+async def test_large_pages_of_several_clients(database_url: str, locked: Locked, sql: Sql, add_backups: AddBackups) -> None:
     """A client that requests many large pages delays the page of another client by a few pages only."""
     await add_backups(250)
-    done: list[str] = []
-    async with locked():
-        many = [_large(catalog, "many") for _ in range(64)]
-        await _queries(sql, 2)
-        one = _large(catalog, "one")
-        one.add_done_callback(lambda _: done.append("one"))
-        for page in many:
-            page.add_done_callback(lambda _: done.append("many"))
-        await asyncio.sleep(0)
-    await asyncio.gather(one, *many)
-    assert done.index("one") < 8
+    started: Any = _Started()
+    async with open_database(database_url, _LIMITS, tracing=started) as database:
+        catalog = Catalog(database)
+        async with locked():
+            many = [_large(catalog, "many") for _ in range(64)]
+            await _queries(sql, 2)
+            one = _large(catalog, "one")
+            await asyncio.sleep(0)
+        await asyncio.gather(one, *many)
+    assert len(started.clients) == 65
+    assert started.clients.index("one") < 4
 
 
 async def test_cancelled_large_pages(catalog: Catalog, locked: Locked, sql: Sql, add_backups: AddBackups) -> None:
