@@ -242,8 +242,6 @@ def _guarded(handle: _Wrapped) -> _Wrapped:
     async def guarded(request: Any, context: _Context) -> Any:
         try:
             return await handle(request, context)
-        except grpc.aio.AbortError:
-            raise
         except Exception as exc:
             request_id = _new_request_id()
             event("call", level="error", code=INTERNAL.code.name, request_id=request_id, error=describe(exc))

@@ -41,10 +41,6 @@ class NotReady(StrEnum):
     SHUTTING_DOWN = "the server is shutting down"
 
 
-def _no_problem() -> None:
-    return None
-
-
 class Readiness:
     """The result of the last check. After shutdown has begun, it no longer changes."""
 
@@ -57,7 +53,7 @@ class Readiness:
         max_replication_lag: timedelta,
         period: timedelta,
         timeout: timedelta,
-        keys_problem: Callable[[], NotReady | None] = _no_problem,
+        keys_problem: Callable[[], NotReady | None],
     ) -> None:
         """
         Args:

@@ -63,8 +63,6 @@ def _is_no_file(path: Path) -> bool:
         return not stat.S_ISREG(path.stat().st_mode)
     except OSError:
         return False
-    except ValueError:  # a null byte
-        raise typer.BadParameter("not a file name", param_hint="--output") from None
 
 
 async def _write(output: Path, filters: Filters, rules: Rules, *, days: int, shows_all: bool) -> "Page":

@@ -303,6 +303,4 @@ def _wheel() -> Path:
 
 
 def _tail(log: Path) -> str:
-    with contextlib.suppress(OSError):
-        return "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-    return ""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-5:])

@@ -89,8 +89,8 @@ class _Handler(logging.Handler):
             error = record.exc_info[1] if record.exc_info else None
             facts = {"error": describe(error)} if error else {}
             _write(_Line(record.created, record.levelname.lower(), record.getMessage(), facts).rendered(LOG.render))
-        except Exception:
-            self.handleError(record)
+        except Exception as exc:  # logging's own report would quote the values
+            event("log line cannot be formatted", level="error", logger=record.name, error=describe(exc))
 
 
 LOG = Log()

@@ -329,28 +329,6 @@ async def test_unavailable_collector(start_traced: StartTraced, collector_is: st
         assert "stopped" in {line["event"] for line in replica.log()}
 
 
-@pytest.mark.parametrize(
-    ("variables", "problem"),
-    [
-        ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER must be otlp"),
-        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, "OTEL_EXPORTER_OTLP_PROTOCOL must be grpc"),
-        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "OpenTelemetry cannot use a variable OTEL_... (ValueError)"),
-        ({"PYTHONPATH": "without"}, "OpenTelemetry is not installed: see requirements/production.txt"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-async def test_unavailable_tracing(start_traced: StartTraced, tmp_path: Path, variables: dict[str, str], problem: str) -> None:
-    """If tracing is configured but unavailable, the service logs one warning at start and serves."""
-    if "PYTHONPATH" in variables:  # a module that fails to import as if the package were not installed
-        (tmp_path / "opentelemetry.py").write_text("raise ModuleNotFoundError(\"No module named 'opentelemetry'\")", encoding="utf-8")
-        variables = {"PYTHONPATH": str(tmp_path)}
-    async with start_traced(**{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317"} | variables) as (replica, channel):
-        assert await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f")).code() is StatusCode.OK
-        [line] = [line for line in replica.log() if line["event"] == "no traces"]
-        assert (line["level"], problem in line["problem"]) == ("warning", True), line
-        assert "trace_id" not in await _event(replica, "call")
-
-
 _IMPORTED = """
 import asyncio, sys
 from service.composition import build_server

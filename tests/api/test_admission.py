@@ -190,3 +190,14 @@ async def test_calls_that_end_early_release_their_cost(start_server: StartServer
 
 async def _until_in_flight(server: Server, cost: int) -> None:
     await eventually(lambda: server.admission.in_flight, cost)
+
+
+async def test_held_call_is_cancelled(server: Server, stub: pb.BackupServiceStub, capsys: pytest.CaptureFixture[str]) -> None:
+    """A call that is held during shutdown and that its client cancels ends immediately, and is logged as CANCELLED."""
+    server.admission.reject_new_calls()
+    call = stub.Get(pb.GetBackupRequest(backup_id="a"))
+    waiting = asyncio.ensure_future(call.wait_for_connection())
+    await eventually(lambda: server.admission._arrivals, 1)
+    call.cancel()
+    await asyncio.wait([waiting])
+    await eventually(lambda: capsys.readouterr().err, lambda text: '"code": "CANCELLED"' in text, timeout_s=4)  # held for 5 s

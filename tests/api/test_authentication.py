@@ -313,3 +313,31 @@ async def test_claims_are_parsed_after_the_signature(issuer: Issuer, monkeypatch
     with pytest.raises(Unauthenticated) as caught:
         authenticator.authenticate(_bearer(issuer.token("k2", named="k1")))
     assert caught.value.reason == "signature"
+
+
+async def test_fractional_times(issuer: Issuer) -> None:
+    """Times of a token may have a fraction (RFC 7519, NumericDate)."""
+    authenticator, keys = _authenticator(issuer)
+    await keys.update()
+    token = issuer.token("k1", exp=time.time() + 600.5, iat=time.time() - 0.5)
+    assert authenticator.authenticate(_bearer(token)).subject == "client"
+
+
+async def test_unexpected_error_of_a_verification(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unexpected error while a token is verified rejects the token, and is logged without its text."""
+    authenticator, keys = _authenticator(issuer)
+    await keys.update()
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("hunter2")
+
+    monkeypatch.setattr(authentication, "_check_signature", fail)
+    with pytest.raises(Unauthenticated) as caught:
+        authenticator.authenticate(_bearer(issuer.token("k1")))
+    assert caught.value.reason == "unexpected"
+    logged = capsys.readouterr().err
+    assert "token verification failed unexpectedly" in logged
+    assert "ZeroDivisionError" in logged
+    assert "hunter2" not in logged

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -206,3 +207,13 @@ async def test_an_authority_that_cannot_be_used(
         for _ in range(2):
             async with _channel(server.address, authority, clients.pair("client")) as channel:
                 await _list(channel)
+
+
+async def test_certificate_without_a_known_expiry(start_server: StartServer, authority: Authority, files: Files) -> None:
+    """A certificate that gRPC accepts, and whose expiry cannot be read, is used; the metric of its expiry is NaN."""
+    files.write(authority.with_encoded_default(authority.pair("first")))
+    async with start_server(**files.settings, metrics_listen="127.0.0.1:0") as server:
+        assert await certificate_name(*server.address, authority) == "first"
+        async with httpx.AsyncClient(trust_env=False) as client:
+            metrics = (await client.get(f"http://{server.metrics_address}/metrics")).text
+    assert "backups_tls_certificate_expiry_timestamp_seconds NaN\n" in metrics

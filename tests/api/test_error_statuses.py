@@ -15,6 +15,7 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2
 
 from service import pb
+from service.api.interceptor import Interceptor
 from service.errors import BackupNotFound, CatalogUnavailable
 from service.observability import logs
 from service.page_token import DEFAULT_KEY, PageTokens
@@ -199,6 +200,26 @@ async def test_unexpected_error(
     assert answer.request_id in logged
     assert "builtins.RuntimeError" in logged
     assert "hunter2" not in logged + str(answer.trailers)
+
+
+@pytest.mark.parametrize("broken", ["_handler", "_begin"])
+async def test_error_of_the_interceptor(
+    server: Server, stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    """An error in the interceptor itself is INTERNAL with a fixed text and a request id; its text is neither returned nor logged."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("hunter2")
+
+    monkeypatch.setattr(Interceptor, broken, fail)
+    answer = await failure(stub.Get(pb.GetBackupRequest(backup_id="a")))
+
+    assert (answer.code, answer.reason) == (StatusCode.INTERNAL, "INTERNAL")
+    assert answer.message == "Internal error. Quote the request id when you report it."
+    logs.flush()
+    [line] = _calls(capsys)
+    assert (line["code"], line["request_id"], line["error"][0]["type"]) == ("INTERNAL", answer.request_id, "builtins.RuntimeError")
+    assert "hunter2" not in str(line) + str(answer.trailers)
 
 
 async def test_health_checks_are_not_logged(

@@ -238,7 +238,9 @@ async def test_password_files_of_any_kind(tmp_path: Path) -> None:
 
 
 async def test_unusable_password_files(tmp_path: Path) -> None:
-    """The error names a password file that is missing, or that has no line for the server."""
+    """The error names a password file that is missing, that cannot be read, or that has no line for the server."""
+    with pytest.raises(ConnectFailed, match="the password file /proc/self/mem cannot be read: Input/output error"):  # for root too
+        await _connected("postgresql://u@127.0.0.1:1/d?passfile=/proc/self/mem")
     with pytest.raises(ConnectFailed, match="/nowhere/pgpass cannot be read: No such file or directory"):
         await _connected("postgresql://u@127.0.0.1:1/d?passfile=/nowhere/pgpass")
     file = _password_file(tmp_path, "h:*:*:*:secret")

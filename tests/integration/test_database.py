@@ -95,6 +95,17 @@ async def test_cancelled_before_it_is_executed(database: Database, postgres: Emb
     await eventually(lambda: sql.fetchval(_LOCKS), 0)
 
 
+async def test_close_during_a_query(database_url: str) -> None:
+    """Closing the database waits for a limited time for the queries in progress, and then ends them."""
+    async with asyncio.timeout(10):
+        async with open_database(database_url, LIMITS._replace(acquire=timedelta(seconds=0.5))) as database:
+            await _pid(database)
+            running = asyncio.ensure_future(database.fetch("SELECT pg_sleep(20)"))
+            await eventually(lambda: database.idle_connections, 0)
+        with pytest.raises(CatalogUnavailable):
+            await running
+
+
 async def test_lost_idle_connection(database: Database, sql: Sql) -> None:
     """A connection that was lost while it was idle fails no query."""
     pid = await _pid(database)

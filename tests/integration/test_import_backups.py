@@ -16,7 +16,7 @@ from service.importers import walg
 from service.postgres.import_backups import Options, Summary, Target, check_target, load
 from service.postgres.listing import check_session, copy_listing
 from service.postgres.session import open_session
-from tests.support.catalog import OWNER, Sql
+from tests.support.catalog import OWNER, AddBackups, Sql
 from tests.support.proxy import proxied
 
 _TIME = datetime(2026, 11, 20, 2, 41, 58, 826199, tzinfo=UTC)
@@ -261,6 +261,15 @@ async def test_connection_lost_while_closing(postgres: EmbeddedPostgres, databas
 
         with pytest.raises(ImportRefused):
             await refused()
+
+
+async def test_an_id_that_is_taken_during_an_import(import_url: str, add_backups: AddBackups) -> None:
+    """If another cluster's import takes an id after this one has checked it, the import is rejected."""
+    [backup] = await add_backups(1)
+    columns = "folder_id, created_at, source_cluster_id, started_at, size, tool"
+    with pytest.raises(ImportRefused, match="another cluster's import has just taken one of these ids: run the import again"):
+        async with open_session(import_url) as connection:
+            await connection.execute(f"INSERT INTO backups (id, {columns}) SELECT id, {columns} FROM backups WHERE id = $1", backup.id)
 
 
 @pytest.mark.parametrize("name", ["", "x" * 51, "a\0", "a\nb", "\x1b[2J", "\udcff"])

@@ -7,12 +7,17 @@ from datetime import timedelta
 
 import asyncpg
 import pytest
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from sqlalchemy import Connection, NullPool, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.errors import SchemaError
 from service.postgres.database import open_database
-from service.postgres.migration import downgrade, heads, migrate, migration_sql
+from service.postgres.migration import create_index, downgrade, heads, migrate, migration_sql
 from service.postgres.schema import REQUIRED_REVISION, present_revision
+from tests.support.catalog import Sql
 from tests.support.commands import RunCommand
 from tests.support.eventually import eventually
 from tests.support.limits import LIMITS
@@ -70,6 +75,22 @@ async def test_waits_for_another_migration(empty_database_url: str) -> None:
     await waiting
 
 
+async def test_lost_session(empty_database_url: str) -> None:
+    """A migration whose session is terminated fails with a clear error."""
+    holder = await asyncpg.connect(empty_database_url)
+    await holder.execute("CREATE TABLE migration_lock ()")
+    await holder.execute("BEGIN; LOCK TABLE migration_lock IN EXCLUSIVE MODE")
+    waiting = asyncio.create_task(asyncio.to_thread(migrate, empty_database_url))
+    terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'backup-service migrate'"
+    observer = await asyncpg.connect(empty_database_url)
+    await eventually(lambda: observer.fetchval(f"{terminate} AND datname = current_database()"), 1)
+    # The second message is that of a session which is terminated during a statement.
+    with pytest.raises(SchemaError, match="^the migration failed: (the connection to PostgreSQL was lost|terminating connection)"):
+        await waiting
+    await observer.close()
+    await holder.close()
+
+
 async def test_lock_timeout(empty_database_url: str) -> None:
     """A step that waits too long for a lock times out, so that other queries can run, and is retried until the lock is free."""
     holder = await asyncpg.connect(empty_database_url)
@@ -91,6 +112,31 @@ async def test_sql(postgres: EmbeddedPostgres, owner_url: str, empty_database_ur
     psql = postgres.program("psql")
     subprocess.run([psql, "-q", "-v", "ON_ERROR_STOP=1", "-d", empty_database_url], input=migration_sql(), text=True, check=True)
     assert _schema(postgres, empty_database_url) == _schema(postgres, owner_url)
+
+
+async def test_index_of_an_interrupted_step(postgres: EmbeddedPostgres, database_name: str, sql: Sql) -> None:
+    """`create_index` replaces an invalid index, and the timeouts of the session are in force again afterwards."""
+    await sql.execute("CREATE INDEX backups_note ON backups (name)")
+    await sql.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'backups_note'::regclass")
+    url = postgres.url(database_name)
+    settings = {"lock_timeout": "2s", "statement_timeout": "3s"}
+    engine = create_async_engine(
+        "postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(url, server_settings=settings), poolclass=NullPool
+    )
+
+    def create(connection: Connection) -> tuple[str, str]:
+        context = MigrationContext.configure(connection, opts={"transaction_per_migration": True})
+        with Operations.context(context), context.begin_transaction(_per_migration=True):
+            create_index("backups_note", "ON backups (folder_id)")
+        lock, statement = (connection.execute(text(f"SHOW {name}_timeout")).scalar_one() for name in ("lock", "statement"))
+        return lock, statement
+
+    async with engine.connect() as connection:
+        assert await connection.run_sync(create) == ("2s", "3s")
+    [row] = await sql.fetch(
+        "SELECT indisvalid, pg_get_indexdef(indexrelid) AS definition FROM pg_index WHERE indexrelid = 'backups_note'::regclass"
+    )
+    assert (row["indisvalid"], row["definition"].partition(" USING ")[2]) == (True, "btree (folder_id)")
 
 
 async def test_unknown_revision(empty_database_url: str) -> None:

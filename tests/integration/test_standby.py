@@ -4,7 +4,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
 import grpc
@@ -14,7 +14,7 @@ from service import pb
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.postgres.database import Database, open_database
 from service.postgres.migration import Roles, migrate
-from service.postgres.replication import replication_lag
+from service.postgres.replication import connect_unless_lagging, replication_lag
 from tests.support.catalog import Sql
 from tests.support.eventually import eventually
 from tests.support.limits import LIMITS
@@ -214,6 +214,26 @@ async def test_lagging_standby_without_a_primary(pair: Pair, primary_sql: Sql, s
     url = pair.url("prefer-standby").replace(str(pair.primary.sockets), "/nowhere")
     async with open_database(url, _LIMITS, max_replication_lag=timedelta(seconds=-1)) as database:
         assert await _in_recovery(database)
+
+
+async def test_cancelled_while_connecting_to_the_primary(pair: Pair) -> None:
+    """If the attempt to connect to the primary is cancelled, the connection to the lagging standby is closed."""
+    connections: list[asyncpg.Connection] = []
+    connects_to_primary = asyncio.Event()
+
+    async def connect(dsn: str | None = None, **options: Any) -> asyncpg.Connection:
+        if options:
+            connects_to_primary.set()
+            await asyncio.Event().wait()
+        connections.append(await asyncpg.connect(pair.standby.url("postgres")))
+        return connections[0]
+
+    connecting = asyncio.ensure_future(connect_unless_lagging(connect, timedelta(seconds=-1))())
+    await connects_to_primary.wait()
+    assert not connections[0].is_closed()
+    connecting.cancel()
+    await asyncio.wait([connecting])
+    assert (connecting.cancelled(), connections[0].is_closed()) == (True, True)
 
 
 @pytest.mark.parametrize(("attributes", "in_recovery"), [("read-write", False), ("read-only", True)])

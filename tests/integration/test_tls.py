@@ -197,6 +197,17 @@ async def _replace_certificate(server: TlsPostgres, pair: Pair) -> None:
     await eventually(server_certificate, ssl.PEM_cert_to_DER_cert(pair.cert.decode()))
 
 
+async def test_revoked_certificate(tls_postgres: TlsPostgres) -> None:
+    """With sslcrl, a server whose certificate is revoked is rejected, and one whose certificate is not revoked is accepted."""
+    crl = tls_postgres.root_cert.with_name("root.crl")
+    url = tls_postgres.url(f"{tls_postgres.verified}&sslcrl={crl}")
+    crl.write_bytes(tls_postgres.authority.revocation_list())
+    assert await _is_encrypted(url)
+    crl.write_bytes(tls_postgres.authority.revocation_list(tls_postgres.root_cert.with_name("tls.crt").read_bytes()))
+    with pytest.raises(ConnectFailed, match="the certificate is not trusted: certificate revoked"):
+        await _connected(url)
+
+
 async def test_several_hosts(tls_postgres: TlsPostgres) -> None:
     """If a host cannot be verified, the next one is used."""
     url = f"postgresql://{Roles().service}:{_PASSWORD}@localhost:1,0.0.0.0:{tls_postgres.port}/postgres?{tls_postgres.verified}"

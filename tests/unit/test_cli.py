@@ -1,5 +1,6 @@
-"""Help and version of the command."""
+"""Help, version and errors of the command."""
 
+import errno
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,8 +10,8 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from service import VERSION
-from service.cli import app
+from service import VERSION, cli
+from service.cli import app, nagios, streams
 
 
 def _commands(command: Any, *names: str) -> Iterator[tuple[str, Any]]:
@@ -64,3 +65,53 @@ def test_version() -> None:
     """`--version` prints the name and the version."""
     done = CliRunner().invoke(app, ["--version"])
     assert (done.exit_code, done.output) == (0, f"backup-service {VERSION}\n")
+
+
+def test_warn_age_needs_nagios() -> None:
+    """`status --warn-age` without --nagios is an error of the command line."""
+    done = CliRunner().invoke(app, ["status", "--warn-age", "26h"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "Invalid value for --warn-age: requires --nagios" in done.stderr
+
+
+def test_unexpected_os_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OSError that is not one of standard output is raised, so that it is not reported as one."""
+
+    def fail() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/none")
+
+    monkeypatch.setattr(streams, "prepare", lambda: None)
+    monkeypatch.setattr(cli, "run", fail)
+    with pytest.raises(FileNotFoundError, match="/none"):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "has_traceback"),
+    [
+        (KeyboardInterrupt(), "interrupted", False),
+        (typer.Abort(), "interrupted", False),
+        (ZeroDivisionError("hunter2"), "unexpected error: ZeroDivisionError", True),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/none"), "unexpected error: FileNotFoundError", True),
+    ],
+)
+def test_errors_of_a_plugin(capsys: pytest.CaptureFixture[str], error: BaseException, message: str, *, has_traceback: bool) -> None:
+    """Ctrl-C and unexpected errors of a monitoring plugin are one line on standard output, and exit with 3."""
+
+    def fail(**_: object) -> None:
+        raise error
+
+    assert nagios.run(fail) == 3
+    captured = capsys.readouterr()
+    assert captured.out == f"BACKUPS UNKNOWN - {message}\n"
+    assert ("Traceback" in captured.err) is has_traceback
+
+
+def test_output_error_of_a_plugin() -> None:
+    """A monitoring plugin does not report an error of standard output on standard output."""
+
+    def fail(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        nagios.run(fail)

@@ -161,3 +161,12 @@ def test_no_secret_in_a_repr() -> None:
     """The repr of a parsed URL contains neither the password nor that of the key."""
     text = repr(parse_database_url(f"postgresql://u:{_SECRET}@h/d?sslpassword={_SECRET}"))
     assert _SECRET not in text
+
+
+@pytest.mark.parametrize("host", ["[::1", "[::1]x", "a[::1]", f"[{_SECRET}"])
+def test_hosts_with_brackets(host: str) -> None:
+    """Square brackets that do not enclose a whole host are rejected, without the host in the message."""
+    with pytest.raises(InvalidDatabaseUrl) as caught:
+        parse_database_url(f"postgresql://u@{host}/d")
+    assert "contains a host that is not a name, an IPv4 address or an IPv6 address in square brackets" in str(caught.value)
+    assert _SECRET not in str(caught.value)

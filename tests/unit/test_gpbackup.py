@@ -219,6 +219,21 @@ def test_too_early(history: Path, columns: dict[str, Any]) -> None:
     assert _read(write_history(history, row | columns), selection=Selection(since)) == [Skipped("20260329021500", TOO_EARLY)]
 
 
+def test_too_early_in_a_repeated_hour(history: Path) -> None:
+    """A backup whose end the clock showed twice is skipped if its earliest reading, which would be imported, is before --since."""
+    write_history(history, {"timestamp": "20261025013000", "end_time": "20261025023000"})  # completed at 00:30 or 01:30 UTC
+    since = datetime(2026, 10, 25, 1, tzinfo=UTC)
+    assert _read(history, selection=Selection(since)) == [Skipped("20261025013000", TOO_EARLY)]
+
+
+@pytest.mark.parametrize("status", ["Failure", "In Progress"])
+def test_excluded_attempts(history: Path, status: str) -> None:
+    """--exclude leaves out an attempt by its timestamp."""
+    write_history(history, {"timestamp": "20261120010000", "status": status})
+    assert isinstance(_read(history)[0], Attempt)
+    assert _read(history, selection=Selection(exclude=frozenset({"20261120010000"}))) == [Skipped("20261120010000", EXCLUDED)]
+
+
 def test_ends_before_it_starts(history: Path) -> None:
     """A backup that was completed before it started gets a duration of 0, with a warning; its completion is kept."""
     entry = _only(history, timestamp="20261121010002", end_time="20261121010000")

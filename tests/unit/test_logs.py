@@ -7,7 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 from opentelemetry.trace import INVALID_SPAN
+from typer.testing import CliRunner
 
+from service import server
+from service.cli import app
 from service.errors import CatalogUnavailable
 from service.observability import logs
 from service.observability.metrics import Metrics
@@ -126,3 +129,28 @@ async def test_texts_of_other_errors_are_not_logged(capsys: pytest.CaptureFixtur
     assert logged.count("ValueError") >= 2
     assert logged.count("PostgreSQL was lost") >= 2
     assert "test_logs.py" in logged
+
+
+def test_unexpected_error_of_serve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unexpected error of `serve` is logged without its text, which a traceback would contain, and the status is 1."""
+
+    def fail(build: object) -> None:
+        raise ZeroDivisionError("hunter2")
+
+    monkeypatch.setattr(server, "serve", fail)
+    done = CliRunner().invoke(app, ["serve"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    [line] = [json.loads(line) for line in done.stderr.splitlines() if '"failed"' in line]
+    assert (line["level"], line["error"][0]["type"]) == ("critical", "builtins.ZeroDivisionError")
+    assert "hunter2" not in done.output
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_line_of_a_library_that_cannot_be_formatted(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+    """A library's line whose values do not fit its text is reported by the error's type and place, without the values."""
+    logs.configure_logging(log_format=log_format, log_level="info")
+    logging.getLogger("asyncio").warning("%d s", "hunter2")
+    [line] = capsys.readouterr().err.splitlines()
+    assert "log line cannot be formatted" in line
+    assert "TypeError" in line
+    assert "hunter2" not in line

@@ -9,13 +9,14 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from service import pb
-from service.cli import formatting, output, status_report
+from service.cli import chain_report, formatting, output, status_report
 from service.cli.import_summary import summary_lines
 from service.cli.overdue import Overdue
 from service.cli.table import Column, Table
 from service.postgres.freshness import Freshness
 from service.postgres.import_backups import Pruned, Summary, Target
 from service.postgres.listing import Noted
+from service.postgres.restore_chain import Chain, Link
 
 _NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
 
@@ -300,3 +301,13 @@ def test_length_of_a_summary() -> None:
 def test_imports_without_changes(changes: dict[str, object], text: str) -> None:
     """An import that changed nothing prints the reason."""
     assert list(summary_lines(_SUMMARY._replace(**changes), _TARGET))[-1] == text  # type: ignore[arg-type]
+
+
+def test_chain_of_one_partial_backup() -> None:
+    """`chain` shows the contents of a partial backup instead of its method, and empty lists if no other backup is in its chain."""
+    backup = Link("b1", "n1", _NOW, _NOW, "base", "data only", 1536, "usable", None)
+    chain = Chain(backup, "f1", "c1", "gpbackup", "demo", needs=[], needed_by=[])
+    header, line = (re.split(r"  +", line) for line in Table(chain_report.columns()).lines(chain_report.rows(chain)))
+    assert dict(zip(header, line, strict=True))["KIND"] == "data only"
+    found = json.loads("\n".join(chain_report.json_lines(chain)))
+    assert (found["contents"], found["needs"], found["neededBy"]) == ("data only", [], [])

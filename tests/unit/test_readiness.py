@@ -22,7 +22,9 @@ class _Checked(Readiness):
 
     def __init__(self, health: Health, *, timeout: timedelta = timedelta(seconds=10)) -> None:
         unused: Any = None
-        super().__init__(health, unused, unused, max_replication_lag=timedelta(0), period=_PERIOD, timeout=timeout)
+        super().__init__(
+            health, unused, unused, max_replication_lag=timedelta(0), period=_PERIOD, timeout=timeout, keys_problem=lambda: None
+        )
         self.result: NotReady | Exception | None = None
 
     async def find_reason(self) -> NotReady | None:

@@ -86,6 +86,7 @@ def test_all_set(monkeypatch: pytest.MonkeyPatch) -> None:
             ],
         ),
         ("JWT_MAX_LIFETIME", ["0", "-1", "inf", "604801"]),
+        ("TRUSTED_PROXIES", ["hunter2", "127.0.0.1,hunter2", "10.0.0.1/8", "10.0.0.0/33"]),
         ("TLS_CLIENT_NAMES", [",", "a,,b", "a b", "spiffe://x y", "é"]),
         ("PAGE_TOKEN_KEY", ["hunter2", _KEY[:-4], _KEY + "hunter2", "Default"]),
         ("PAGE_TOKEN_KEYS_ACCEPTED", ["hunter2", f"{_KEY},hunter2"]),
@@ -178,6 +179,15 @@ def test_tls_client_names(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CERT", "KEY", "CLIENT_CA"):
         monkeypatch.setenv(f"BACKUPS_TLS_{name}", "file.pem")
     assert Settings.read().tls_client_names == frozenset({"envoy.example.org", "spiffe://Example.org/Envoy"})
+
+
+@pytest.mark.parametrize("names", [["CERT"], ["KEY"], ["CLIENT_CA"], ["CERT", "CLIENT_CA"]])
+def test_incomplete_tls(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
+    """A certificate without its key, a key without its certificate, and an authority without both are an error."""
+    for name in names:
+        monkeypatch.setenv(f"BACKUPS_TLS_{name}", "file.pem")
+    with pytest.raises(InvalidSettings, match="^BACKUPS_TLS_CERT and BACKUPS_TLS_KEY are needed together"):
+        Settings.read()
 
 
 def test_every_invalid_value_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,13 @@
 """Spans of calls and queries, exported to memory. tests/acceptance/test_tracing.py exports those of a server to a collector."""
 
+import asyncio
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
@@ -92,6 +99,28 @@ async def test_queries_outside_a_call(exporter: InMemorySpanExporter) -> None:
         connected()
     await traces.close()
     assert exporter.get_finished_spans() == ()
+
+
+async def test_close_with_an_unresponsive_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the last spans cannot be sent within `flush_within`, the exporter is shut down, which ends its attempt."""
+
+    class Unresponsive(InMemorySpanExporter):
+        stopped = threading.Event()
+
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            self.stopped.wait(30)
+            return SpanExportResult.FAILURE
+
+        def shutdown(self) -> None:
+            self.stopped.set()
+
+    monkeypatch.setattr(tracing, "OTLPSpanExporter", Unresponsive)
+    monkeypatch.setattr(Tracing, "flush_within", timedelta(seconds=0.1))
+    traces = Tracing(trusts_callers=True)
+    _call(traces).ended("OK")
+    async with asyncio.timeout(20):
+        await traces.close()
+    assert Unresponsive.stopped.is_set()
 
 
 @pytest.mark.parametrize(
