@@ -7,7 +7,6 @@ import (
 	"errors"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
@@ -20,13 +19,11 @@ import (
 
 // The service's queries for one call: service/postgres/catalog.py.
 const (
-	getSQL  = "SELECT folder_id, wire FROM backups WHERE id = $1"
-	pageSQL = "SELECT wire FROM backups WHERE folder_id = $4 AND (created_at, id) < ($2, $3)" +
-		" ORDER BY created_at DESC, id DESC LIMIT $1::int + 1"
-	largePageSQL = "SELECT string_agg(wire, ''::bytea), (array_agg(octet_length(wire)))[$1::int : $1::int + 1] FROM (" + pageSQL + ") AS backup" +
-		" WHERE octet_length(repeat(repeat(' ', 1024), 2048)) > 0"
-	largePage = 200 // from this size on, a page is one row
-	rowSize   = 140 // bytes, about
+	getSQL    = "SELECT folder_id, wire FROM backups WHERE id = $1"
+	firstPage = "SELECT wire FROM backups WHERE folder_id = $1 ORDER BY created_at DESC, id DESC LIMIT $2 + 1"
+	nextPage  = "SELECT wire FROM backups WHERE folder_id = $1 AND (created_at, id) < ($3, $4)" +
+		" ORDER BY created_at DESC, id DESC LIMIT $2 + 1"
+	rowSize = 140 // bytes, about
 )
 
 // codec decodes requests, and sends answers as they are.
@@ -61,23 +58,8 @@ func (s *server) get(ctx context.Context, request *pb.GetBackupRequest) ([]byte,
 }
 
 func (s *server) list(ctx context.Context, request *pb.ListBackupsRequest) ([]byte, error) {
-	createdAt, id := pgtype.Timestamptz{InfinityModifier: pgtype.Infinity, Valid: true}, "" // before the newest backup
-	if request.PageToken != "" {
-		var err error
-		if createdAt.Time, id, err = peer.Open(request.PageToken); err != nil {
-			return nil, err
-		}
-		createdAt.InfinityModifier = pgtype.Finite
-	}
 	size := peer.PageSize(request)
-	if size >= largePage {
-		return s.large(ctx, size, createdAt, id, request.FolderId)
-	}
-	return s.rows(ctx, size, createdAt, id, request.FolderId)
-}
-
-func (s *server) rows(ctx context.Context, size int64, createdAt pgtype.Timestamptz, id, folder string) ([]byte, error) {
-	rows, err := s.pool.Query(ctx, pageSQL, size, createdAt, id, folder)
+	rows, err := s.page(ctx, request, size)
 	if err != nil {
 		return nil, err
 	}
@@ -94,17 +76,15 @@ func (s *server) rows(ctx context.Context, size int64, createdAt pgtype.Timestam
 	return page, rows.Err()
 }
 
-func (s *server) large(ctx context.Context, size int64, createdAt pgtype.Timestamptz, id, folder string) ([]byte, error) {
-	var page []byte
-	var lengths []int32 // of the last row of the page, and of the extra row
-	if err := s.pool.QueryRow(ctx, largePageSQL, size, createdAt, id, folder).Scan(&page, &lengths); err != nil {
+func (s *server) page(ctx context.Context, request *pb.ListBackupsRequest, size int64) (pgx.Rows, error) {
+	if request.PageToken == "" {
+		return s.pool.Query(ctx, firstPage, request.FolderId, size)
+	}
+	createdAt, id, err := peer.Open(request.PageToken)
+	if err != nil {
 		return nil, err
 	}
-	if len(lengths) < 2 {
-		return page, nil
-	}
-	page = page[:len(page)-int(lengths[1])]
-	return withToken(page, page[len(page)-int(lengths[0]):])
+	return s.pool.Query(ctx, nextPage, request.FolderId, size, createdAt, id)
 }
 
 // withToken appends the token of the next page to a page that ends with lastRow.
