@@ -76,11 +76,13 @@ class _Calls:
     def __init__(self, port: int) -> None:
         self._address = f"127.0.0.1:{port}"
         self.outcomes: Counter[str] = Counter()
+        self._answers = [0] * 16
+        """The number of answers of each client."""
         self.failed: list[tuple[float, float]] = []
         """Start and end of each failed call."""
         self.stop = asyncio.Event()
 
-    async def run(self) -> None:
+    async def run(self, client: int) -> None:
         """Call until `stop` is set."""
         options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200)]
         async with grpc.aio.insecure_channel(self._address, options=options) as channel:
@@ -89,14 +91,15 @@ class _Calls:
                 began = time.monotonic()
                 code = await stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=1000), timeout=10).code()
                 self.outcomes[code.name] += 1
+                self._answers[client] += code is StatusCode.OK
                 if code is not StatusCode.OK:
                     self.failed.append((began, time.monotonic()))
                     await asyncio.sleep(0.05)
 
-    async def hundred_more(self) -> None:
-        """Wait for a hundred further answers."""
-        expected = self.outcomes["OK"] + 100
-        await eventually(lambda: self.outcomes["OK"], lambda answered: answered >= expected, timeout_s=20)
+    async def ten_more(self) -> None:
+        """Wait for ten further answers of each client, so that all are connected."""
+        expected = [answers + 10 for answers in self._answers]
+        await eventually(lambda: [*map(int.__ge__, self._answers, expected)], all, timeout_s=20)
 
 
 @pytest.mark.guarantee(2, "SIGTERM with calls in flight, clients connected directly and backing off")
@@ -109,10 +112,10 @@ async def test_directly_connected_clients(database_url: str, add_backups: AddBac
     calls = _Calls(port)
     signalled: list[float] = []
     async with replica.running(), asyncio.TaskGroup() as callers:
-        for _ in range(16):
-            callers.create_task(calls.run())
+        for client in range(16):
+            callers.create_task(calls.run(client))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
-            await calls.hundred_more()
+            await calls.ten_more()
             signalled.append(time.monotonic())
             await replica.restart(number)
         calls.stop.set()
