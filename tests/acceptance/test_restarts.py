@@ -70,13 +70,16 @@ async def test_killed_while_it_sends_answers(database_url: str, add_backups: Add
     assert codes.keys() == {"OK", "INTERNAL"}
 
 
+_CLIENTS = 16
+
+
 class _Calls:
     """Clients without Envoy or retries that request pages one after the other."""
 
     def __init__(self, port: int) -> None:
         self._address = f"127.0.0.1:{port}"
         self.outcomes: Counter[str] = Counter()
-        self._answers = [0] * 16
+        self._answers = [0] * _CLIENTS
         """The number of answers of each client."""
         self.failed: list[tuple[float, float]] = []
         """Start and end of each failed call."""
@@ -112,7 +115,7 @@ async def test_directly_connected_clients(database_url: str, add_backups: AddBac
     calls = _Calls(port)
     signalled: list[float] = []
     async with replica.running(), asyncio.TaskGroup() as callers:
-        for client in range(16):
+        for client in range(_CLIENTS):
             callers.create_task(calls.run(client))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
             await calls.ten_more()

@@ -24,9 +24,9 @@ from tests.support import processes
 from tests.support.answers import failure
 from tests.support.catalog import Sql
 from tests.support.commands import RunCommand, environment
-from tests.support.deployment import fetch
 from tests.support.eventually import eventually
 from tests.support.http2 import Connection, message
+from tests.support.metrics import scrape_address, value_of
 from tests.support.ports import free_ports
 from tests.support.repository import ROOT
 from tests.support.server import both_ways_to_accept
@@ -345,19 +345,18 @@ async def test_a_log_that_is_read_late(database_url: str) -> None:
     """Lines that do not fit into the buffer are dropped and counted in a metric, and the log has their number once it is read."""
     async with _serving_unread(database_url) as (process, channel, metrics):
 
-        def dropped() -> int:
-            scraped = fetch(f"http://{metrics}/metrics").body
-            return int(float(scraped.split("\nbackups_log_lines_dropped_total ")[1].split()[0]))
+        async def dropped() -> float:
+            return value_of(await scrape_address(str(metrics)), "backups_log_lines_dropped_total")
 
         await _make_calls(channel, 5000)
-        assert await asyncio.to_thread(dropped) > 0
+        assert await dropped() > 0
         assert process.stderr
         written = reported = 0
         while written + reported < 5000:
             line = json.loads(await process.stderr.readline())
             written += line["event"] == "call"
             reported += line["count"] if line["event"] == "log lines dropped" else 0
-        assert await asyncio.to_thread(dropped) == reported
+        assert await dropped() == reported
         process.send_signal(signal.SIGTERM)
         rest = [json.loads(line) async for line in process.stderr]
         assert rest[-1]["event"] == "stopped"

@@ -21,8 +21,9 @@ from service import pb
 from service.postgres.catalog import BACKUPS
 from tests.support.catalog import AddBackups, Sql
 from tests.support.commands import environment
-from tests.support.deployment import ReplicaProcess, fetch
+from tests.support.deployment import ReplicaProcess
 from tests.support.eventually import eventually
+from tests.support.metrics import scrape_address, value_of
 from tests.support.ports import free_ports
 from tests.support.repository import ROOT
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
@@ -179,10 +180,8 @@ async def test_spans_of_failed_calls(start_traced: StartTraced, collector: Colle
     assert "does not exist" not in str(collector.requests)
 
 
-async def _calls_in_flight(port: int) -> float:
-    reply = await asyncio.to_thread(fetch, f"http://127.0.0.1:{port}/metrics")
-    [line] = [line for line in str(reply.body).splitlines() if line.startswith("backups_admission_in_flight ")]
-    return float(line.split()[1])
+async def _calls_in_flight(metrics_address: str) -> float:
+    return value_of(await scrape_address(metrics_address), "backups_admission_in_flight")
 
 
 async def test_spans_of_calls_that_share_a_query(
@@ -190,14 +189,15 @@ async def test_spans_of_calls_that_share_a_query(
 ) -> None:
     """Each call has a span of its query in its own trace, even if one query answers several calls and one of them is cancelled."""
     [port] = free_ports(1)
-    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.address}", "BACKUPS_METRICS_LISTEN": f"127.0.0.1:{port}"}
+    metrics = f"127.0.0.1:{port}"
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.address}", "BACKUPS_METRICS_LISTEN": metrics}
     async with start_traced(**variables, **jwt) as (replica, channel):
         stub: Any = pb.BackupServiceStub(channel)
         async with sql.transaction():
             await sql.execute("LOCK TABLE backups")
             metadata = [[("traceparent", f"00-{number:032x}-{_PARENT}-01"), _bearer(issuer)] for number in range(1, 21)]
             calls = [stub.Get(pb.GetBackupRequest(backup_id="none"), metadata=each) for each in metadata]
-            await eventually(lambda: _calls_in_flight(port), 20, timeout_s=20)
+            await eventually(lambda: _calls_in_flight(metrics), 20, timeout_s=20)
             calls[3].cancel()
             await eventually(lambda: [line for line in replica.log() if line.get("code") == "CANCELLED"], bool, timeout_s=20)
         codes = [await call.code() for call in calls]

@@ -1,11 +1,11 @@
 """TLS: reloaded certificates, client certificates, and the plaintext listener for health checks."""
 
 import contextlib
+import math
 from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -16,6 +16,7 @@ from tests.support.answers import failure
 from tests.support.certificates import Authority, Files, Pair, certificate_name
 from tests.support.commands import RunCommand
 from tests.support.eventually import eventually
+from tests.support.metrics import scrape, value_of
 from tests.support.server import StartServer
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
@@ -214,6 +215,4 @@ async def test_certificate_without_a_known_expiry(start_server: StartServer, aut
     files.write(authority.with_encoded_default(authority.pair("first")))
     async with start_server(**files.settings, metrics_listen="127.0.0.1:0") as server:
         assert await certificate_name(*server.address, authority) == "first"
-        async with httpx.AsyncClient(trust_env=False) as client:
-            metrics = (await client.get(f"http://{server.metrics_address}/metrics")).text
-    assert "backups_tls_certificate_expiry_timestamp_seconds NaN\n" in metrics
+        assert math.isnan(value_of(await scrape(server), "backups_tls_certificate_expiry_timestamp_seconds"))

@@ -13,10 +13,15 @@ Metrics: TypeAlias = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 async def scrape(server: Server) -> Metrics:
-    """Return the metrics that a server exposes."""
+    """Return the metrics that a server of this process exposes."""
+    return await scrape_address(str(server.metrics_address))
+
+
+async def scrape_address(address: str) -> Metrics:
+    """Return the metrics that are exposed at an address."""
 
     def fetch() -> str:
-        with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
             return str(response.read().decode())
 
     families = text_string_to_metric_families(await asyncio.to_thread(fetch))
