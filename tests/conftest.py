@@ -50,7 +50,7 @@ _FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "128MB", "
 
 
 # Directory of the programs to use instead of those in the wheel, such as /usr/lib/postgresql/15/bin.
-_PROGRAMS = Path(os.environ["TEST_POSTGRES"]) if "TEST_POSTGRES" in os.environ else None
+_PROGRAMS = Path(os.environ["TEST_POSTGRES"]) if os.environ.get("TEST_POSTGRES") else None
 
 # Hypothesis fails an example that takes longer than 200 ms by default, but no test asserts a speed.
 hypothesis.settings.register_profile("no deadline", deadline=None)

@@ -19,7 +19,7 @@ from service.dev import embedded_postgres
 from service.dev.embedded_postgres import EmbeddedPostgres, server_user
 from tests.support import processes
 from tests.support.commands import RunCommand, environment
-from tests.support.dev import DEV, Running, data_folder, dev_process, running_dev
+from tests.support.dev import Running, data_folder, dev_process, running_dev
 from tests.support.eventually import eventually
 from tests.support.repository import ROOT
 
@@ -46,11 +46,11 @@ def _dev(folder: Path) -> StartDev:
     return functools.partial(running_dev, folder)
 
 
-async def _failure(folder: Path, **settings: str) -> tuple[int, str]:
+async def _failure(command: RunCommand, folder: Path, **settings: str) -> tuple[int, str]:
     """Run a `dev` that cannot start; return its exit status and standard error."""
-    env = environment(**{"BACKUPS_LISTEN": "127.0.0.1:0", "BACKUPS_DATA_FOLDER": str(folder), "BACKUPS_LOG_LEVEL": "error"} | settings)
-    done = await processes.run(*DEV, cwd=ROOT, env=env)
-    return done.returncode, done.stderr.decode()
+    defaults = {"BACKUPS_LISTEN": "127.0.0.1:0", "BACKUPS_DATA_FOLDER": str(folder), "BACKUPS_LOG_LEVEL": "error"}
+    done = await command("dev", **defaults | settings)
+    return done.status, done.stderr
 
 
 async def _ids(command: RunCommand, running: Running) -> list[str]:
@@ -194,10 +194,10 @@ async def test_any_locale(dev: StartDev, command: RunCommand, locale: str) -> No
         assert await _ids(command, running) == _NEWEST_FIRST
 
 
-async def test_second_dev_over_the_same_folder(dev: StartDev, folder: Path) -> None:
+async def test_second_dev_over_the_same_folder(dev: StartDev, folder: Path, command: RunCommand) -> None:
     """A second `dev` over the same data folder fails with one clear line and leaves the first alone."""
     async with dev() as running:
-        status, message = await _failure(folder)
+        status, message = await _failure(command, folder)
         assert (status, message.count("\n")) == (1, 1)
         assert message.startswith("backup-service: the PostgreSQL in ")
         assert "already runs" in message
@@ -212,21 +212,21 @@ async def test_second_dev_over_the_same_folder(dev: StartDev, folder: Path) -> N
         ("/proc/none", "/proc/none: No such file or directory"),
     ],
 )
-async def test_data_folders_that_cannot_be_used(tmp_path: Path, name: str, message: str) -> None:
+async def test_data_folders_that_cannot_be_used(tmp_path: Path, command: RunCommand, name: str, message: str) -> None:
     """A data folder that is a file, or that cannot be created, gives one line with its path."""
     file = tmp_path / "file"
     file.write_text("content")
-    assert await _failure(tmp_path / name) == (1, f"backup-service: {message.format(file=file)}\n")
+    assert await _failure(command, tmp_path / name) == (1, f"backup-service: {message.format(file=file)}\n")
     assert file.read_text() == "content"
 
 
-async def test_port_in_use(folder: Path) -> None:
+async def test_port_in_use(folder: Path, command: RunCommand) -> None:
     """A port that is in use gives one line that names it and the setting, and leaves nothing running."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        status, message = await _failure(folder, BACKUPS_LISTEN=address)
+        status, message = await _failure(command, folder, BACKUPS_LISTEN=address)
     assert status == 1
     [line] = [line for line in message.splitlines() if line.startswith("backup-service: ")]
     assert address in line
@@ -265,13 +265,13 @@ async def test_root_in_a_private_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert {parent: parent.stat().st_mode for parent in modes} == modes
 
 
-async def test_data_of_another_major_version(folder: Path) -> None:
+async def test_data_of_another_major_version(folder: Path, command: RunCommand) -> None:
     """A data folder of another major version of PostgreSQL gives one clear message."""
     postgres = EmbeddedPostgres(folder)
     with postgres.running():
         pass
     (postgres.data / "PG_VERSION").write_text("17\n")
-    status, message = await _failure(folder)
+    status, message = await _failure(command, folder)
     assert status == 1
     assert "17" in message
     assert "Traceback" not in message

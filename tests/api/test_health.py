@@ -186,10 +186,11 @@ async def test_recovers_from_an_unexpected_error(start_server: StartServer, sql:
         await _until(health, _SERVING)
 
 
-async def test_overload_does_not_affect_readiness(start_server: StartServer, add_backups: AddBackups, sql: Sql) -> None:
+async def test_overload_does_not_affect_readiness(start_server: StartServer, add_backups: AddBackups, sql: Sql, database_name: str) -> None:
     """While every connection of calls is in use and more calls wait, the readiness checks succeed and the server is SERVING."""
     await add_backups(id="slow")
-    # A query that reads this row waits for a lock.
+    # A query that reads this row waits for a lock. A sequential scan, which PostgreSQL 15 chooses for a single row, would always read it.
+    await sql.execute(f"ALTER DATABASE {database_name} SET enable_seqscan = off")
     await sql.execute("CREATE POLICY slow ON backups USING (id <> 'slow' OR pg_advisory_xact_lock_shared(1) IS NOT NULL)")
     await sql.execute("ALTER TABLE backups ENABLE ROW LEVEL SECURITY")
     async with start_server(pool_size=1) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
