@@ -36,15 +36,15 @@ class Batches:
         batch = self._next
         if batch is None or len(batch.lookups) >= self._limit:
             batch = self._next = _Batch()
-            batch.query = asyncio.create_task(self._run(batch))  # runs in the next iteration of the event loop
-        with self._database.trace(self._query) as connected:
-            return await batch.row(lookup, connected)
+            batch.task = asyncio.create_task(self._run(batch))  # runs in the next iteration of the event loop
+        with self._database.trace(self._query) as on_connected:
+            return await batch.row(lookup, on_connected)
 
     async def _run(self, batch: "_Batch") -> None:
         if self._next is batch:
             self._next = None
         try:
-            rows = await self._database.fetch(self._query, *batch.columns(), connected=batch.on_connected)
+            rows = await self._database.fetch(self._query, *batch.columns(), on_connected=batch.on_connected)
             batch.succeed({row[0]: row for row in rows})
         except Exception as exc:
             batch.fail(exc)
@@ -58,21 +58,22 @@ class _Batch:
     def __init__(self) -> None:
         self.lookups: dict[tuple[str, ...], int] = {}
         """The number of each lookup. Equal lookups share one."""
-        self.query: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
+        """Runs the query."""
         self._waiting: list[asyncio.Future[_Rows]] = []
-        self._connected: list[Callable[[], None]] = []
+        self._on_connected: list[Callable[[], None]] = []
 
-    async def row(self, lookup: tuple[str, ...], connected: Callable[[], None]) -> asyncpg.Record | None:
+    async def row(self, lookup: tuple[str, ...], on_connected: Callable[[], None]) -> asyncpg.Record | None:
         """Return the row of a lookup, or None. If all calls of the batch are cancelled, its query is cancelled."""
         number = self.lookups.setdefault(lookup, len(self.lookups) + 1)
-        self._connected.append(connected)
+        self._on_connected.append(on_connected)
         self._waiting.append(asyncio.get_running_loop().create_future())
         try:
             # Not a variable: an error refers to this frame, and the future to the error.
             return (await self._waiting[-1]).get(number)
         except asyncio.CancelledError:
-            if self.query and all(future.done() for future in self._waiting):
-                self.query.cancel()
+            if self.task and all(future.done() for future in self._waiting):
+                self.task.cancel()
             raise
 
     def columns(self) -> list[list[str]]:
@@ -81,8 +82,8 @@ class _Batch:
 
     def on_connected(self) -> None:
         """Record in the span of each call that the query has a connection."""
-        for connected in self._connected:
-            connected()
+        for each in self._on_connected:
+            each()
 
     def succeed(self, rows: _Rows) -> None:
         """Return the rows to the calls that wait."""

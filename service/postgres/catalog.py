@@ -19,8 +19,8 @@ CLUSTER_FOLDERS = """
       SELECT folder_id FROM backups WHERE source_cluster_id = lookup.cluster_id ORDER BY folder_id LIMIT 1
     ) AS found"""
 
-# One row: the elements of a page, and the lengths of its last element and of an extra one. LIMIT is one more than the page: an extra
-# element means that there is a next page.
+# One row: `elements` are the messages of a page and of one more backup, if there is one: then there is a next page. `lengths` are those
+# of the page's last message and of the extra one, so that `_page` can cut both off.
 _PAGE = """
     SELECT string_agg(wire, ''::bytea) AS elements, (array_agg(octet_length(wire)))[{size} : {size} + 1]::text AS lengths
     FROM (
@@ -160,8 +160,8 @@ class Catalog:
         last_at, last_id = after or _NEWEST
         if size < _LARGE_PAGE:
             return _page(await pages.fetch(str(size), last_at.isoformat(), last_id, *ids))
-        with self._database.trace(large_page) as connected:
-            [row] = await self._database.fetch_large(client, large_page, size, last_at, last_id, *ids, connected=connected)
+        with self._database.trace(large_page) as on_connected:
+            [row] = await self._database.fetch_large(client, large_page, size, last_at, last_id, *ids, on_connected=on_connected)
         return _page(row)
 
 

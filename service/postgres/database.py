@@ -62,47 +62,33 @@ class Database:
         self._trace = trace
 
     def trace(self, query: str) -> AbstractContextManager[Callable[[], None]]:
-        """Return a context manager for the span of a query of the current call. It yields the argument `connected` of `fetch`."""
+        """Return a context manager for the span of a query of the current call. It yields the argument `on_connected` of `fetch`."""
         return self._trace(query)
 
-    async def fetch(self, query: str, *args: object, connected: Callable[[], None] = _ignore) -> list[asyncpg.Record]:
+    async def fetch(self, query: str, *args: object, on_connected: Callable[[], None] = _ignore) -> list[asyncpg.Record]:
         """Run one query on a connection of the pool.
 
         Args:
-            connected: called when the query has a connection, to record that in its span.
+            on_connected: called when the query has a connection, to record that in its span.
 
         Raises:
             CatalogUnavailable: PostgreSQL cannot be used now, or no connection was free in time; the message is the cause.
         """
         try:
-            return await self._fetch(query, args, connected)
+            return await self._pool.fetch(query, args, on_connected)
         except UNAVAILABLE as exc:
             raise unavailable(exc) from exc
 
-    async def fetch_large(self, client: str, query: str, *args: object, connected: Callable[[], None]) -> list[asyncpg.Record]:
-        """Run a query with a large result, as `fetch` does. Only two run at once, and clients wait for them in turn.
+    async def fetch_large(self, client: str, query: str, *args: object, on_connected: Callable[[], None]) -> list[asyncpg.Record]:
+        """Run a query with a large result, as `fetch` does. At most two run at once, and clients take turns.
 
         Otherwise a client that reads many large pages would delay small calls, and keep the event loop too busy to reject its other calls.
         The wait counts against the timeout of acquiring a connection.
         """
         try:
-            waited_s = await self._pool.acquire_turn(client)
-            try:
-                return await self._fetch(query, args, connected, waited_s=waited_s)
-            finally:
-                self._pool.release_turn()
+            return await self._pool.fetch_large(client, query, args, on_connected)
         except UNAVAILABLE as exc:
             raise unavailable(exc) from exc
-
-    async def _fetch(
-        self, query: str, args: tuple[object, ...], connected: Callable[[], None], *, waited_s: float = 0.0
-    ) -> list[asyncpg.Record]:
-        """Run a query on a connection. The waits for a permit and a connection, and `waited_s`, count against one timeout."""
-        left_s = await self._pool.acquire_permit(waited_s=waited_s)
-        try:
-            return await self._pool.fetch(query, args, connected, within_s=left_s)
-        finally:
-            self._pool.release_permit()
 
     async def probe(self, query: str, *args: object) -> list[asyncpg.Record]:
         """Run a health query on the reserved connection, so that it never waits for calls; one at a time.
@@ -113,7 +99,7 @@ class Database:
             CatalogUnavailable: PostgreSQL cannot be used now; the message is the cause.
         """
         try:
-            return await self._pool.fetch(query, args, _ignore)
+            return await self._pool.fetch_without_permit(query, args)
         except asyncio.CancelledError:
             await self._pool.drop_idle()
             raise

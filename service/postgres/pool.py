@@ -46,12 +46,40 @@ class Pool:
         self._generation = 0
         self._releases: set[asyncio.Task[None]] = set()
 
-    async def acquire_turn(self, client: str) -> float:
-        """Wait until fewer than `LARGE_AT_ONCE` large queries run, in turn with other clients. Return the seconds that this took.
+    async def fetch(
+        self, query: str, args: tuple[object, ...], on_connected: Callable[[], None], *, waited_s: float = 0.0
+    ) -> list[asyncpg.Record]:
+        """Run a query when fewer than `size` queries run. The waits for its permit and its connection count against one timeout.
+
+        Args:
+            on_connected: called when the query has a connection.
+            waited_s: seconds that the query has waited already.
 
         Raises:
-            ConnectFailed: the wait took too long.
+            Any error of `service.postgres.errors.UNAVAILABLE`.
         """
+        left_s = await self._acquire_permit(waited_s)
+        try:
+            return await self._run(query, args, on_connected, left_s)
+        finally:
+            self._permits.release()
+
+    async def fetch_large(
+        self, client: str, query: str, args: tuple[object, ...], on_connected: Callable[[], None]
+    ) -> list[asyncpg.Record]:
+        """Run a query with a large result, as `fetch` does, when fewer than `LARGE_AT_ONCE` of them run, in turn with other clients."""
+        waited_s = await self._acquire_turn(client)
+        try:
+            return await self.fetch(query, args, on_connected, waited_s=waited_s)
+        finally:
+            self._large.release()
+
+    async def fetch_without_permit(self, query: str, args: tuple[object, ...]) -> list[asyncpg.Record]:
+        """Run a query on the connection that is reserved for it, so that it never waits for other queries; one at a time."""
+        return await self._run(query, args, lambda: None, self._acquire_s)
+
+    async def _acquire_turn(self, client: str) -> float:
+        """Wait until the client may start a large query, and return the seconds that this took."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._acquire_s):
@@ -62,19 +90,8 @@ class Pool:
             ) from exc
         return time.monotonic() - began
 
-    def release_turn(self) -> None:
-        """Let the next large query start."""
-        self._large.release()
-
-    async def acquire_permit(self, *, waited_s: float = 0.0) -> float:
-        """Wait until fewer than `size` queries run, and return the seconds left for connecting.
-
-        Args:
-            waited_s: seconds that the query has waited already.
-
-        Raises:
-            ConnectFailed: the wait took too long.
-        """
+    async def _acquire_permit(self, waited_s: float) -> float:
+        """Wait until the query may start, and return the seconds left for connecting."""
         left_s = self._acquire_s - waited_s
         if not self._permits.locked():
             await self._permits.acquire()  # does not wait
@@ -88,25 +105,11 @@ class Pool:
             raise ConnectFailed(cause) from exc
         return left_s - (time.monotonic() - began)
 
-    def release_permit(self) -> None:
-        """Let the next query start."""
-        self._permits.release()
-
-    async def fetch(
-        self, query: str, args: tuple[object, ...], connected: Callable[[], None], *, within_s: float | None = None
-    ) -> list[asyncpg.Record]:
-        """Run a query on an idle or a new connection.
-
-        Args:
-            connected: called when there is a connection.
-            within_s: seconds in which to connect; None is the time for a permit and a connection.
-
-        Raises:
-            Any error of `service.postgres.errors.UNAVAILABLE`.
-        """
+    async def _run(self, query: str, args: tuple[object, ...], on_connected: Callable[[], None], within_s: float) -> list[asyncpg.Record]:
+        """Run a query on an idle connection, or on a new one if it can be opened within `within_s`."""
         generation = self._generation
-        connection = self._take_idle() or await self._connect(self._acquire_s if within_s is None else within_s)
-        connected()
+        connection = self._take_idle() or await self._connect(within_s)
+        on_connected()
         try:
             rows: list[asyncpg.Record] = await connection.fetch(query, *args)
         except BaseException:
