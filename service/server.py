@@ -18,7 +18,7 @@ from service.api.readiness import Readiness
 from service.api.rpc_task import create_task
 from service.observability import logs
 from service.observability.metrics import Metrics
-from service.periodic import PeriodicTask, run_periodically
+from service.periodic import PeriodicTask, running_periodically
 from service.waiting import wait_for_first
 
 # gRPC answers CANCELLED, which clients do not retry, to calls that arrive while a listener stops. So no call may arrive for this long
@@ -87,7 +87,7 @@ class Server:
         async with self.opened as opened:
             self._serve_metrics(opened)
             await self._start_listeners(opened)
-            self._start_periodic_tasks(opened)
+            await opened.enter_async_context(running_periodically(*self.periodic_tasks))
             self.opened = opened.pop_all()
         logs.event("listening", address=str(self.address))
         return self
@@ -125,10 +125,6 @@ class Server:
         if self.health_listener is not None:
             await self.health_listener.start()
             opened.push_async_callback(self.health_listener.stop, _HEALTH_GRACE)
-
-    def _start_periodic_tasks(self, opened: contextlib.AsyncExitStack) -> None:
-        for task in self.periodic_tasks:
-            opened.callback(asyncio.create_task(run_periodically(task)).cancel)
 
     async def _stop_listening(self) -> None:
         """Send GOAWAY, reject the held calls, and let calls in flight finish within the grace period, unless shutdown is forced."""

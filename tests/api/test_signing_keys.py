@@ -14,7 +14,7 @@ from jwt.algorithms import RSAAlgorithm
 
 from service import pb
 from service.api.signing_keys import SigningKeys
-from service.periodic import PeriodicTask, run_periodically
+from service.periodic import PeriodicTask, running_periodically
 from tests.support.answers import failure
 from tests.support.eventually import eventually
 from tests.support.server import StartGuarded
@@ -108,10 +108,8 @@ async def test_withdrawal_takes_effect_within_the_refresh_period() -> None:
 
     refresh = timedelta(seconds=0.5)
     keys = SigningKeys(read, refresh=refresh, max_age=_MINUTE, retry=_MINUTE)
-    task = asyncio.create_task(run_periodically(PeriodicTask("refresh", keys.refresh, keys.retry)))
-    async with asyncio.timeout(10):
+    async with running_periodically(PeriodicTask("refresh", keys.refresh, keys.retry)), asyncio.timeout(10):
         await done.wait()
-    task.cancel()
     assert min(later - earlier for earlier, later in itertools.pairwise(began)) < refresh.total_seconds()
 
 

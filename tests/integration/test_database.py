@@ -10,7 +10,7 @@ import pytest
 
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.errors import CatalogUnavailable
-from service.periodic import PeriodicTask, run_periodically
+from service.periodic import PeriodicTask, running_periodically
 from service.postgres.database import Database, open_database
 from tests.support.catalog import Sql
 from tests.support.eventually import eventually
@@ -124,10 +124,9 @@ async def test_connections_are_renewed_periodically(database_url: str) -> None:
     """A periodic call of `reconnect` replaces an idle connection."""
     async with open_database(database_url, LIMITS) as database:
         task = PeriodicTask("renew connections", database.reconnect, timedelta(seconds=0.05))
-        renewing = asyncio.ensure_future(run_periodically(task))
-        first = await _pid(database)
-        await eventually(lambda: _pid(database), lambda pid: pid != first)
-        renewing.cancel()
+        async with running_periodically(task):
+            first = await _pid(database)
+            await eventually(lambda: _pid(database), lambda pid: pid != first)
 
 
 async def test_terminated_backends(database: Database, sql: Sql) -> None:
