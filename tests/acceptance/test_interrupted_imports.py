@@ -211,7 +211,7 @@ async def test_killed_at_any_time(import_url: str, sql: Sql, tmp_path: Path, *, 
     measure(f"left: {dict(states)}")
 
 
-@pytest.mark.guarantee(15, "an import whose connection is cut after any number of bytes, there or back")
+@pytest.mark.guarantee(15, "an import whose connection is cut after any number of bytes, in either direction")
 async def test_cut_off_at_any_byte(
     postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, *, long: bool, measure: Measure
 ) -> None:
@@ -234,7 +234,7 @@ async def test_cut_off_at_any_byte(
     assert states["imported: old"] == 0
 
 
-@pytest.mark.guarantee(15, "an import whose disk is full, with ever more room")
+@pytest.mark.guarantee(15, "an import whose disk is full, with increasing free space")
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a small disk")
 async def test_disk_full(*, long: bool, measure: Measure) -> None:
     """On a full disk the catalog keeps the old state, until the import fits; PostgreSQL recovers when there is space again."""

@@ -95,7 +95,7 @@ async def test_schema_upgrade_under_load(
 
         outcomes = await under_load(deployment, change)
 
-    measure(f"{outcomes} (bound {_SLOWEST_S} s); times that the step gave up: {times}")
+    measure(f"{outcomes} (bound {_SLOWEST_S} s); the step timed out {times} times")
     assert outcomes.codes == {"OK", "HTTP 200"}
     assert outcomes.slowest < _SLOWEST_S
     listing = ROOT / "samples" / "walg-backup-list.json"

@@ -199,8 +199,8 @@ _MISTAKES = {
     "request body where none is expected": Mistake(_unexpected_body),
     "request that is not complete after 10 s": Mistake(_incomplete, (replaced("request_timeout: 10s", "request_timeout: 1s"),)),
     "Envoy is short of memory": Mistake(_until_rejected, (replaced("max_heap_size_bytes: 402653184", "max_heap_size_bytes: 1000000"),)),
-    "more calls at once than Envoy sends on": Mistake(_call, (replaced("max_requests: 2000", "max_requests: 1"),), _occupied),
-    "no answer from a replica after 15 s": Mistake(_call, (_SHORT_DURATION,), _stopped),
+    "more concurrent calls than Envoy forwards": Mistake(_call, (replaced("max_requests: 2000", "max_requests: 1"),), _occupied),
+    "no response from a replica after 15 s": Mistake(_call, (_SHORT_DURATION,), _stopped),
     "no replica can be reached": Mistake(_call, (), _killed),
 }
 

@@ -52,7 +52,7 @@ class Backup(_message.Message):
     class _BackupCreationTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Backup._BackupCreationType.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         BACKUP_CREATION_TYPE_UNSPECIFIED: Backup._BackupCreationType.ValueType  # 0
-        """No tool records whether a backup was started automatically or manually."""
+        """The cause is not recorded."""
         AUTOMATED: Backup._BackupCreationType.ValueType  # 1
         """The backup was started by a schedule."""
         MANUAL: Backup._BackupCreationType.ValueType  # 2
@@ -60,7 +60,7 @@ class Backup(_message.Message):
 
     class BackupCreationType(_BackupCreationType, metaclass=_BackupCreationTypeEnumTypeWrapper): ...
     BACKUP_CREATION_TYPE_UNSPECIFIED: Backup.BackupCreationType.ValueType  # 0
-    """No tool records whether a backup was started automatically or manually."""
+    """The cause is not recorded."""
     AUTOMATED: Backup.BackupCreationType.ValueType  # 1
     """The backup was started by a schedule."""
     MANUAL: Backup.BackupCreationType.ValueType  # 2
@@ -85,13 +85,15 @@ class Backup(_message.Message):
     size: _builtins.int
     """Size of the backup in bytes, or 0 if it is unknown."""
     type: Global___Backup.BackupCreationType.ValueType
-    """How the backup was started. Always unset: no tool records it."""
+    """Cause of the backup: a schedule or a user. Always unset, because no tool records it."""
     method: Global___Backup.BackupMethod.ValueType
-    """Whether the backup depends on an earlier one. Set only for backups of the whole content, and only if the tool records it."""
+    """Method of the backup: base, or incremental if it depends on an earlier one. Set only for backups of the whole content, and only if
+    the tool records it.
+    """
     journal_size: _builtins.int
-    """Size of the journal in bytes. Always unset: no tool records it."""
+    """Size of the journal in bytes. Always unset, because no tool records it."""
     shared_size: _builtins.int
-    """Size of the data that is shared with other backups, in bytes. Always unset: no tool records it."""
+    """Size of the data that is shared with other backups, in bytes. Always unset, because no tool records it."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the backup was completed, with microseconds."""

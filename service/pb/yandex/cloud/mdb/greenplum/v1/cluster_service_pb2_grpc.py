@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ClusterServiceStub:
-    """Greenplum clusters. Of the public API's methods only ListBackups is served; the others return UNIMPLEMENTED.
+    """Greenplum clusters. Only ListBackups of the public API's methods is served. The others return UNIMPLEMENTED.
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class ClusterServiceStub:
 
 
 class ClusterServiceServicer:
-    """Greenplum clusters. Of the public API's methods only ListBackups is served; the others return UNIMPLEMENTED.
+    """Greenplum clusters. Only ListBackups of the public API's methods is served. The others return UNIMPLEMENTED.
     """
 
     def ListBackups(self, request, context):
@@ -71,7 +71,7 @@ def add_ClusterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ClusterService:
-    """Greenplum clusters. Of the public API's methods only ListBackups is served; the others return UNIMPLEMENTED.
+    """Greenplum clusters. Only ListBackups of the public API's methods is served. The others return UNIMPLEMENTED.
     """
 
     @staticmethod

@@ -13,7 +13,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ClusterServiceStub:
-    """Greenplum clusters. Of the public API's methods only ListBackups is served; the others return UNIMPLEMENTED."""
+    """Greenplum clusters. Only ListBackups of the public API's methods is served. The others return UNIMPLEMENTED."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListBackups: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.ListClusterBackupsRequest, _cluster_service_pb2.ListClusterBackupsResponse]
@@ -22,7 +22,7 @@ class ClusterServiceStub:
     """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Greenplum clusters. Of the public API's methods only ListBackups is served; the others return UNIMPLEMENTED."""
+    """Greenplum clusters. Only ListBackups of the public API's methods is served. The others return UNIMPLEMENTED."""
 
     @_abc_1.abstractmethod
     def ListBackups(
