@@ -1,6 +1,6 @@
 # `make` alone prints the commands from the ## comments.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test coverage soak picture check clients format bench bench-scale bench-instructions wheel proto requirements compose-test debian-test debian-install-test clean
+.PHONY: help setup run test coverage soak screenshots check clients format bench bench-scale bench-instructions wheel proto requirements compose-test debian-test debian-install-test clean
 
 # The first CPython of the PATH that is 3.11 or newer; PYTHON=... selects another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -37,8 +37,8 @@ coverage: $(VENV)/development ## run the tests, measure the branch coverage of s
 soak: $(VENV)/measurements ## run the long forms of the fault tests and write the measurements to docs/faults.md
 	$(BIN)/pytest --long --report docs/faults.md -m guarantee --timeout 7200 $(ARGS)
 
-picture: $(VENV)/development ## write the pictures of the report, in docs/ (needs Debian's chromium-headless-shell)
-	$(BIN)/python -m tests.support.report_picture
+screenshots: $(VENV)/development ## write the screenshots of the report, in docs/ (needs Debian's chromium-headless-shell)
+	$(BIN)/python -m tests.support.report_screenshots
 
 clients: ## install the official clients, for tests/clients, and axe-core (needs npm and go)
 	@PYTHON=$(PYTHON) tests/clients/install

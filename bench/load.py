@@ -45,7 +45,7 @@ class Workload:
     bodies: list[str]
     """Encoded requests in hexadecimal, one of which is selected at random for each call."""
     connections: int
-    calls_at_once: int
+    concurrent_calls: int
     """Concurrent calls of each connection. Not used with a rate."""
     seconds: float
     rate: float = 0
@@ -73,7 +73,7 @@ class Result:
 
     @property
     def answered_per_second(self) -> float:
-        """Answers per second until the last answer."""
+        """Responses per second, up to the last one."""
         return self.calls / self.seconds
 
 
@@ -140,7 +140,7 @@ class _Connection(asyncio.Protocol):
         if self._workload.rate:
             self._send_at_rate(time.perf_counter())
         else:
-            self._waiting.extend([time.perf_counter()] * self._workload.calls_at_once)
+            self._waiting.extend([time.perf_counter()] * self._workload.concurrent_calls)
             transport.write(self._calls())
 
     def _send_at_rate(self, last: float) -> None:

@@ -31,7 +31,7 @@ class Clients(NamedTuple):
     """Connections, and concurrent calls of each."""
 
     connections: int
-    calls_at_once: int
+    concurrent_calls: int
 
     def __str__(self) -> str:
         return f"{self.connections} connection{'s' * (self.connections > 1)}"
@@ -174,7 +174,7 @@ class Bench:
         return self._rounds("Depth", [[first], [last]], [system])
 
     def _concurrent_pages(self, catalog: Catalog) -> dict[str, float]:
-        """Send 64 concurrent Lists of 1000, and one Get after the other next to them, to a service whose event loop is measured."""
+        """Send 64 concurrent Lists of 1000 and, at the same time, one Get after the other. Measure the service's event loop."""
         with running(EVENT_LOOP, self._url(catalog), self._folder) as system:
             lists, gets = _lists(catalog.folders, 1000, _PAGING), _gets(catalog, _ONE)
             _, got = send(*(case.workload(system, self._options.seconds * 5) for case in (lists, gets)))

@@ -33,8 +33,8 @@ CREATE_LOCK = "CREATE TABLE IF NOT EXISTS migration_lock ()"
 # Not ACCESS EXCLUSIVE: pg_dump must be able to read the table. NOWAIT, because `migration_lock` polls.
 TAKE_LOCK = "BEGIN; LOCK TABLE migration_lock IN EXCLUSIVE MODE NOWAIT"
 
-# Revokes the rights of all other roles on these tables, so that a role that is no longer in the settings loses them. Rights on the database
-# itself only change if the session's role owns it. MAINTAIN, for VACUUM, is new in PostgreSQL 17.
+# Revokes the privileges of all other roles on these tables, so that a role that is no longer in the settings loses them. Privileges on the
+# database itself only change if the session's role owns it. MAINTAIN, for VACUUM, is new in PostgreSQL 17.
 GRANTS = """
 DO $$ DECLARE
   database text := quote_ident(current_database());  -- not format(): Alembic prints its percent sign twice
@@ -104,8 +104,8 @@ async def open_session(connect: Connect) -> asyncpg.Connection:
 async def migration_lock(connect: Connect) -> AsyncIterator[None]:
     """Hold the lock of migrations in a transaction of its own, because each step has another transaction.
 
-    The lock is polled. A session that waits in SQL may hold a snapshot, for which CREATE INDEX CONCURRENTLY of the other migration would
-    wait.
+    The lock is polled. A session that waits in SQL may hold a snapshot, and CREATE INDEX CONCURRENTLY of the other migration would wait
+    for its end.
 
     Raises:
         SchemaError: another migration has held the lock for too long.
@@ -151,7 +151,7 @@ def migrate_connected(connection: Connection) -> None:
 
 
 def grants(roles: Any) -> str:
-    """Return the SQL that grants the roles of `service.postgres.migration.Roles` their rights, if they exist."""
+    """Return the SQL that grants the roles of `service.postgres.migration.Roles` their privileges, if they exist."""
     service, imports = roles
     return GRANTS.format(service=service, imports=imports)  # the settings reject names with quotes
 

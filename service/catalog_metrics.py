@@ -86,7 +86,7 @@ def families(found: Stalest, read_at: float) -> Iterator[Metric]:
     unusable = {_owner(row)[:-1]: row.unusable for row in found.kept}
     help_text = "Number of entries of the last listing with values that the catalog cannot hold."
     yield _family("backup_catalog_unusable_entries", help_text, _TOOL, unusable.items())
-    left_out = "Clusters beyond the limit, counted once for each tool and database: those whose last backup is newest."
+    left_out = "Clusters without metrics because of the limit, once for each tool and database: those with the newest last backups."
     yield GaugeMetricFamily("backup_catalog_left_out", left_out, value=found.left_out)
     yield GaugeMetricFamily(
         "backup_catalog_refresh_timestamp_seconds",
@@ -134,7 +134,7 @@ class CatalogMetrics(Collector):
         """Read the catalog. If that fails, the metrics keep their values."""
         try:
             found = await stalest(self._database, limit=self._limit)
-        except Exception as exc:  # unavailable, or the role lacks a right; logged once and retried after the period
+        except Exception as exc:  # unavailable, or the role lacks a privilege; logged once and retried after the period
             if self._available:
                 logs.event("catalog metrics not refreshed", level="warning", error=logs.describe(exc))
             self._available = False

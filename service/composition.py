@@ -235,7 +235,7 @@ def _interceptor(parts: _Parts) -> Interceptor:
 
 
 def _connection_age(settings: Settings) -> list[tuple[str, Any]]:
-    """Return the options that close connections after some time, so that load balancers spread them again."""
+    """Return the options that close connections after some time, so that load balancers distribute them again."""
     age, millisecond = settings.connection_max_age, timedelta(milliseconds=1)
     if age is None:
         return []
@@ -277,15 +277,15 @@ def _add_gauges(parts: _Parts) -> None:
     metrics.build(version=VERSION, python=platform.python_version(), grpcio=grpc.__version__, schema_required=str(REQUIRED_REVISION))
     metrics.gauge("backups_ready", "1 if the replica is ready, else 0.", lambda: readiness.reason is None)
     metrics.state("backups_not_ready", "1 for the reason why the replica is not ready.", "reason", NotReady, lambda: readiness.reason)
-    metrics.gauge("backups_admission_in_flight", "Cost of the calls that are being answered.", lambda: admission.in_flight)
-    metrics.gauge("backups_admission_limit", "Limit of the cost of the calls in flight.", lambda: admission.limit)
+    metrics.gauge("backups_admission_in_flight", "Cost of the calls in flight.", lambda: admission.in_flight)
+    metrics.gauge("backups_admission_limit", "Maximum cost of the calls in flight.", lambda: admission.limit)
     metrics.gauge("backups_incomplete_requests", "Calls whose request has not arrived in full.", lambda: len(parts.incomplete))
     help_text = "Seconds since a check last reached the database and found a recent schema."
     metrics.gauge("backups_database_last_check_age_seconds", help_text, lambda: readiness.last_check_age)
     metrics.counter("backups_log_lines_dropped", "Lines of the log that could not be written.", logs.dropped)
     metrics.gauge("backups_pool_connections", "Connections to PostgreSQL.", lambda: pool.connections)
-    metrics.gauge("backups_pool_idle_connections", "Connections to PostgreSQL that no call uses.", lambda: pool.idle_connections)
-    metrics.gauge("backups_pool_size", "Limit of the connections to PostgreSQL.", lambda: parts.settings.pool_size)
+    metrics.gauge("backups_pool_idle_connections", "Idle connections to PostgreSQL.", lambda: pool.idle_connections)
+    metrics.gauge("backups_pool_size", "Maximum number of connections to PostgreSQL for calls.", lambda: parts.settings.pool_size)
     if keys := parts.keys:
         metrics.gauge("backups_jwks_age_seconds", "Seconds since the signing keys were last read.", lambda: keys.age)
         max_age = parts.settings.jwks_max_age.total_seconds

@@ -12,10 +12,10 @@ from service import pb
 
 
 class Range(NamedTuple):
-    """The least and the greatest allowed value, or length in characters."""
+    """The minimum and the maximum of a value, or of a length in characters. Both are allowed."""
 
-    least: int
-    most: int
+    minimum: int
+    maximum: int
 
 
 class FieldLimits(NamedTuple):
@@ -39,20 +39,20 @@ def _range(text: str) -> Range | None:
         return None
     matched = re.fullmatch(r"(\d+)-(\d+)|<=(\d+)", text)
     assert matched, f"proto/ has a limit of an unknown form: {text}"
-    least, most, length = matched.groups()
-    return Range(0, int(length)) if length else Range(int(least), int(most))
+    minimum, maximum, only_maximum = matched.groups()
+    return Range(0, int(only_maximum)) if only_maximum else Range(int(minimum), int(maximum))
 
 
 def _length(message: Descriptor, field: str) -> int:
     length = limits_of(message.fields_by_name[field]).length
     assert length, f"proto/ has no limit of {message.name}.{field}"
-    return length.most
+    return length.maximum
 
 
 def _value(message: Descriptor, field: str) -> int:
     value = limits_of(message.fields_by_name[field]).value
     assert value, f"proto/ has no limit of {message.name}.{field}"
-    return value.most
+    return value.maximum
 
 
 FOLDER_ID_MAX_LENGTH = _length(pb.ListBackupsRequest.DESCRIPTOR, "folder_id")

@@ -79,7 +79,7 @@ _SUPPORTED = (
 
 
 class InvalidDatabaseUrl(ValueError):
-    """The URL cannot be used; the message contains no value of it."""
+    """The URL cannot be used. The message contains no value from the URL, because a value may be a password."""
 
 
 class Host(NamedTuple):
@@ -120,7 +120,7 @@ class Keepalives(NamedTuple):
 
 
 class Tls(NamedTuple):
-    """TLS parameters that all hosts share: files, and the versions of the protocol."""
+    """TLS parameters of all hosts: files and protocol versions."""
 
     root_cert: str | None
     """None and `system` are the system's authorities."""
@@ -131,7 +131,7 @@ class Tls(NamedTuple):
     min_version: str
     max_version: str | None
     direct: bool
-    """TLS without PostgreSQL's own negotiation before it."""
+    """True if TLS starts without PostgreSQL's own negotiation."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,9 @@ _LOOPBACK = ipaddress.IPv4Network("127.0.0.0/8")
 def _tls(parameters: Mapping[str, str], hosts: tuple[Host, ...]) -> Tls:
     root_cert, mode = parameters.get("sslrootcert"), parameters.get("sslmode")
     if root_cert in (None, "system") and mode == "verify-ca":
-        raise InvalidDatabaseUrl("sslmode=verify-ca needs sslrootcert=FILE: the system's authorities certify any host; or use verify-full")
+        raise InvalidDatabaseUrl(
+            "sslmode=verify-ca needs sslrootcert=FILE, because the system's authorities certify any host. Or use verify-full"
+        )
     if root_cert == "system" and mode == "require":
         raise InvalidDatabaseUrl("sslrootcert=system needs sslmode=verify-full")
     if parameters.get("sslkey") and not parameters.get("sslcert"):

@@ -10,7 +10,7 @@ from service.errors import InvalidEntry, InvalidIdPrefix
 ID_PREFIX_MAX_LENGTH = 24
 
 CLOCK_TOLERANCE = timedelta(hours=1)
-"""A backup that is dated further in the future than this was dated by a wrong clock."""
+"""Maximum distance of a date in the future. A backup with a later date was dated by a wrong clock."""
 
 NEEDS_MAX = 1000  # as the table's constraint
 
@@ -57,7 +57,7 @@ class Skipped(NamedTuple):
 
 
 class Unusable(NamedTuple):
-    """An entry whose values the catalog cannot hold. Too many of them reject the listing."""
+    """An entry whose values the catalog cannot hold. A listing with too many of them is rejected."""
 
     name: str | None
     """None if it cannot be read."""

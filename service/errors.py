@@ -27,7 +27,7 @@ Error
     ├── InvalidIdPrefix             prefix, limit
     ├── InvalidTimeZone             name
     ├── InvalidListing              the input is not a listing of this tool
-    ├── ImportRefused
+    ├── ImportRejected
     ├── RemovalRejected
     ├── CatalogNotWritable
     ├── SchemaError
@@ -216,7 +216,7 @@ class InvalidListing(CommandError):
     """The input is not a listing of this tool."""
 
 
-class ImportRefused(CommandError):
+class ImportRejected(CommandError):
     """The import would make a change that no option allows."""
 
 

@@ -26,5 +26,5 @@ def default_data_folder() -> Path:
 
 
 def shown_path(path: Path) -> Path:
-    """Return the path of a project file for commands that users copy: relative to a clone's root, from which they run there."""
+    """Return the path of a project file, for commands that users copy. In a clone, it is relative to the root."""
     return path.relative_to(ROOT) if IS_CLONE else path

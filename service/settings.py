@@ -46,7 +46,7 @@ def _address(text: object) -> Address:
 def _public_address(text: object) -> Address:
     """Parse an address that clients can connect to: no wildcard, no port 0, and no part of a URL."""
     address = _address(text)
-    if not address.port or not re.fullmatch(_PUBLIC_HOST, address.host) or address.host in ("0.0.0.0", "::"):  # noqa: S104  # refused
+    if not address.port or not re.fullmatch(_PUBLIC_HOST, address.host) or address.host in ("0.0.0.0", "::"):  # noqa: S104  # rejected
         raise ValueError("must be the host:port that clients connect to, such as backups.example.com:443")
     return address
 
@@ -186,14 +186,14 @@ class Settings(BaseSettings):
     ] = timedelta(minutes=5)
     pooler: Annotated[
         Literal["none", "transaction"],
-        Field(description="`transaction`: a pooler such as PgBouncer is in between, in transaction pooling mode."),
+        Field(description="`transaction`: the connection to PostgreSQL leads through a pooler in transaction mode, such as PgBouncer."),
     ] = "none"
     max_replication_lag: Annotated[
         Seconds, Field(description="Maximum replication lag of a standby, in seconds. With more lag, the replica is not ready.")
     ] = timedelta(minutes=1)
     connect_timeout: Annotated[Seconds, Field(description="Timeout for connecting to PostgreSQL, in seconds.")] = timedelta(seconds=3)
     acquire_timeout: Annotated[
-        Seconds, Field(description="How long a call waits for a connection before it is UNAVAILABLE, in seconds.")
+        Seconds, Field(description="How long a call waits for a connection before it fails with UNAVAILABLE, in seconds.")
     ] = timedelta(seconds=5)
     request_timeout: Annotated[
         Seconds,
@@ -234,7 +234,7 @@ class Settings(BaseSettings):
         Annotated[str, AfterValidator(_jwks)] | None, Field(description="The keys that sign tokens: a JWKS, as a file or an https URL.")
     ] = None
     jwks_refresh: Annotated[
-        Seconds, Field(description="How often the JWKS is read, in seconds: a withdrawn key stops within this time.")
+        Seconds, Field(description="How often the JWKS is read, in seconds. A withdrawn key stops working within this time.")
     ] = timedelta(minutes=5)
     jwks_max_age: Annotated[
         Seconds, Field(description="How long keys are used if the JWKS cannot be read, in seconds; at least twice BACKUPS_JWKS_REFRESH.")
@@ -270,7 +270,7 @@ class Settings(BaseSettings):
         Field(
             ge=1,
             le=100_000,
-            description="Maximum number of clusters with metrics (once for each tool and database), the most overdue ones first.",
+            description="Maximum number of clusters with metrics, once for each tool and database: those with the oldest last backup.",
         ),
     ] = 1000
     reflection: Annotated[bool | None, Field(description="Serve gRPC reflection; on in `dev` and off in `serve` unless set.")] = None

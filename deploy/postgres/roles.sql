@@ -1,6 +1,6 @@
 -- The roles and the database, for psql as a superuser. The roles have no passwords yet, so that none is in a statement log:
 -- set them with psql's \password, which sends only a SCRAM verifier, or with passwords.sh.
--- `backup-service migrate` grants the rights on the tables each time it runs.
+-- `backup-service migrate` grants the privileges on the tables each time it runs.
 \set ON_ERROR_STOP on
 
 -- The limits add up to less than max_connections (100) without the three reserved for superusers.

@@ -1,6 +1,6 @@
-"""Limits on the work and memory that clients can claim at once. Calls beyond them are rejected immediately, with a retry delay.
+"""Limits on the work and memory that clients can use at the same time. Excess calls are rejected immediately, with a retry delay.
 
-`Admission` limits the calls that are being answered, until their answers have been sent. `IncompleteRequests` limits the calls whose
+`Admission` limits the calls in flight, until their answers have been sent. `IncompleteRequests` limits the calls whose
 request has not arrived. Health checks are not admitted: an overloaded server is still healthy.
 """
 
@@ -46,7 +46,7 @@ class Admission:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.in_flight = 0
-        """The cost of the calls that are being answered."""
+        """Cost of the calls in flight."""
         self._in_flight_of: dict[str, int] = {}
         self._last_client, self._last_at, self._other_at = "", -math.inf, -math.inf
         self._open = True

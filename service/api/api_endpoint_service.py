@@ -1,8 +1,8 @@
 """`ApiEndpointService`: addresses of the services, which official clients look up first.
 
-It needs neither the database nor a token, because clients call it before they have a token. It is served only if a public address is set:
-the server does not know the name by which clients reach it, and with an empty list they would fail with an error about a missing id
-instead of UNIMPLEMENTED.
+It needs neither the database nor a token, because clients call it before they have a token. It is served only if a public address is set,
+because the server does not know the name by which clients reach it. Otherwise clients fail with UNIMPLEMENTED. With an empty list, they
+would fail with an error about a missing id.
 """
 
 from service import pb

@@ -50,7 +50,7 @@ _HEADER_FIELDS: dict[str, Callable[[object], bool]] = {
     "x5c": lambda value: isinstance(value, list) and all(map(_is_text, value)),
 }
 
-# Rejections that are not remembered: a token becomes valid with time, and a token with an unknown key requests a new read of the keys.
+# Rejections that are not cached: a token becomes valid with time, and a token with an unknown key requests a new read of the keys.
 _PASSING: set[Rejection] = {"early", "lifetime", "key"}
 
 _BY_CLAIM: dict[str, Rejection] = {"iss": "issuer", "aud": "audience"}
@@ -146,7 +146,7 @@ class TokenRules(NamedTuple):
 class JwtAuthenticator:
     """Callers by JWT. The claim `folders` lists the ids of the folders that may be read, or is `*` for all.
 
-    Verified tokens are remembered until they expire or their key is withdrawn. Rejected tokens are remembered until the keys change,
+    Verified tokens are cached until they expire or their key is withdrawn. Rejected tokens are cached until the keys change,
     so that a client that repeats one does not cost a signature check for each call.
     """
 

@@ -1,7 +1,7 @@
 """The error status of each error: code, reason and text. An error without a row is a bug, and gets the status `INTERNAL`.
 
-The texts are fixed. gRPC percent-encodes its message into the trailers, of which receivers accept 8 KiB, and never sends text that is not
-valid Unicode. Therefore values from a request are only in the details, and truncated.
+The texts are fixed. gRPC percent-encodes the message of a status into the trailers, and does not send a message that is not valid Unicode.
+Receivers accept trailers of up to 8 KiB. Therefore only the details contain values from a request, and these are truncated.
 """
 
 import random
@@ -46,7 +46,7 @@ TABLE: dict[type[Exception], Status] = {
     errors.Unauthenticated: Status(StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", "A valid bearer token is required."),
     errors.Forbidden: Status(StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED", "The caller may not read this folder."),
     errors.KeysUnavailable: Status(StatusCode.UNAVAILABLE, "KEYS_UNAVAILABLE", "Credentials cannot be verified now. Try again."),
-    errors.Overloaded: Status(StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "Too many calls at once. Try again later."),
+    errors.Overloaded: Status(StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "Too many concurrent calls. Try again later."),
     errors.ShuttingDown: Status(StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "This server is shutting down. Try again."),
     errors.DeadlineExceeded: Status(StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "The call took longer than is allowed."),
     errors.CallInterrupted: Status(StatusCode.UNAVAILABLE, "CALL_INTERRUPTED", "The call was interrupted. Try again."),
@@ -80,9 +80,9 @@ def _details(error: Exception) -> list[Message]:
             ]
             return [error_details_pb2.BadRequest(field_violations=violations_found)]
         case errors.BackupNotFound(backup_id=backup_id):
-            return [_absent(pb.Backup, backup_id, "No such backup, or none that the caller may see.")]
+            return [_absent(pb.Backup, backup_id, "The backup does not exist, or the caller may not read it.")]
         case errors.ApiEndpointNotFound(api_endpoint_id=api_endpoint_id):
-            return [_absent(pb.ApiEndpoint, api_endpoint_id, "No such endpoint.")]
+            return [_absent(pb.ApiEndpoint, api_endpoint_id, "The endpoint does not exist.")]
         case _:
             return []
 

@@ -1,4 +1,4 @@
-"""The gRPC server of a listener, which accepts several calls of a method at once.
+"""The gRPC server of a listener, which accepts several calls of a method at the same time.
 
 grpc.aio requests one call of each method from gRPC core, and requests the next one when that has arrived. Each call then costs a thread
 switch and several iterations of the event loop. With several requests outstanding, one iteration accepts all calls that have arrived.
@@ -41,7 +41,7 @@ _AioServer: Any = getattr(_cygrpc, "AioServer", object)
 def new_server(
     interceptors: Sequence[grpc.aio.ServerInterceptor], options: Sequence[tuple[str, Any]], *, accepts_concurrently: bool
 ) -> grpc.aio.Server:
-    """Return a server that accepts several calls at once, or grpc.aio's own if that is turned off or not supported."""
+    """Return a server that accepts several calls of a method at the same time, or grpc.aio's own if that is turned off or not supported."""
     if not (accepts_concurrently and _is_supported()):
         return grpc.aio.server(interceptors=interceptors, options=options)
     _cygrpc.AioServer = _ConcurrentServer  # grpc.aio.server() creates one

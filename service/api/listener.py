@@ -19,20 +19,21 @@ MAX_CONNECTIONS = 2000
 
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # with it, a second server could listen on the same port and would get half of the calls
-    # Per connection. Twice what Envoy's cluster uses: gRPC core also counts closed streams that it has not cleaned up, and rejects.
+    # Per connection. Twice the limit of Envoy's cluster, because gRPC core also counts closed streams that it has not cleaned up.
     ("grpc.max_concurrent_streams", 2000),
     # If gRPC's own queues are full, it answers CANCELLED, which clients do not retry.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 100_000),
     # A valid request has less than 1 KiB. gRPC core rejects a larger message as soon as it has read the length, before authentication.
     ("grpc.max_receive_message_length", MAX_REQUEST_SIZE),
-    # Envoy's limit of 16 KiB, and 4 KiB for the headers that Envoy adds. Equal: between two different limits, gRPC core rejects at random.
+    # Envoy's limit of 16 KiB, and 4 KiB for the headers that Envoy adds. The limits are equal, because gRPC core rejects at random
+    # between different ones.
     ("grpc.max_metadata_size", 20 * 1024),
     ("grpc.absolute_max_metadata_size", 20 * 1024),
     # The Go client pings every 30 seconds, even without calls. By default, gRPC closes such a connection (too_many_pings).
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 1000),
-    # With a table, a header that cannot be parsed would stay in it and break the other calls of the connection.
+    # No table: a header that cannot be parsed would stay in it, and fail the other calls of the connection.
     ("grpc.http2.hpack_table_size.decoder", 0),
 )
 """Options of every listener, in addition to `MAX_CONNECTIONS`."""

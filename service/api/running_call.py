@@ -82,7 +82,7 @@ class RunningCall:
             self.interrupt(DeadlineExceeded())
             return
         left = self._answered_at + self._timeout - self.rpc.task.get_loop().time()
-        if left > 0:  # the timer is still the one of the handler
+        if left > 0:  # it was set for the handler, and the client has more time to read the answer
             self._timer = self.rpc.task.get_loop().call_later(left, self._expire)
         else:
             self.call.not_read()

@@ -96,7 +96,7 @@ class SigningKeys:
         return True
 
     def _replace(self, found: Jwks) -> None:
-        # Unchanged keys stay the same objects, so that tokens verified with them stay remembered.
+        # Unchanged keys stay the same objects, so that tokens verified with them stay in the cache.
         known = {key.kid: key for key in self._keys.values() if found.keys.get(key.kid, key).entry == key.entry}
         keys = {kid: known.get(kid, key) for kid, key in found.keys.items()}
         if keys != self._keys or self._read_at is None:

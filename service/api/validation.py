@@ -29,7 +29,7 @@ def validate(request: Message) -> None:
 
 @functools.cache
 def _checks(message: Descriptor) -> list[tuple[str, _Check, str]]:
-    """Return the checks of a message: the field, a function that returns True for a value that is not allowed, and the description."""
+    """Return the checks of a message, each with the name of the field, a function that returns True for an invalid value, and the limit."""
     return [(field.name, *check) for field in message.fields for check in _field_checks(field)]
 
 
@@ -42,6 +42,6 @@ def _field_checks(field: FieldDescriptor) -> list[tuple[_Check, str]]:
         low, high = limits.value
         checks.append((lambda number: not low <= number <= high, f"Must be from {low} to {high}."))
     if limits.length:
-        least, most = limits.length
-        checks.append((lambda text: not least <= len(text) <= most, f"Must have {least} to {most} characters."))
+        minimum, maximum = limits.length
+        checks.append((lambda text: not minimum <= len(text) <= maximum, f"Must have {minimum} to {maximum} characters."))
     return checks

@@ -100,21 +100,21 @@ class _Walk:
     """
 
     def __init__(self) -> None:
-        self._remembered = ""
+        self._earlier_token = ""
         self._pages = 0
         self._power = 1
         self._empty_pages = 0
 
     def check(self, page: pb.ListBackupsResponse) -> None:
         token = page.next_page_token
-        if token and token == self._remembered:
+        if token and token == self._earlier_token:
             raise CallFailed("the service repeats its page tokens, so this list would never end")
         self._empty_pages = 0 if page.backups else self._empty_pages + 1
         if token and self._empty_pages >= _EMPTY_PAGES_MAX:
             raise CallFailed(f"the service sent {_EMPTY_PAGES_MAX} empty pages in a row")
         self._pages += 1
         if self._pages == self._power:
-            self._remembered, self._pages, self._power = token, 0, 2 * self._power
+            self._earlier_token, self._pages, self._power = token, 0, 2 * self._power
 
 
 async def get(endpoint: Endpoint, credentials: Credentials, request: pb.GetBackupRequest) -> pb.Backup:
@@ -210,7 +210,7 @@ async def _connection_error_text(error: grpc.aio.AioRpcError, endpoint: Endpoint
         )
     if not endpoint.tls and await tls_probe.accepts_tls(address):
         return f"the service at {address.text} uses TLS: add --tls, or --ca-file for a certificate of your own authority"
-    return f"no service answers at {address.text}: is it running, and is --address right? ({_first_line(error.details())})"
+    return f"no service answers at {address.text}: is it running, and is --address correct? ({_first_line(error.details())})"
 
 
 def _details(packed: bytes) -> list[str]:

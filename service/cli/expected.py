@@ -6,9 +6,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from service.cli.durations import parse_duration
 from service.cli.formatting import printable
 from service.cli.input_files import read_small
-from service.cli.lengths import parse_length
 from service.errors import CommandError
 from service.postgres.freshness import Freshness
 
@@ -74,16 +74,16 @@ def _parse(line: str) -> Expected | None:
     words = _words(line)
     if not words:
         return None
-    max_age = parse_length(words[-1]) if len(words) > 1 else None
+    max_age = parse_duration(words[-1]) if len(words) > 1 else None
     if max_age is not None:
         words.pop()
     if len(words) > 3:
-        raise ValueError(f"{printable(words[3])[:60]!r} is not a length such as 26h: a line is `cluster [tool [database]] [max-age]`")
+        raise ValueError(f"{printable(words[3])[:60]!r} is not a duration such as 26h: a line is `cluster [tool [database]] [max-age]`")
     cluster_id, tool, database = (*words, None, None)[:3]
     if not cluster_id:
         raise ValueError("the cluster is empty")
     if tool is not None and tool not in _TOOLS:
-        raise ValueError(f"{printable(tool)[:60]!r} is neither a tool ({', '.join(_TOOLS)}) nor a length such as 26h")
+        raise ValueError(f"{printable(tool)[:60]!r} is neither a tool ({', '.join(_TOOLS)}) nor a duration such as 26h")
     if tool == "walg" and database is not None:
         raise ValueError("walg backs up whole clusters: leave the database out")
     return Expected(cluster_id, tool, database, max_age)

@@ -20,11 +20,11 @@ def json_time(instant: datetime) -> str:
     return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def duration(length: timedelta) -> str:
+def duration(value: timedelta) -> str:
     """Return the two largest units: `3d 4h`, `2h 27m`, `12s`."""
-    if length < timedelta(0):
-        return f"-{duration(-length)}"
-    minutes, seconds = divmod(int(length.total_seconds()), 60)
+    if value < timedelta(0):
+        return f"-{duration(-value)}"
+    minutes, seconds = divmod(int(value.total_seconds()), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:

@@ -29,8 +29,8 @@ def summary_lines(summary: Summary, target: Target) -> Iterator[str]:
         yield f"  {summary.missing} newly missing from the listing: kept in the catalog, and not restorable, until --prune removes them"
     for state, noted in summary.chains.items():
         yield f"  {noted.entries} with {_CHAINS[target.tool, state]} [{_example(noted)}]"
-    if summary.dry_run and summary.pruned.refusal:
-        yield f"  The import would be rejected: {summary.pruned.refusal}"
+    if summary.dry_run and summary.pruned.rejection:
+        yield f"  The import would be rejected: {summary.pruned.rejection}"
     if not (summary.added or summary.changed or summary.pruned.removed or summary.moved or summary.missing):
         yield "The catalog is already up to date." if summary.unchanged else "Nothing was imported: the listing has no usable entry."
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
-from service.cli.lengths import parse_length
+from service.cli.durations import parse_duration
 from service.cli.option_groups import check_text
 
 if TYPE_CHECKING:
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from service.postgres.freshness import Freshness
 
 
-def length(text: str) -> timedelta:
+def duration_option(text: str) -> timedelta:
     """Parse an option such as `26h`."""
-    if (found := parse_length(text)) is None:
+    if (found := parse_duration(text)) is None:
         raise typer.BadParameter("must be a number with s, m, h or d, such as 26h")
     return found
 
@@ -58,8 +58,8 @@ def rules_of(
     max_age: Annotated[
         timedelta | None,
         typer.Option(
-            parser=length,
-            metavar="LENGTH",
+            parser=duration_option,
+            metavar="DURATION",
             help="The age above which a last restorable backup or a last import is overdue, such as 90m, 26h or 8d. "
             "No restorable backup, and one that is dated in the future, are overdue, too.",
             show_default=False,
@@ -68,7 +68,10 @@ def rules_of(
     max_age_base: Annotated[
         timedelta | None,
         typer.Option(
-            parser=length, metavar="LENGTH", help="The same for the last restorable backup that is not an increment.", show_default=False
+            parser=duration_option,
+            metavar="DURATION",
+            help="The same for the last restorable backup that is not an increment.",
+            show_default=False,
         ),
     ] = None,
     expect: Annotated[

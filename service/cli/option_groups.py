@@ -39,7 +39,7 @@ def option_groups(**makers: Callable[..., Any]) -> Callable[[Callable[..., None]
 
 
 def check_text(value: str | None) -> str | None:
-    """Reject an argument with bytes that are not text in the encoding of the locale: PostgreSQL and protobuf cannot take them."""
+    """Reject an argument with bytes that are not text in the encoding of the locale: PostgreSQL and protobuf cannot represent them."""
     if value is not None and not value.isascii():
         try:
             value.encode()

@@ -15,8 +15,8 @@ CHART_HEIGHT = 24
 _WEEKS = 27  # of a calendar; 180 days touch at most this many
 
 # A day is a square of 1. Each kind has a shape of its own, so that colour is not the only sign.
-# Dashes of length 0 at a distance of 1 draw a dot or a square for each day of a line (report.css): these shapes take a line for each run of
-# equal days. The line is a little longer, so that rounding does not drop its last dash.
+# Dots and squares: one line draws a run of equal days, with a dash of length 0 for each day (report.css). The line is a little longer, so
+# that rounding does not drop its last dash.
 _LINES: tuple[Kind | None, ...] = ("base", "incremental", None)
 _SHAPES: dict[Kind | None, str] = {"partial": "m-.4 0h.8", "failed": "m-.3-.3l.6.6m0-.6l-.6.6", "unusable": "m-.3-.3h.6v.6h-.6z"}
 

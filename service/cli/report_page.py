@@ -138,7 +138,7 @@ def history(period: Period, runs: Sequence[Runs]) -> History:
 
 
 def _longest_gap(days: list[date], last: date) -> Period | None:
-    """Return the longest gap after the first day. The last day is not over, and is not a gap."""
+    """Return the longest gap after the first day. The last day is not counted, because it is not over."""
     day = timedelta(days=1)
     gaps = [Period(before + day, after - day) for before, after in itertools.pairwise([*days, last])]
     longest = max(gaps, key=lambda gap: gap.days, default=None)

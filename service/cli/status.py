@@ -10,7 +10,7 @@ import typer
 
 from service.cli.environment import read_settings
 from service.cli.help import example
-from service.cli.judgement import Filters, Judgement, Rules, filters_of, judge_catalog, length, rules_of
+from service.cli.judgement import Filters, Judgement, Rules, duration_option, filters_of, judge_catalog, rules_of
 from service.cli.option_groups import option_groups
 
 commands = typer.Typer()
@@ -32,7 +32,9 @@ def _output(
     ] = False,
     warn_age: Annotated[
         timedelta | None,
-        typer.Option(parser=length, metavar="LENGTH", help="With --nagios: warn if a last restorable backup is older.", show_default=False),
+        typer.Option(
+            parser=duration_option, metavar="DURATION", help="With --nagios: warn if a last restorable backup is older.", show_default=False
+        ),
     ] = None,
     textfile: Annotated[
         Path | None,

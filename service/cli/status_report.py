@@ -18,7 +18,7 @@ class Field(NamedTuple):
     """A fact of `status`: its value, its name in JSON, and its column."""
 
     name: str | None
-    """None: JSON has the facts that this text sums up."""
+    """None: other fields of JSON contain the facts that this column summarizes."""
     header: str | None
     """None: the table has no column for it."""
     value: Callable[[Freshness, datetime], Value]

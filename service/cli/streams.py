@@ -26,7 +26,8 @@ class _StandardError(io.TextIOWrapper):
 def prepare() -> None:
     """Make the standard streams usable, even if the command was started with closed ones.
 
-    Closed descriptors are opened on /dev/null: otherwise a socket could get the number of one, and receive error messages.
+    Closed descriptors are opened on /dev/null. Otherwise a socket could get the number of a closed stream, and error messages would be sent
+    to it.
     """
     for descriptor in range(3):
         try:

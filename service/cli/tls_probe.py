@@ -38,7 +38,7 @@ async def accepts_tls(address: ServiceAddress) -> bool:
 
 
 async def certificate_error(address: ServiceAddress, ca: bytes | None, server_name: str | None) -> str | None:
-    """Return the reason why the server's certificate is not accepted, or None. None also means that the handshake failed otherwise."""
+    """Return the reason why the server's certificate is not accepted; None if it is accepted, or if the handshake fails otherwise."""
     context = ssl.create_default_context(cadata=ca.decode("ascii") if ca else None)
     context.set_alpn_protocols(["h2"])
     try:

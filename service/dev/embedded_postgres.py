@@ -4,7 +4,7 @@ A supervisor process starts the server, and stops it when the parent exits for a
 a process id that was read from a file. The wheel's own `get_server` is not used: after one SIGKILL of its user nothing stops its server,
 and as root it makes every folder up to `/` accessible to all users.
 
-The server listens on a Unix socket in a folder of its own, never on a port. PostgreSQL refuses to run as root: then it runs as `postgres`
+The server listens on a Unix socket in a folder of its own, never on a port. PostgreSQL does not run as root, so root runs it as `postgres`
 or `nobody`. If that user cannot reach the data folder, data and programs are placed below /var/tmp; no mode of a folder changes.
 """
 
@@ -244,7 +244,7 @@ class EmbeddedPostgres:
         return subprocess.run(["/usr/bin/test", "-x", nearest], **self._as_user()).returncode == 0
 
     def _reachable_programs(self) -> Path:
-        """Return the folder of the programs, or of a copy if the user of the server cannot run them or initdb cannot quote their path."""
+        """Return the folder of the programs. Copy them if the user of the server cannot run them, or if initdb cannot quote their path."""
         programs = self._programs
         if self._can_enter(programs / "postgres") and _SAFE_IN_DOUBLE_QUOTES.fullmatch(str(programs)):
             return programs

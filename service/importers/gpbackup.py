@@ -4,7 +4,7 @@ A row of its table `backups` is one run of gpbackup, a logical backup of one dat
 have the same table).
 
 - `created_at` is end_time and `started_at` is timestamp, both in the coordinator's local time. In an hour that a clock change repeats,
-  the only consistent reading is taken, otherwise the earliest completion.
+  the only consistent interpretation is used. If there are several, it is the one with the earliest completion.
 - `size` is unknown, because gpbackup records none, unless the backup's files can be added up (gpbackup_files.py).
 - The id is `prefix:timestamp`. A timestamp is unique in a file.
 - A backup needs the other backups of its restore plan, which is complete: it includes the needs of the increments in it.
@@ -238,8 +238,8 @@ class _Reader:
         """Return the instants at which the coordinator's clock showed a time: two if it was set back.
 
         Raises:
-            InvalidEntry: The value is not a time, or no clock of the zone has shown it. The zone may be wrong, but the coordinator may also
-                have had another zone then, so that one such time does not prove all others wrong.
+            InvalidEntry: The value is not a time, or no clock of the zone has shown it. The zone may be wrong. But the coordinator may
+                have had another zone then, so one such time does not prove that all others are wrong.
         """
         text = _text(label, row, field)
         try:
@@ -250,7 +250,7 @@ class _Reader:
             raise InvalidEntry(label, field, f"{quoted(text)} is not a time such as 20261120031501") from None
         if not instants:
             raise InvalidEntry(
-                label, field, f"{local} does not exist in {self._zone.key}: if --timezone is wrong, all times of this import are"
+                label, field, f"{local} does not exist in {self._zone.key}: if --timezone is wrong, all times of this import are wrong"
             )
         return instants
 

@@ -78,7 +78,7 @@ def read_history(path: Path) -> History:
             plans = _plans(connection, memory)
     except (sqlite3.Error, UnicodeDecodeError, MemoryError) as exc:  # damaged files raise the last two: see _error_message
         raise InvalidListing(f"{path}: {limit.exceeded or _error_message(exc)} Nothing was imported.") from exc
-    # Not sorted by SQLite, which would write its sort of a large file to the disk.
+    # Sorted here, because SQLite would write temporary files to sort many rows.
     rows.sort(key=lambda row: str(_decoded(row[0])))
     return History(columns, rows, plans)
 
@@ -176,7 +176,7 @@ class _ReadingLimit:
         """Error message of the limit that has stopped the reading."""
 
     def check(self) -> bool:
-        """Return True if reading must stop. The time starts at the first call: SQLite makes none while it waits for a lock."""
+        """Return True if reading must stop. The time is measured from the first call, which SQLite makes after it has waited for locks."""
         now = time.monotonic()
         if self._start is None:
             self._start, self._cpu_start = now, time.thread_time()

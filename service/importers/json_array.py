@@ -1,6 +1,6 @@
 """Streaming reader of a JSON array of objects: memory is bounded by the largest allowed object, not by the array.
 
-An object may have 1 MiB characters, which take at most 40 MiB of memory while they are parsed. Python's own decoder parses them. It
+An object may have 1,048,576 characters, which take at most 40 MiB of memory while they are parsed. Python's own decoder parses them. It
 rejects deep nesting, while event parsers with paths (ijson) need memory in proportion to the square of the depth.
 """
 

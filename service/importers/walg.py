@@ -10,7 +10,7 @@ and others (wal-g/wal-g, internal/databases/greenplum/backup_list_handler.go). I
 - The id is user_data.backup_id if a control plane has set it, otherwise `prefix:name`. An id that is set may not have the form of an id
   that another prefix makes.
 - An increment needs its direct parent, increment_from.
-- Memory is bounded: one entry at a time, of at most 1 MiB characters (json_array.py).
+- Memory is bounded: one entry at a time, of at most 1,048,576 characters (json_array.py).
 """
 
 import re
@@ -127,24 +127,24 @@ def _other_listing_error(item: dict[str, Any]) -> str:
 
 
 def _id(label: str, item: dict[str, Any], *, name: str, id_prefix: str) -> str:
-    """Return the id that a control plane gave to the backup, otherwise one made of prefix and name.
+    """Return the id that a control plane has set, otherwise the prefix and the name of the backup.
 
     Raises:
-        InvalidEntry: The given id is not valid. It is not altered, because the control plane knows it.
+        InvalidEntry: The id that is set is not valid. It is not changed, because the control plane uses it.
     """
     user_data = item.get("user_data")
     given = user_data.get("backup_id") if isinstance(user_data, dict) else None
     if not isinstance(given, str) or not given:
         return f"{id_prefix}:{name}"
     checked_id(label, "user_data.backup_id", given)
-    # Imports of other clusters make such ids. An import that took one in advance would block theirs.
+    # An id of this form belongs to another cluster, whose import would fail if it were taken.
     other, colon, _ = given.rpartition(":")
     if colon and other != id_prefix:
         raise InvalidEntry(
             label,
             "user_data.backup_id",
-            f"{quoted(given)} has the form of the ids that an import with the prefix {quoted(other)} makes, "
-            f"and the prefix of this import is {quoted(id_prefix)}",
+            f"{quoted(given)} has the prefix {quoted(other)}, but the prefix of this import is {quoted(id_prefix)}: "
+            "only an import with the same prefix may use such an id",
         )
     return given
 

@@ -156,7 +156,7 @@ def writing_in_background() -> Iterator[None]:
     finally:
         flush()
         if LOG.writer.close():
-            LOG.writer = None  # otherwise it stays: a later line must not block either
+            LOG.writer = None  # if the thread is blocked, it is kept, so that later lines do not block the process
 
 
 def _dropped_lines(count: int) -> str:
@@ -224,7 +224,7 @@ class Call:
 
 
 def describe(error: BaseException) -> list[dict[str, Any]]:
-    """Return an error and its causes by type and place. Only the service's own errors are quoted."""
+    """Return an error and its causes by type and code location. Only the service's own errors are quoted."""
     chain: list[dict[str, Any]] = []
     seen: BaseException | None = error
     while seen is not None and len(chain) < 10:

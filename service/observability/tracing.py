@@ -53,7 +53,7 @@ class Tracing:
     def __init__(self, *, trusts_callers: bool) -> None:
         """
         Args:
-            trusts_callers: True if callers are authenticated; then spans become children of their spans.
+            trusts_callers: True if callers are authenticated. Only then is the caller's span the parent of a call's span.
 
         Raises:
             TracingUnavailable: a variable has a value that is not supported.
@@ -121,7 +121,7 @@ class Tracing:
             try:
                 yield connected
             except BaseException as exc:
-                _failed(span, exc)
+                _record_error(span, exc)
                 raise
             finally:
                 span.end()
@@ -163,7 +163,7 @@ def _summary(query: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def _failed(span: Span, error: BaseException) -> None:
+def _record_error(span: Span, error: BaseException) -> None:
     """Record an error by its type and SQLSTATE, without its text, which may contain secrets."""
     if isinstance(error, CatalogUnavailable) and error.__cause__:
         error = error.__cause__

@@ -1,4 +1,4 @@
-"""Queries that answer several calls at once.
+"""Queries that answer several calls together.
 
 Calls that the event loop handles in the same iteration share one query, which costs PostgreSQL and the event loop much less than a query
 for each call. A call never waits for another one to arrive: its query starts in the next iteration.
@@ -15,7 +15,7 @@ _Rows = dict[int, asyncpg.Record]
 
 
 class Batches:
-    """A query with arrays as arguments, which answers several lookups at once."""
+    """A query with arrays as arguments, which answers several lookups together."""
 
     def __init__(self, database: Database, query: str, *, limit: int) -> None:
         """

@@ -1,4 +1,4 @@
-"""Queries of the API: one backup, a page of a folder's or a cluster's backups. Each answers several calls at once (batches.py)."""
+"""Queries of the API: one backup, a page of a folder's or a cluster's backups. Each answers several calls together (batches.py)."""
 
 from datetime import UTC, datetime
 
@@ -78,7 +78,7 @@ class Catalog:
         self._cluster_pages = Batches(database, CLUSTER_PAGES, limit=_PAGES_AT_ONCE)
 
     async def probe(self) -> None:
-        """Run every statement of this class, with arguments that match no row, to find missing tables, columns and rights.
+        """Run every statement of this class, with arguments that match no row, to find missing tables, columns and privileges.
 
         While the table is locked, the statements are not run: they would wait for the lock as calls do, and calls still succeed.
 

@@ -10,8 +10,8 @@ The rules differ by tool, because WAL-G lists only what exists, and gpbackup's h
 | not in the listing, and marked as missing in the catalog | broken | broken |
 | not in the listing otherwise | broken | unknown |
 
-An increment without recorded needs is unknown. `needs` is the direct parent for WAL-G, so that its state is inherited along the chain, and
-all needed backups for gpbackup.
+An increment without recorded needs is unknown. For WAL-G, `needs` is the direct parent, and the state is inherited along the chain. For
+gpbackup, `needs` are all needed backups.
 
 Everything is derived in SQL from the temporary table `listing` (import_backups.py) and the cluster's rows, and a row is written only if its
 state changes. Memory is bounded by work_mem.

@@ -57,8 +57,8 @@ async def connect(
     except UNAVAILABLE as exc:
         if isinstance(exc, ConnectFailed):
             raise
-        if plaintext and plaintext.refused:
-            raise ConnectFailed(f"{host} {plaintext.refused}") from exc
+        if plaintext and plaintext.rejection:
+            raise ConnectFailed(f"{host} {plaintext.rejection}") from exc
         raise connect_failed(exc, _attempt(url, host, attributes, seconds)) from exc
     _set_keepalives(connection, host, url.keepalives)
     return connection

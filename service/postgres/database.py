@@ -80,7 +80,7 @@ class Database:
             raise unavailable(exc) from exc
 
     async def fetch_large(self, client: str, query: str, *args: object, on_connected: Callable[[], None]) -> list[asyncpg.Record]:
-        """Run a query with a large result, as `fetch` does. At most two run at once, and clients take turns.
+        """Run a query with a large result, as `fetch` does. At most two run at a time, and clients take turns.
 
         Otherwise a client that reads many large pages would delay small calls, and keep the event loop too busy to reject its other calls.
         The wait counts against the timeout of acquiring a connection.
@@ -119,7 +119,7 @@ class Database:
         return self._pool.idle_connections
 
     async def reconnect(self) -> None:
-        """Replace all connections, and choose among the hosts again; connections in use are replaced after their query."""
+        """Replace all connections, and choose among the hosts again. A connection in use is replaced after its query."""
         await self._pool.reconnect()
 
 

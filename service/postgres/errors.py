@@ -43,7 +43,7 @@ _STATEMENT_CAUSES: dict[type[BaseException], str] = {
     asyncpg.InvalidCatalogNameError: "{detail}",
     asyncpg.UndefinedTableError: "the schema is not migrated ({detail}): " + _MIGRATE,
     asyncpg.UndefinedColumnError: "the schema does not match this release ({detail}): " + _MIGRATE,
-    asyncpg.InsufficientPrivilegeError: "{detail}: `backup-service migrate` grants rights to BACKUPS_SERVICE_ROLE and BACKUPS_IMPORT_ROLE",
+    asyncpg.InsufficientPrivilegeError: "{detail}: `backup-service migrate` grants access to BACKUPS_SERVICE_ROLE and BACKUPS_IMPORT_ROLE",
 }
 
 # Of attempts to connect to a host.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import asyncpg
 
 from service.entry import Listed
-from service.errors import ImportRefused
+from service.errors import ImportRejected
 from service.postgres.chains import changed_rows, derive_chains
 from service.postgres.listing import Noted, Tally, check_session, copy_listing
 from service.postgres.record_import import Owner, move_cluster, record_import
@@ -127,7 +127,7 @@ class Pruned(NamedTuple):
     """Backups that the listing no longer has."""
 
     removed: int
-    refusal: str | None
+    rejection: str | None
     """Reason why they are not removed without --prune-any."""
 
 
@@ -136,7 +136,7 @@ class Summary(NamedTuple):
 
     dry_run: bool
     entries: int
-    """Entries of the listing; several may be one backup."""
+    """Entries of the listing. Several of them may describe the same backup."""
     added: int
     changed: int
     unchanged: int
@@ -173,13 +173,13 @@ def check_target(target: Target) -> None:
     """Check the ids of the folder and the cluster.
 
     Raises:
-        ImportRefused: One of them is not a valid id.
+        ImportRejected: One of them is not a valid id.
     """
     for what, value in (("folder", target.folder_id), ("cluster", target.source_cluster_id)):
         if not (1 <= len(value) <= _ID_MAX_LENGTH and value.isprintable()):
-            raise ImportRefused(f"{value!a} is not an id of a {what}: 1 to {_ID_MAX_LENGTH} printable characters")
+            raise ImportRejected(f"{value!a} is not an id of a {what}: 1 to {_ID_MAX_LENGTH} printable characters")
     if target.folder_id == ALL_FOLDERS:
-        raise ImportRefused(f"{ALL_FOLDERS!a} is not an id of a folder: in a token, it means all folders")
+        raise ImportRejected(f"{ALL_FOLDERS!a} is not an id of a folder: in a token, it means all folders")
 
 
 async def load(url: str, listing: Iterable[Listed], target: Target, options: Options) -> Summary:
@@ -187,7 +187,7 @@ async def load(url: str, listing: Iterable[Listed], target: Target, options: Opt
 
     Raises:
         InvalidListing: The input is not a listing, or too many of its entries are unusable. As with every error, nothing is written.
-        ImportRefused: An id is taken, the cluster is in another folder, or too much would be removed.
+        ImportRejected: An id is taken, the cluster is in another folder, or too much would be removed.
         CatalogUnavailable: PostgreSQL cannot be used.
     """
     async with open_session(url) as connection:
@@ -257,7 +257,7 @@ class _Import:
     async def _check_ids(self) -> None:
         """Check that an id names one backup, and that no id moves between clusters or tools."""
         if conflict := await self._connection.fetchrow(_CONFLICT):
-            raise ImportRefused(
+            raise ImportRejected(
                 f"{conflict['label']} and {conflict['other']} differ, but have the same id {conflict['id']}: "
                 "leave one of them out with --exclude NAME"
             )
@@ -269,7 +269,7 @@ class _Import:
             other = taken["source_cluster_id"]
             owner = f"cluster {other}" + (f", imported by {taken['tool']}" if taken["tool"] != tool else "")
             removal = f". If cluster {other} no longer exists, remove it: backup-service remove-cluster --cluster-id {other}"
-            raise ImportRefused(
+            raise ImportRejected(
                 f"{taken['label']}: the id {taken['id']} already belongs to a backup of {owner}. "
                 f"Import into that cluster, use another --id-prefix, or leave the entry out with --exclude {taken['name']}"
                 f"{removal if other != cluster else ''}"
@@ -280,7 +280,7 @@ class _Import:
         other = await self._connection.fetchrow(_IN_OTHER_FOLDER, cluster, folder)
         assert other is not None
         if other["backups"] and not self._options.move_folder:
-            raise ImportRefused(
+            raise ImportRejected(
                 f"cluster {cluster} has {other['backups']} backups in folder {other['folder_id']}: "
                 f"--move-folder moves all of them to {folder}"
             )
@@ -289,15 +289,15 @@ class _Import:
 
     async def _prune(self) -> Pruned:
         if not self._options.prune:
-            return Pruned(0, refusal=None)
+            return Pruned(0, rejection=None)
         async with avoid_joins(self._connection, "nestloop"):
             counts = await self._connection.fetch(_COUNT_UNLISTED, *self._of_tool)
-            refusal = None if self._options.prune_any else self._prune_refusal(counts)
-            if refusal and not self._options.dry_run:
-                raise ImportRefused(refusal)
-            return Pruned(changed_rows(await self._connection.execute(_PRUNE, *self._of_tool)), refusal)
+            rejection = None if self._options.prune_any else self._prune_rejection(counts)
+            if rejection and not self._options.dry_run:
+                raise ImportRejected(rejection)
+            return Pruned(changed_rows(await self._connection.execute(_PRUNE, *self._of_tool)), rejection)
 
-    def _prune_refusal(self, counts: list[asyncpg.Record]) -> str | None:
+    def _prune_rejection(self, counts: list[asyncpg.Record]) -> str | None:
         if not self._tally.entries:
             return "an empty listing removes nothing: pass --prune-any if the cluster no longer has any backups"
         for database, present, unlisted in counts:

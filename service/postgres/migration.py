@@ -21,7 +21,7 @@ _RETRY_DELAY_S = 0.5  # enough for the queries that have queued behind a step
 
 
 class Roles(NamedTuple):
-    """Roles of PostgreSQL that `migrate` grants rights to, if they exist."""
+    """Roles of PostgreSQL that `migrate` grants privileges to, if they exist."""
 
     service: str = "backups_service"
     """Reads only."""
@@ -32,7 +32,7 @@ class Roles(NamedTuple):
 def migrate(url: str, *, to: str = "head", roles: Roles = Roles(), timeout: timedelta = timedelta(minutes=10)) -> None:  # noqa: B008
     """Upgrade the schema to a revision, each step in its own transaction. Several processes may do so at the same time (migrations/env.py).
 
-    The role of the URL owns the schema. The other roles are granted their rights each time, because they may be new.
+    The role of the URL owns the schema. The other roles are granted their privileges each time, because they may be new.
 
     A step waits only briefly for a lock, because queries queue behind it. It is retried until `timeout` has passed. Uses a new event
     loop.

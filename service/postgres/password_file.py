@@ -51,7 +51,7 @@ def check_private(file: Path) -> None:
     """Check that users outside the file's group have no access.
 
     Raises:
-        ConnectFailed: they have, or the file cannot be found.
+        ConnectFailed: other users have access, or the file cannot be found.
     """
     try:
         mode = file.stat().st_mode

@@ -35,32 +35,32 @@ class PlaintextLoop:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.refused: str | None = None
-        """Predicate of an error message about the server, if its request was rejected."""
+        self.rejection: str | None = None
+        """Reason why the server was rejected, as the end of a sentence that begins with its name."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
     async def create_connection(self, factory: Callable[[], asyncio.Protocol], *args: Any, **kwargs: Any) -> tuple[Any, asyncio.Protocol]:
-        transport, guard = await self._loop.create_connection(lambda: _Guard(factory(), self._refuse), *args, **kwargs)
+        transport, guard = await self._loop.create_connection(lambda: _Guard(factory(), self._reject), *args, **kwargs)
         return transport, guard.protocol
 
     async def create_unix_connection(
         self, factory: Callable[[], asyncio.Protocol], *args: Any, **kwargs: Any
     ) -> tuple[Any, asyncio.Protocol]:
-        transport, guard = await self._loop.create_unix_connection(lambda: _Guard(factory(), self._refuse), *args, **kwargs)
+        transport, guard = await self._loop.create_unix_connection(lambda: _Guard(factory(), self._reject), *args, **kwargs)
         return transport, guard.protocol
 
-    def _refuse(self, error: str) -> None:
-        self.refused = error
+    def _reject(self, error: str) -> None:
+        self.rejection = error
 
 
 class _Guard(asyncio.Protocol):
     """Passes messages on to asyncpg's protocol, and is replaced by it when the session has started."""
 
-    def __init__(self, protocol: asyncio.Protocol, refuse: Callable[[str], None]) -> None:
+    def __init__(self, protocol: asyncio.Protocol, reject: Callable[[str], None]) -> None:
         self.protocol = protocol
-        self._refuse = refuse
+        self._reject = reject
         self._unread = b""
         self._received = 0
         self._transport: Any = None
@@ -86,13 +86,13 @@ class _Guard(asyncio.Protocol):
             if len(self._unread) < size:
                 return
             message, self._unread = self._unread[:size], self._unread[size:]
-            if self._is_last_to_check(message):
+            if self._pass_on(message):
                 return
 
-    def _is_last_to_check(self, message: bytes) -> bool:
-        """Pass one message on, or abort the connection. Return True if no further message is to be checked."""
+    def _pass_on(self, message: bytes) -> bool:
+        """Pass a message to asyncpg, or abort the connection. Return True if this was the last message to check."""
         if error := _error(message):
-            self._refuse(error)
+            self._reject(error)
             self._transport.abort()
             return True
         is_ready = message[:1] == _READY

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the class cannot be subscripted at run time
     _Connection = PoolConnectionProxy[asyncpg.Record]
 
 LARGE_AT_ONCE = 2
-"""Large queries that run at once."""
+"""Maximum number of large queries that run at the same time."""
 
 
 class Pool:
@@ -163,12 +163,12 @@ class Pool:
         return self._pool.get_idle_size() + len(self._idle)
 
     async def reconnect(self) -> None:
-        """Replace all connections, and choose among the hosts again; connections in use are replaced after their query."""
+        """Replace all connections, and choose among the hosts again. A connection in use is replaced after its query."""
         await self._pool.expire_connections()
         self._release_idle()
 
     async def drop_idle(self) -> None:
-        """Terminate idle connections without a handshake, because the server is unresponsive, and replace the others."""
+        """Terminate idle connections without a handshake, for an unresponsive server. Connections in use are replaced after their query."""
         for connection in self._idle:
             with contextlib.suppress(asyncpg.InterfaceError):  # a lost connection has returned to asyncpg's pool
                 connection.terminate()

@@ -172,7 +172,7 @@ def _absent(name: str) -> Link:
 
 
 def _mark_cause(needed: list[Link]) -> None:
-    """Mark the only absent backup of a broken chain as missing, unless another one is. The import does not record which one it was."""
+    """Mark the absent backup of a broken chain as missing, if it must have broken the chain: the import does not record which one did."""
     absent = [number for number, link in enumerate(needed) if link.id is None]
     if len(absent) == 1 and all(link.state != "missing" for link in needed):
         needed[absent[0]] = needed[absent[0]]._replace(state="missing")

@@ -8,7 +8,7 @@ from typing import Literal
 import asyncpg
 
 from service.database_url import parse_database_url
-from service.errors import CatalogNotWritable, CatalogUnavailable, ImportRefused
+from service.errors import CatalogNotWritable, CatalogUnavailable, ImportRejected
 from service.postgres.errors import UNAVAILABLE, cause, unavailable
 from service.postgres.hosts import Hosts
 from service.postgres.timeouts import SessionTimeouts
@@ -36,7 +36,7 @@ async def open_session(url: str) -> AsyncIterator[asyncpg.Connection]:
     Raises:
         CatalogUnavailable: PostgreSQL cannot be used now; the message is the cause.
         CatalogNotWritable: the role may not do this, or the server is a standby.
-        ImportRefused: another cluster's import has taken one of the ids.
+        ImportRejected: another cluster's import has taken one of the ids.
     """
     try:
         connection = await _connect(url)
@@ -46,7 +46,7 @@ async def open_session(url: str) -> AsyncIterator[asyncpg.Connection]:
             with contextlib.suppress(*UNAVAILABLE):  # a failed close changes neither the commit nor the error
                 await connection.close(timeout=_CONNECT_TIMEOUT_S)
     except asyncpg.UniqueViolationError as exc:
-        raise ImportRefused("another cluster's import has just taken one of these ids: run the import again") from exc
+        raise ImportRejected("another cluster's import has just taken one of these ids: run the import again") from exc
     except (asyncpg.InsufficientPrivilegeError, asyncpg.ReadOnlySQLTransactionError) as exc:
         raise CatalogNotWritable(f"The role of BACKUPS_DATABASE_URL may not write to the catalog: {cause(exc)}") from exc
     except UNAVAILABLE as exc:

@@ -96,7 +96,7 @@ async def test_wrong_time_zone(cli: _Cli) -> None:
     assert "9 added" in done.stdout
     assert (
         "  skipped: backup 20260329013000: timestamp: 2026-03-29 01:30:00 does not exist in Europe/London: "
-        "if --timezone is wrong, all times of this import are" in done.stdout.splitlines()
+        "if --timezone is wrong, all times of this import are wrong" in done.stdout.splitlines()
     )
 
 
@@ -261,10 +261,10 @@ async def test_max_age(cli: _Cli, sql: Sql) -> None:
     assert (await cli.status("--cluster-id", "misspelt", "--max-age", "26h")).status == 2
 
 
-@pytest.mark.parametrize("length", ["", "26", "h", "-1h", "1.5h", "1w", "١h", "9999999d"])
-async def test_bad_lengths(cli: _Cli, length: str) -> None:
+@pytest.mark.parametrize("duration", ["", "26", "h", "-1h", "1.5h", "1w", "١h", "9999999d"])
+async def test_bad_durations(cli: _Cli, duration: str) -> None:
     """A malformed --max-age is a usage error."""
-    done = await cli.status("--max-age", length)
+    done = await cli.status("--max-age", duration)
     assert (done.status, done.stdout) == (2, "")
     assert "such as 26h" in done.stderr
 

@@ -346,7 +346,7 @@ async def test_no_service(command: RunCommand) -> None:
     """A service that cannot be reached is one line with the address and the reason."""
     for arguments in (_LIST, ("get", "x"), ("health",)):
         message = _message(await command(*arguments, "--address", "127.0.0.1:1"))
-        assert message.startswith("no service answers at 127.0.0.1:1: is it running, and is --address right? (")
+        assert message.startswith("no service answers at 127.0.0.1:1: is it running, and is --address correct? (")
         assert "\n" not in message
 
 

@@ -36,7 +36,7 @@ _BACKENDS = f"FROM pg_stat_activity WHERE datname = $1 AND usename = '{Roles().s
 _CLEAN = {"OK", "UNAVAILABLE", "HTTP 200", "HTTP 503"}
 
 
-@pytest.mark.guarantee(3, "PostgreSQL stopped at once and started again, under load through Envoy")
+@pytest.mark.guarantee(3, "PostgreSQL stopped (immediate shutdown) and started again, under load through Envoy")
 async def test_postgres_is_stopped(own_postgres: EmbeddedPostgres, *, long: bool, measure: Measure) -> None:
     """While PostgreSQL is stopped calls fail only with UNAVAILABLE, and each replica answers correctly within 2 s after it is ready."""
     recovered: list[float] = []
@@ -125,7 +125,7 @@ async def test_black_hole(
         answers = await asyncio.gather(*calls)
         assert {code for code, _ in answers} == {"DEADLINE_EXCEEDED"}
         late = [seconds - (0.5 if index < 8 else 1.5) for index, (_, seconds) in enumerate(answers)]
-        proxy.heal()
+        proxy.restore()
         began = time.monotonic()
 
         async def codes() -> set[str]:

@@ -139,7 +139,7 @@ async def test_next_start_waits_for_the_previous_server(dev: StartDev, folder: P
 
 
 async def test_reused_process_id(folder: Path) -> None:
-    """A postmaster.pid from before a crash, whose process id now belongs to another program of the same user, harms neither."""
+    """A postmaster.pid from before a crash, whose process id now belongs to another program of the same user, affects neither."""
     postgres = EmbeddedPostgres(folder)
     with postgres.running():
         recorded = (postgres.data / "postmaster.pid").read_text()

@@ -67,7 +67,7 @@ async def _cut_leader_off(cluster: Cluster) -> None:
         await asyncio.sleep(_POOL_MAX_AGE_S + _MAX_LAG_S + 5)  # the former leader still accepts connections
         assert await _sessions(leader, older_than_s=_POOL_MAX_AGE_S + _MARGIN_S / 3) == 0
     finally:
-        leader.etcd.heal()
+        leader.etcd.restore()
 
 
 async def _sessions(node: Node, *, older_than_s: float) -> int:

@@ -68,6 +68,6 @@ async def test_fuzzing(name: str, tmp_path: Path, *, long: bool, measure: Measur
     assert ended, done.stderr[-5000:]
     assert peak, done.stderr[-5000:]
     measure(
-        f"{name}: {int(ended[1]):,} executions, {ended[2]} edges covered, {len(list(found.iterdir()))} inputs with new coverage, {peak[1]} MB"
+        f"{name}: {int(ended[1]):,} executions, {ended[2]} edges covered, {len(list(found.iterdir()))} inputs of new coverage, {peak[1]} MB"
     )
     assert int(ended[1]) >= runs

@@ -83,7 +83,7 @@ async def test_incomplete_calls_are_closed(deployment: Deployment, add_backups: 
 
 @pytest.mark.guarantee(12, "more idle connections than the limit, through Envoy")
 async def test_connections_are_bounded(database_url: str, *, measure: Measure) -> None:
-    """Excess connections are closed at once, other clients and scrapes are answered, and closed connections make room for new ones."""
+    """Excess connections are closed immediately, other clients and scrapes are answered, and closed connections make room for new ones."""
     limit = 20
     async with deployed(database_url, edit_envoy=limit_connections(limit)) as deployment, other_client(deployment.channel()) as others:
         await others.more(1)

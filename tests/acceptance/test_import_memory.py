@@ -38,7 +38,7 @@ def _imported(import_url: str) -> _Import:
     return run
 
 
-def _refusal(done: Done) -> str:
+def _rejection(done: Done) -> str:
     assert (done.status, done.stdout) == (1, ""), done
     [line] = done.stderr.splitlines()
     assert line.startswith("backup-service: ")
@@ -129,7 +129,7 @@ async def test_crafted_listings(imported: _Import, tmp_path: Path, start: str, p
     """16 MiB of one endless text, array, object, number or nesting are rejected in one line."""
     file = tmp_path / "listing.json"
     file.write_text(start + part * (_16_MIB // len(part)), encoding="utf-8")
-    found = _refusal(await imported("walg", file))
+    found = _rejection(await imported("walg", file))
     assert any(each in found for each in message.split("|")), found
 
 
@@ -170,7 +170,7 @@ async def test_a_long_history(imported: _Import, history: Path) -> None:
 async def test_reasons_of_their_own(imported: _Import, history: Path) -> None:
     """30,000 rows that are all unusable, each for a reason of its own, are rejected in the stated memory with the first reason."""
     _multiply(write_history(history), 30_000, timestamp=_TIME_OF_ROW, status="'odd ' || i")
-    found = _refusal(await imported("gpbackup", history, "--timezone", "Etc/UTC"))
+    found = _rejection(await imported("gpbackup", history, "--timezone", "Etc/UTC"))
     assert found.startswith("30000 of 30000 entries are unusable")
 
 
@@ -253,5 +253,5 @@ _TOO_MUCH = "its rows take more than 128 MiB of memory"
 async def test_crafted_histories(imported: _Import, history: Path, craft: Callable[[Path], None], message: str) -> None:
     """A history that is made to take much memory or time once it is read is rejected in one line, however busy the machine is."""
     craft(history)
-    found = _refusal(await imported("gpbackup", history, *_OPTIONS))
+    found = _rejection(await imported("gpbackup", history, *_OPTIONS))
     assert message in found, found

@@ -21,7 +21,7 @@ async def test_commands() -> None:
                 assert comparable(printed) == comparable(expected), command
 
 
-def test_files_are_there() -> None:
+def test_named_files_exist() -> None:
     """The files that the page names exist in the repository."""
     named = re.findall(r"`((?:deploy|samples)/[^`\s]+)`", _PAGE.read_text(encoding="utf-8"))
     assert named

@@ -369,7 +369,7 @@ def _in_sequence(order: tuple[int, ...]) -> tuple[dict[int, int], dict[int, tupl
     return there, did
 
 
-@pytest.mark.guarantee(15, "two imports and a prune of a cluster at once")
+@pytest.mark.guarantee(15, "two imports and a prune of a cluster at the same time")
 async def test_concurrent_imports(
     postgres: EmbeddedPostgres, database_name: str, import_url: str, sql: Sql, tmp_path: Path, *, long: bool, measure: Measure
 ) -> None:

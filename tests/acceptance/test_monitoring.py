@@ -190,7 +190,7 @@ def _prometheus(targets: dict[str, str], folder: Path) -> Iterator[str]:
         process.wait(30)
 
 
-async def _ask(url: str, path: str) -> Any:
+async def _query(url: str, path: str) -> Any:
     """Return the data of an answer of Prometheus' API, or an empty result while Prometheus starts."""
     reply = await asyncio.to_thread(fetch, f"{url}/api/v1/{path}")
     assert reply.status in (200, 503), (path, reply.body)
@@ -229,7 +229,7 @@ def _replaced(expression: str) -> str:
 async def _is_shown(url: str, target: _Target) -> bool:
     """Return True if a query has a result, and its legend no empty label."""
     with contextlib.suppress(urllib.error.URLError):  # not listening yet
-        found = (await _ask(url, f"query?query={urllib.parse.quote(_replaced(target.expression))}"))["result"]
+        found = (await _query(url, f"query?query={urllib.parse.quote(_replaced(target.expression))}"))["result"]
         return bool(found) and all(target.labels <= set(series["metric"]) for series in found)
     return False
 
@@ -253,10 +253,10 @@ async def test_dashboards_have_data(
                     if await _is_shown(url, target):
                         del waiting[name]
         await _check_variables(url)
-        rules = [rule for group in (await _ask(url, "rules"))["groups"] for rule in group["rules"]]
+        rules = [rule for group in (await _query(url, "rules"))["groups"] for rule in group["rules"]]
         assert len(rules) == len(RULES)
         assert not [rule for rule in rules if rule["health"] == "err"]
-        assert not [alert for alert in (await _ask(url, "alerts"))["alerts"] if alert["state"] == "firing"]
+        assert not [alert for alert in (await _query(url, "alerts"))["alerts"] if alert["state"] == "firing"]
 
 
 async def _check_variables(url: str) -> None:
@@ -266,5 +266,5 @@ async def _check_variables(url: str) -> None:
         matched = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
         assert matched
         query = urllib.parse.urlencode({"match[]": _replaced(matched[1])})
-        found[variable["name"]] = await _ask(url, f"label/{matched[2]}/values?{query}")
+        found[variable["name"]] = await _query(url, f"label/{matched[2]}/values?{query}")
     assert found == {"folder": ["f1"], "cluster": ["c1"], "database": ["demo"]}

@@ -196,7 +196,7 @@ async def _burst(channels: Channels) -> Answers:
 
 
 @pytest.mark.slow
-@pytest.mark.guarantee(6, "5,000 calls at once, through Envoy and directly")
+@pytest.mark.guarantee(6, "5,000 concurrent calls, through Envoy and directly")
 async def test_bursts(database_url: str, add_backups: AddBackups, tmp_path: Path, *, measure: Measure) -> None:
     """Every call of a burst is answered or rejected with pushback, and none is CANCELLED."""
     await add_backups(1000)

@@ -23,7 +23,7 @@ _SEED = 14
 @pytest.mark.slow
 @pytest.mark.guarantee(14, "walks while rows change and replicas restart, checked from the clients' histories")
 async def test_changes_of_rows(database_url: str, owner_url: str, tmp_path: Path, *, long: bool, measure: Measure) -> None:
-    """While rows change and replicas restart, no call fails, and no client sees a row twice, out of order or not at all."""
+    """While rows change and replicas restart, no call fails, and every client sees each row once and in order."""
     clients = 40 if long else 12
     folder = Folder(tmp_path, seed=_SEED)
     async with deployed(database_url) as deployment, folder.written(owner_url, rows=400):

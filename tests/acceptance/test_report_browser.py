@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.debian("chromium-headless-shell", program="chromium-he
 _AXE = ROOT / ".clients" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 
 
-async def _look(file: Path, home: Path) -> list[dict[str, Any]]:
+async def _inspect(file: Path, home: Path) -> list[dict[str, Any]]:
     """Return the findings of Chromium at each width, in each colour scheme."""
     if not _AXE.exists():
         reason = "axe-core is not installed: make clients"
@@ -28,19 +28,19 @@ async def _look(file: Path, home: Path) -> list[dict[str, Any]]:
     command = (sys.executable, "-m", "tests.support.browser", debian_program("chromium-headless-shell"), file, _AXE)
     done = await processes.run(*command, cwd=ROOT, env=unmeasured_environment(HOME=str(home)))
     assert done.returncode == 0, done.stderr.decode()
-    looks: list[dict[str, Any]] = json.loads(done.stdout)
-    assert [(each["width"], each["scheme"]) for each in looks] == [(w, s) for w in browser.WIDTHS for s in browser.SCHEMES]
-    return looks
+    inspections: list[dict[str, Any]] = json.loads(done.stdout)
+    assert [(each["width"], each["scheme"]) for each in inspections] == [(w, s) for w in browser.WIDTHS for s in browser.SCHEMES]
+    return inspections
 
 
-def _check(looks: list[dict[str, Any]], file: Path) -> None:
-    for look in looks:
-        where = (look["width"], look["scheme"])
-        assert look["violations"] == [], where
-        assert look["overflowing"] == [], where
-        assert look["scroll_width"] <= look["width"], where
-        assert look["requests"] == [f"file://{file}"], where
-        assert look["messages"] == [], where
+def _check(inspections: list[dict[str, Any]], file: Path) -> None:
+    for inspection in inspections:
+        where = (inspection["width"], inspection["scheme"])
+        assert inspection["violations"] == [], where
+        assert inspection["overflowing"] == [], where
+        assert inspection["scroll_width"] <= inspection["width"], where
+        assert inspection["requests"] == [f"file://{file}"], where
+        assert inspection["messages"] == [], where
 
 
 async def test_report(command: RunCommand, import_url: str, database_url: str, tmp_path: Path) -> None:
@@ -52,18 +52,18 @@ async def test_report(command: RunCommand, import_url: str, database_url: str, t
     file = tmp_path / "report.html"
     done = await command("report", "--output", str(file), "--days", "365", "--max-age", "2d", BACKUPS_DATABASE_URL=database_url)
     assert done.status == 0
-    looks = await _look(file, tmp_path)
-    _check(looks, file)
-    assert {look["scheme"]: look["ground"] for look in looks} == {"light": "rgb(245, 246, 248)", "dark": "rgb(17, 21, 26)"}
-    assert {look["printed_ground"] for look in looks} == {"rgb(255, 255, 255)"}
+    inspections = await _inspect(file, tmp_path)
+    _check(inspections, file)
+    assert {each["scheme"]: each["background"] for each in inspections} == {"light": "rgb(245, 246, 248)", "dark": "rgb(17, 21, 26)"}
+    assert {each["printed_background"] for each in inspections} == {"rgb(255, 255, 255)"}
 
 
 async def test_hostile_names(tmp_path: Path) -> None:
     """A page with hostile names runs no script, loads nothing, has no overflow, and shows the names as text."""
     file = tmp_path / "report.html"
     file.write_text(await hostile_html(*HOSTILE_NAMES), encoding="utf-8")
-    looks = await _look(file, tmp_path)
-    _check(looks, file)
+    inspections = await _inspect(file, tmp_path)
+    _check(inspections, file)
     for name in HOSTILE_NAMES:
         shown = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in name)
-        assert all(look["text"].count(shown) >= 5 for look in looks), shown[:100]
+        assert all(inspection["text"].count(shown) >= 5 for inspection in inspections), shown[:100]

@@ -2,7 +2,7 @@
 
 Mitigations:
 - A replica reports NOT_SERVING and waits for the drain delay before it stops.
-- Envoy retries calls whose connection broke (`retry_on` of deploy/envoy.yaml), all of them at once (`max_retries`). Without `retry_on`,
+- Envoy retries calls whose connection broke (`retry_on` of deploy/envoy.yaml), all of them immediately (`max_retries`). Without `retry_on`,
   calls fail at each kill -9.
 """
 

@@ -1,7 +1,7 @@
 """Secrets in the texts of exceptions, which must not reach a client or a log.
 
 The interceptor wraps all code that a call runs and returns fixed texts (service/api/error_status.py).
-Logs contain the types and places of errors that are not the project's own, never their texts (service/observability/logs.py).
+Logs contain the types and code locations of errors that are not the project's own, never their texts (service/observability/logs.py).
 The server under test is this release with injected `raise` statements.
 """
 
@@ -142,7 +142,7 @@ async def _seen(call: Any) -> tuple[str, str]:
 
 @pytest.mark.guarantee(9, "exceptions with a secret text, raised in handler, interceptor, deserializer, serializer, TLS and JWKS")
 async def test_no_secret_on_the_wire_or_in_a_log(database_url: str, tmp_path: Path, *, measure: Measure) -> None:
-    """Calls fail with INTERNAL and a fixed text; the log has types and places of exceptions, not their texts; the server keeps serving."""
+    """Calls fail with INTERNAL and a fixed text; the log has types and locations of errors, not their texts; the server keeps serving."""
     release = altered(tmp_path / "release", *_FAULTS.values(), *_BACKGROUND.values())
     (release / "service" / "injected.py").write_text(_INJECTED, encoding="utf-8")
     replica = Guarded(tmp_path, database_url)
@@ -197,7 +197,7 @@ def _is_json(line: str) -> bool:
 
 @pytest.mark.guarantee(9, "the same while a server starts")
 async def test_no_secret_at_start(database_url: str, tmp_path: Path, *, measure: Measure) -> None:
-    """A server that cannot start logs the type and place of the error, but not its text."""
+    """A server that cannot start logs the type and location of the error, but not its text."""
     release = altered(tmp_path / "release", _before(_TLS, "        chain = self._files.cert.read_bytes()", "True"))
     (release / "service" / "injected.py").write_text(_INJECTED, encoding="utf-8")
     replica = Guarded(tmp_path, database_url)

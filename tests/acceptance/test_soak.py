@@ -109,7 +109,7 @@ class Faults:
     async def database_out_of_reach(self, chosen: random.Random) -> None:
         self._proxy.blackhole()
         await asyncio.sleep(chosen.uniform(0.1, 3))
-        self._proxy.heal()
+        self._proxy.restore()
 
     async def incomplete_calls(self, _: random.Random) -> None:
         async with Connection.to(Address("127.0.0.1", self._deployment.port)) as connection:

@@ -1,4 +1,4 @@
-"""Cases that operators reported, judged by the command `status`: a catalog must not call a cluster safe that is not."""
+"""Cases that operators reported, judged by the command `status`: a cluster without a restorable backup must not look safe."""
 
 import json
 import re

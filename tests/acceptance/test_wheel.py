@@ -54,11 +54,11 @@ def _installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         wheel,
     ]
     subprocess.run(install, check=True, capture_output=True)
-    _borrow_dependencies(folder)
+    _add_dependencies(folder)
     return folder / "bin" / "backup-service"
 
 
-def _borrow_dependencies(environment_folder: Path) -> None:
+def _add_dependencies(environment_folder: Path) -> None:
     """Let a virtual environment import the packages of the tests' environment."""
     [packages] = environment_folder.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
@@ -175,7 +175,7 @@ async def test_uv(wheel: Path, tmp_path: Path) -> None:
     command = (uv, "tool", "install", "--overrides", overrides, "--python", sys.executable, wheel)
     done = await processes.run(*command, env=environment(HOME=str(tmp_path), **settings))
     assert done.returncode == 0, done.stderr
-    _borrow_dependencies(tmp_path / "tools" / "greenplum-backup-service")
+    _add_dependencies(tmp_path / "tools" / "greenplum-backup-service")
     assert await _run(tmp_path / "bin" / "backup-service", "--version") == Done(0, f"backup-service {VERSION}\n", "")
     options = ("--overrides", overrides, "--python", sys.executable)
     for documented in (*_documented("upgrading.md", "uv", wheel), *options), _documented("uninstalling.md", "uv", wheel):

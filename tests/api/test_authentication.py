@@ -46,7 +46,7 @@ async def test_a_good_token(guarded: StartGuarded, issuer: Issuer, jwks: Path, a
 
 
 async def test_folders_that_a_token_does_not_name(guarded: StartGuarded, issuer: Issuer, jwks: Path, add_backups: AddBackups) -> None:
-    """List of a forbidden folder is PERMISSION_DENIED even if the request is invalid; Get of its backup is answered like an absent one."""
+    """List of a forbidden folder is PERMISSION_DENIED even if the request is invalid; Get of its backup is NOT_FOUND."""
     [hidden] = await add_backups(1, id="hidden", folder_id="f2")
     metadata = [*_bearer(issuer.token("k1")), ("x-request-id", "r1")]
     async with guarded(jwks) as stub:
@@ -95,7 +95,7 @@ async def test_no_token(guarded: StartGuarded, jwks: Path, metadata: list[tuple[
 
 
 async def test_no_token_and_no_message(start_server: StartServer, jwks: Path) -> None:
-    """An unauthenticated client does not learn whether its message is well-formed."""
+    """The response to an unauthenticated client does not depend on its message."""
     settings = {"auth": "jwt", "jwks": str(jwks), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
     async with start_server(**settings) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         call: Any = channel.unary_unary("/yandex.cloud.mdb.greenplum.v1.BackupService/Get")
@@ -113,7 +113,7 @@ async def test_two_tokens(guarded: StartGuarded, issuer: Issuer, jwks: Path) -> 
 
 
 async def test_token_sizes(guarded: StartGuarded, issuer: Issuer, jwks: Path) -> None:
-    """A token of 15 KiB passes every time, one above the limit of all headers fails every time, with one status."""
+    """A token of 15 KiB is always accepted. One above the limit of all headers always fails, with the same status."""
     fits, too_long = (issuer.token("k1", folders=["f1", "f" * size]) for size in (11_000, 15_500))
     assert len(fits) > 15_000
     assert len(too_long) > 20 * 1024
@@ -123,10 +123,8 @@ async def test_token_sizes(guarded: StartGuarded, issuer: Issuer, jwks: Path) ->
             assert await stub.List(_LIST, metadata=_bearer(too_long)).code() is StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_token_expires_while_it_is_remembered(
-    guarded: StartGuarded, issuer: Issuer, jwks: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A token that was verified is good until it expires, and not longer."""
+async def test_cached_token_expires(guarded: StartGuarded, issuer: Issuer, jwks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cached token is rejected once it has expired."""
     token = issuer.token("k1")
     async with guarded(jwks) as stub:
         await stub.List(_LIST, metadata=_bearer(token))
@@ -255,8 +253,8 @@ def _authenticator(issuer: Issuer) -> tuple[JwtAuthenticator, SigningKeys]:
     return JwtAuthenticator(keys, TokenRules(issuer=ISSUER, audience=AUDIENCE, max_lifetime=timedelta(days=1))), keys
 
 
-async def test_remembered_tokens_are_bounded(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tokens that are remembered, verified or rejected, have a bounded size together, however many are sent."""
+async def test_cached_tokens_are_bounded(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cached tokens, verified or rejected, have a bounded size together, for any number of tokens that are sent."""
     monkeypatch.setattr("service.api.authentication._VERIFIED_MAX", 20_000)
     monkeypatch.setattr("service.api.authentication._REJECTED_MAX", 20_000)
     authenticator, keys = _authenticator(issuer)
@@ -270,7 +268,7 @@ async def test_remembered_tokens_are_bounded(issuer: Issuer, monkeypatch: pytest
         assert 0 < sum(map(len, cache._facts)) == cache.size <= 20_000
 
 
-async def test_rejected_tokens_are_remembered(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rejected_tokens_are_cached(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rejected token is not verified again until the keys change."""
     authenticator, keys = _authenticator(issuer)
     await keys.update()

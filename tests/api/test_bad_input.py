@@ -76,7 +76,7 @@ async def test_any_id(stub: pb.BackupServiceStub, backup_id: str) -> None:
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
 @pytest.mark.parametrize("size", [16 * 1024, 1_000_000])
 async def test_requests_over_16_kib(server: Server, size: int, compression: grpc.Compression) -> None:
-    """A request over 16 KiB is RESOURCE_EXHAUSTED by every method, whether it is compressed or not."""
+    """A request over 16 KiB is RESOURCE_EXHAUSTED by every method, compressed or not."""
     request = pb.GetBackupRequest(backup_id="x" * size).SerializeToString()  # with its tag and length more than 16 KiB
     async with grpc.aio.insecure_channel(str(server.address), compression=compression) as channel:
         for method in (*_METHODS, "/grpc.health.v1.Health/Check"):

@@ -82,7 +82,7 @@ async def test_one_file_before_the_other(start_server: StartServer, authority: A
 
 
 async def test_replaced_link(start_server: StartServer, authority: Authority, tmp_path: Path) -> None:
-    """The pair is reloaded when a symbolic link in its path is replaced, as by Kubernetes for both files at once."""
+    """The pair is reloaded when a symbolic link in its path is replaced, as by Kubernetes for both files together."""
     for version in ("first", "second"):
         (tmp_path / version).mkdir()
         Files(tmp_path / version).write(authority.pair(version))

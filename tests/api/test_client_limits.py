@@ -230,7 +230,7 @@ async def test_a_forged_address(start_server: StartServer, sql: Sql) -> None:
 
 
 async def test_a_share_for_each_subject(start_server: StartServer, sql: Sql, tmp_path: Path) -> None:
-    """With tokens, a client is the token's subject, and calls with a bad token do not count."""
+    """With tokens, the limit of a client applies to each subject, and calls with a bad token do not use it up."""
     issuer, jwks = Issuer("one"), tmp_path / "jwks.json"
     jwks.write_bytes(issuer.jwks())
     jwt = {"auth": "jwt", "jwks": str(jwks), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}

@@ -184,7 +184,7 @@ async def test_request_timeout(start_server: StartServer, sql: Sql) -> None:
 async def test_unexpected_error(
     server: Server, stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An unexpected error is INTERNAL with a fixed text and a request id; the log has its type with that id, and its text is nowhere."""
+    """An unexpected error is INTERNAL with a fixed text and a request id; the log has its type with that id, and no part of its text."""
 
     async def broken(self: object, backup_id: str, **_: object) -> bytes:
         raise RuntimeError("hunter2")

@@ -1,4 +1,4 @@
-"""Servers that accept several calls of a method at once, and servers that accept one at a time."""
+"""Servers that accept several calls of a method at the same time, and servers that accept one at a time."""
 
 import asyncio
 import json

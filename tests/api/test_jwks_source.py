@@ -151,12 +151,12 @@ async def test_proxy_for_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another host is reached by a tunnel through the proxy of https_proxy, unless no_proxy names it."""
     requests: list[bytes] = []
 
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def reject(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         requests.append(await reader.readline())
         writer.write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
         writer.close()
 
-    async with listening(refuse) as port:
+    async with listening(reject) as port:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
         with pytest.raises(httpx.ProxyError):
             await jwks_source("https://identity.invalid/jwks.json")()
@@ -211,7 +211,7 @@ async def test_time_limit_of_reads(source: Source, monkeypatch: pytest.MonkeyPat
 
 
 async def test_request_headers(source: Source) -> None:
-    """Requests to the issuer ask caches for the current document, uncompressed."""
+    """Requests to the issuer require the current document from caches, uncompressed."""
     source.answer = (200, b"document")
     await jwks_source(source.url)()
     assert source.received["cache-control"] == "no-cache"

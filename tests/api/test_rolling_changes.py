@@ -80,7 +80,7 @@ _PAGE_TOKEN_KEY: list[Settings] = [
 
 @pytest.mark.parametrize("step", [1, 2, 3])
 async def test_page_token_key(start_server: StartServer, add_backups: AddBackups, step: int) -> None:
-    """At each step, clients can page across both replicas."""
+    """At each step of a key rotation, clients can page across the replicas before and after the step."""
     backups = await add_backups(9)
     async with _side_by_side(start_server, _PAGE_TOKEN_KEY[step - 1], _PAGE_TOKEN_KEY[step]) as servers:
         for order in (servers, servers[::-1]):
@@ -167,7 +167,7 @@ async def test_other_settings(start_server: StartServer, add_backups: AddBackups
 async def test_database_password(
     start_server: StartServer, add_backups: AddBackups, sql: Sql, postgres: EmbeddedPostgres, database_name: str
 ) -> None:
-    """Replicas can use two roles with the same rights at once, so that a role is replaced one replica at a time."""
+    """Replicas can use two roles with the same privileges at the same time, so that a role is replaced one replica at a time."""
     backups = await add_backups(5)
     role = f"service_2_{database_name}"
     await sql.execute(f"CREATE ROLE {role} LOGIN IN ROLE {Roles().service}")

@@ -83,7 +83,7 @@ async def test_withdrawal_of_the_only_key(guarded: StartGuarded, issuer: Issuer,
 
 
 async def test_withdrawal_of_one_key(guarded: StartGuarded, issuer: Issuer, source: Source) -> None:
-    """A withdrawn key stops, its remembered tokens included. The other key stays, in spite of a malformed entry."""
+    """Tokens of a withdrawn key are rejected, even cached ones. The other key stays in use, despite a malformed entry."""
     source.answer = (200, issuer.jwks("k1", "k2"))
     first, second = issuer.token("k1"), issuer.token("k2")
     async with guarded(source.url, jwks_refresh="1") as stub:
@@ -115,7 +115,7 @@ async def test_withdrawal_takes_effect_within_the_refresh_period() -> None:
 
 @pytest.mark.usefixtures("short_retry")
 async def test_keys_that_are_too_old(guarded: StartGuarded, issuer: Issuer, source: Source) -> None:
-    """Keys that cannot be read again are used until BACKUPS_JWKS_MAX_AGE. Then calls are UNAVAILABLE, even with remembered tokens."""
+    """Keys that cannot be read again are used until BACKUPS_JWKS_MAX_AGE. Then calls are UNAVAILABLE, even with cached tokens."""
     source.answer = (200, issuer.jwks())
     token = issuer.token("k1")
     async with guarded(source.url, jwks_refresh="0.1", jwks_max_age="1") as stub:

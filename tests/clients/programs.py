@@ -29,7 +29,7 @@ class Row(NamedTuple):
     journal_size: int
 
 
-class Refusal(NamedTuple):
+class ClientError(NamedTuple):
     """An error as a client reports it."""
 
     code: int | None
@@ -48,12 +48,12 @@ class Program:
             )
         self._log = log
 
-    async def ask(self, call: str, **arguments: Any) -> "list[Row] | Refusal":
+    async def call(self, name: str, **arguments: Any) -> "list[Row] | ClientError":
         """Make a call on a new connection and return its result. The arguments include the `token`."""
-        answer = await asyncio.to_thread(self._exchange, json.dumps({"call": call} | arguments))
+        answer = await asyncio.to_thread(self._exchange, json.dumps({"call": name} | arguments))
         if "backups" in answer:
             return [Row(*values) for values in answer["backups"]]
-        return Refusal(**answer)
+        return ClientError(**answer)
 
     def _exchange(self, line: str) -> dict[str, Any]:
         assert self._process.stdin

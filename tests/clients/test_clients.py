@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 from grpc import StatusCode
 
-from tests.clients.programs import NAMES, Program, Refusal, Row, command
+from tests.clients.programs import NAMES, ClientError, Program, Row, command
 from tests.support.catalog import AddBackups, Backup, Sql
 from tests.support.certificates import Authority, Files
 from tests.support.deployment import deployed
@@ -92,42 +92,42 @@ async def test_client(name: str, service: StartService, add_backups: AddBackups,
     async with service() as started, _running(name, started, tmp_path) as client:
         token = started.token("f1", "f2")
 
-        assert await client.ask("get", token=token, backup_id=many[7].id) == [_row(many[7], exact_to=exact_to)]
+        assert await client.call("get", token=token, backup_id=many[7].id) == [_row(many[7], exact_to=exact_to)]
         for page_size in (0, 1000):
-            listed = await client.ask("list", token=token, folder_id="f1", page_size=page_size)
+            listed = await client.call("list", token=token, folder_id="f1", page_size=page_size)
             assert listed == [_row(backup, exact_to=exact_to) for backup in many]
         expected = sorted(alike, key=lambda backup: backup.id, reverse=True)
-        assert await client.ask("list", token=token, folder_id="f2", page_size=7) == [_row(each, exact_to=exact_to) for each in expected]
-        assert await client.ask("list", token=started.token("f3"), folder_id="f3", page_size=0) == []
+        assert await client.call("list", token=token, folder_id="f2", page_size=7) == [_row(each, exact_to=exact_to) for each in expected]
+        assert await client.call("list", token=started.token("f3"), folder_id="f3", page_size=0) == []
 
         for page_size in (0, 1000):
-            listed = await client.ask("list_cluster", token=token, cluster_id="c1", page_size=page_size)
+            listed = await client.call("list_cluster", token=token, cluster_id="c1", page_size=page_size)
             assert listed == [_row(backup, exact_to=exact_to) for backup in many]
         for cluster_id in ("c1", "none"):
-            assert await client.ask("list_cluster", token=started.token("f3"), cluster_id=cluster_id, page_size=0) == []
+            assert await client.call("list_cluster", token=started.token("f3"), cluster_id=cluster_id, page_size=0) == []
 
-        await _check_refusals(client, started, many[7].id)
+        await _check_errors(client, started, many[7].id)
 
 
-async def _check_refusals(client: Program, started: Service, backup_id: str) -> None:
+async def _check_errors(client: Program, started: Service, backup_id: str) -> None:
     """Check the errors that a client reports."""
     token = started.token("f1", "f2")
-    refused = {
+    errors = {
         ("get", "none", token): (StatusCode.NOT_FOUND, "There is no such backup."),
         ("get", backup_id, started.token("f3")): (StatusCode.NOT_FOUND, "There is no such backup."),
         ("list", "f1", started.token("f3")): (StatusCode.PERMISSION_DENIED, "The caller may not read this folder."),
         ("list", "f1", "t1.opaque"): (StatusCode.UNAUTHENTICATED, "A valid bearer token is required."),
         ("list", "f" * 51, started.token("*")): (StatusCode.INVALID_ARGUMENT, "The request breaks limits of the API."),
     }
-    for (call, value, given), (code, message) in refused.items():
-        answer = await client.ask(call, token=given, page_size=0, **{"backup_id" if call == "get" else "folder_id": value})
-        assert isinstance(answer, Refusal)
+    for (name, value, given), (code, message) in errors.items():
+        answer = await client.call(name, token=given, page_size=0, **{"backup_id" if name == "get" else "folder_id": value})
+        assert isinstance(answer, ClientError)
         assert (answer.code, answer.message) == (code.value[0], message)
         assert len(answer.request_id) == 36  # a UUID, of the service or of Envoy
 
-    for call in ("delete", "create token"):
-        answer = await client.ask(call, token=token, backup_id=backup_id)
-        assert isinstance(answer, Refusal)
+    for name in ("delete", "create token"):
+        answer = await client.call(name, token=token, backup_id=backup_id)
+        assert isinstance(answer, ClientError)
         assert answer.code == StatusCode.UNIMPLEMENTED.value[0]
 
 
@@ -138,7 +138,7 @@ async def test_largest_size(name: str, service: StartService, add_backups: AddBa
     command(name)
     [backup] = await add_backups(1, size=2**53 - 1)
     async with service() as started, _running(name, started, tmp_path) as client:
-        answer = await client.ask("get", token=started.token("f1"), backup_id=backup.id)
+        answer = await client.call("get", token=started.token("f1"), backup_id=backup.id)
         assert answer == [_row(backup, exact_to=_precision(name))]
 
 
@@ -152,6 +152,6 @@ async def test_methods(name: str, service: StartService, add_backups: AddBackups
     for backup, (method, contents) in zip(backups, facts, strict=True):
         await sql.execute("UPDATE backups SET method = $2, contents = $3 WHERE id = $1", backup.id, method, contents)
     async with service() as started, _running(name, started, tmp_path) as client:
-        found = await client.ask("list", token=started.token("f1"), folder_id="f1", page_size=0)
+        found = await client.call("list", token=started.token("f1"), folder_id="f1", page_size=0)
     assert isinstance(found, list)
     assert [row.method for row in found] == [1, 2, 0]

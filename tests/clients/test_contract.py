@@ -72,7 +72,7 @@ def test_served_descriptors_are_public(public: dict[str, _Descriptor]) -> None:
 
 
 def test_served_messages_are_complete(public: dict[str, _Descriptor]) -> None:
-    """Each served message has every public field, and each service every public method but the known ones that change something."""
+    """Each served message has every public field, and each service has every public method except those that change data."""
     ours, theirs = _members(_served()), _members(public)
     messages = {name.partition(".")[0] for name in ours} - {"ClusterService"}
     missing = {name for name in theirs.keys() - ours.keys() if name.partition(".")[0] in messages}

@@ -244,7 +244,7 @@ def _listing(read: Callable[[], Iterable[Listed]], rejection: type[CommandError]
     try:
         entries = list(read())
     except rejection as exc:
-        _is_one_line(str(exc))
+        _check_one_line(str(exc))
         return None
     for entry in entries:
         _check_entry(entry)
@@ -261,18 +261,18 @@ def _check_entry(entry: Listed) -> None:
             assert len(entry.needs) <= 1000
             assert len(entry.database.encode()) <= 255
             for text in (entry.label, entry.name, *entry.needs, *entry.types, *entry.warnings):
-                _is_one_line(text)
+                _check_one_line(text)
         case Attempt():
             assert _FIRST <= entry.started_at <= _LAST
             assert len(entry.database.encode()) <= 255
-            _is_one_line(entry.name)
+            _check_one_line(entry.name)
         case Unusable():
-            _is_one_line(entry.message)
+            _check_one_line(entry.message)
         case _:
-            _is_one_line(entry.reason)
+            _check_one_line(entry.reason)
 
 
-def _is_one_line(text: str) -> None:
+def _check_one_line(text: str) -> None:
     assert text.isprintable(), f"not printable: {text!a}"
     assert len(text) < 1000
 

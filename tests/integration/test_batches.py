@@ -1,4 +1,4 @@
-"""Queries that answer several calls at once."""
+"""Queries that answer several calls together."""
 
 import asyncio
 import contextlib
@@ -202,7 +202,7 @@ def _large(catalog: Catalog, client: str) -> "asyncio.Task[Page]":
 
 
 async def test_large_pages(catalog: Catalog, locked: Locked, sql: Sql, add_backups: AddBackups) -> None:
-    """Two large pages are read at once, each by a query of its own, and a small page does not wait for them."""
+    """Two large pages are read at the same time, each by a query of its own, and a small page does not wait for them."""
     backups = await add_backups(250)
     async with locked():
         large = [_large(catalog, "a") for _ in range(10)]

@@ -32,7 +32,7 @@ async def test_every_id_has_a_lock(import_url: str) -> None:
 
 
 async def test_missing_lock(import_url: str, sql: Sql) -> None:
-    """A write is refused if the row of its lock is missing."""
+    """A write is rejected if the row of its lock is missing."""
     await sql.execute("DELETE FROM cluster_locks")
     with pytest.raises(CatalogUnavailable, match="rows of the table cluster_locks are missing: it must have the numbers 0 to 255"):
         async with open_session(import_url) as connection, connection.transaction():

@@ -32,7 +32,7 @@ async def _pid(database: Database) -> int:
 
 
 async def _concurrent_connections(database: Database) -> int:
-    """Run `pool_size` queries at once, and return the number of connections that they use."""
+    """Run `pool_size` queries at the same time, and return the number of connections that they use."""
     rows = await asyncio.gather(*(database.fetch("SELECT pg_backend_pid(), pg_sleep(0.2)") for _ in range(LIMITS.pool_size)))
     assert database.connections <= LIMITS.pool_size + 1  # one is reserved for probes
     return len({row[0][0] for row in rows})

@@ -66,8 +66,8 @@ async def test_unknown_role_and_database(postgres: EmbeddedPostgres, database_na
     assert await _cause(postgres.url("absent")) == f'database "absent" does not exist on {socket}'
 
 
-async def test_rights_to_connect(postgres: EmbeddedPostgres, database_url: str, database_name: str, sql: Sql) -> None:
-    """The cause names a missing right to connect, and a limit of connections."""
+async def test_privilege_to_connect(postgres: EmbeddedPostgres, database_url: str, database_name: str, sql: Sql) -> None:
+    """The cause is a missing privilege to connect, or a connection limit."""
     socket = f"{postgres.sockets}/.s.PGSQL.5432"
     await sql.execute(f"ALTER DATABASE {database_name} CONNECTION LIMIT 0")
     assert await _cause(database_url) == f'{socket} has no connection left: too many connections for database "{database_name}"'
@@ -100,7 +100,7 @@ _STATEMENT = "SELECT folder_id, wire FROM backups WHERE id = ''"
     [
         (
             "REVOKE SELECT ON backups FROM backups_service",
-            "permission denied for table backups: `backup-service migrate` grants rights to BACKUPS_SERVICE_ROLE and BACKUPS_IMPORT_ROLE",
+            "permission denied for table backups: `backup-service migrate` grants access to BACKUPS_SERVICE_ROLE and BACKUPS_IMPORT_ROLE",
         ),
         (
             "ALTER TABLE backups RENAME wire TO encoded",
@@ -115,7 +115,7 @@ _STATEMENT = "SELECT folder_id, wire FROM backups WHERE id = ''"
 async def test_schema(
     database_url: str, sql: Sql, start_server: StartServer, capsys: pytest.CaptureFixture[str], change: str, cause: str
 ) -> None:
-    """A missing right, column or table is the cause of failed statements, and the reason in the log why a server is not ready."""
+    """A missing privilege, column or table is the cause of failed statements, and the reason in the log why a server is not ready."""
     async with start_server() as server:
         await eventually(lambda: server.health.serving, True)
         capsys.readouterr()

@@ -59,7 +59,7 @@ async def test_each_cluster_and_tool(import_url: str, database: Database) -> Non
     assert await freshness(database, folder_id="f2", cluster_id="c1") == []
 
 
-async def test_an_import_that_changed_nothing_counts(import_url: str, database: Database) -> None:
+async def test_import_without_changes_is_recorded(import_url: str, database: Database) -> None:
     """An import that changed nothing is recorded as the last import."""
     await _load(import_url, "f1", "c1", "walg", 1)
     [first] = await freshness(database, folder_id=None, cluster_id=None)

@@ -11,7 +11,7 @@ import pytest
 
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.entry import Entry, Skipped
-from service.errors import CatalogUnavailable, ImportRefused, InvalidListing
+from service.errors import CatalogUnavailable, ImportRejected, InvalidListing
 from service.importers import walg
 from service.postgres.import_backups import Options, Summary, Target, check_target, load
 from service.postgres.listing import check_session, copy_listing
@@ -94,7 +94,7 @@ async def test_listed_twice(import_url: str, sql: Sql) -> None:
 async def test_two_backups_of_one_id(import_url: str, sql: Sql, change: dict[str, Any]) -> None:
     """An import of two different entries with the same id is rejected, and the error names both."""
     listing = [_entry(1), _entry(2, label="the one"), _entry(2, label="the other", **change)]
-    with pytest.raises(ImportRefused, match="^(the one and the other|the other and the one) differ, but have the same id b2: leave one"):
+    with pytest.raises(ImportRejected, match="^(the one and the other|the other and the one) differ, but have the same id b2: leave one"):
         await load(import_url, listing, _C1, Options())
     assert await _ids(sql) == []
 
@@ -102,7 +102,7 @@ async def test_two_backups_of_one_id(import_url: str, sql: Sql, change: dict[str
 async def test_an_id_of_another_cluster(import_url: str, sql: Sql) -> None:
     """An import is rejected if an id belongs to another cluster, because no backup moves between clusters."""
     await load(import_url, [_entry(1)], _C1, Options())
-    with pytest.raises(ImportRefused, match="entry 1: the id b1 already belongs to a backup of cluster c1\\. ") as caught:
+    with pytest.raises(ImportRejected, match="entry 1: the id b1 already belongs to a backup of cluster c1\\. ") as caught:
         await load(import_url, [_entry(1), _entry(2)], _C2, Options(move_folder=True, prune=True, prune_any=True))
     assert await _rows(sql) == [("b1", "f1", "c1", "walg", 1001)]
     assert str(caught.value).endswith(
@@ -113,7 +113,7 @@ async def test_an_id_of_another_cluster(import_url: str, sql: Sql) -> None:
 async def test_an_id_of_another_tool(import_url: str, sql: Sql) -> None:
     """An import is rejected if an id belongs to a backup that another tool's import added."""
     await load(import_url, [_entry(1)], Target("f1", "c1", "gpbackup"), Options())
-    with pytest.raises(ImportRefused, match="the id b1 already belongs to a backup of cluster c1, imported by gpbackup.* --exclude n1$"):
+    with pytest.raises(ImportRejected, match="the id b1 already belongs to a backup of cluster c1, imported by gpbackup.* --exclude n1$"):
         await load(import_url, [_entry(1)], _C1, Options())
 
 
@@ -123,7 +123,7 @@ async def test_another_folder(import_url: str, sql: Sql) -> None:
     await load(import_url, [_entry(3)], Target("f1", "c1", "gpbackup"), Options())
     moved = Target("f2", "c1", "walg")
 
-    with pytest.raises(ImportRefused, match="cluster c1 has 3 backups in folder f1: --move-folder moves all of them to f2"):
+    with pytest.raises(ImportRejected, match="cluster c1 has 3 backups in folder f1: --move-folder moves all of them to f2"):
         await load(import_url, [_entry(1)], moved, Options())
     assert {row[1] for row in await _rows(sql)} == {"f1"}
 
@@ -160,7 +160,7 @@ async def test_prune_guard(import_url: str, sql: Sql) -> None:
     await load(import_url, [_entry(n) for n in range(30)], _C1, Options())
     listing = [_entry(n) for n in range(3)]
 
-    with pytest.raises(ImportRefused, match=r"27 of this cluster's 30 backups are not in the listing.*--prune-any"):
+    with pytest.raises(ImportRejected, match=r"27 of this cluster's 30 backups are not in the listing.*--prune-any"):
         await load(import_url, listing, _C1, Options(prune=True))
     assert len(await _ids(sql)) == 30
     assert _counts(await load(import_url, [_entry(n) for n in range(15)], _C1, Options(prune=True))) == (0, 0, 15, 15, 0)
@@ -172,7 +172,7 @@ async def test_dry_run_of_a_rejected_prune(import_url: str, sql: Sql) -> None:
     await load(import_url, [_entry(n) for n in range(4)], _C1, Options())
     pruned = (await load(import_url, [_entry(0)], _C1, Options(prune=True, dry_run=True))).pruned
     assert pruned.removed == 3
-    assert "3 of this cluster's 4 backups" in (pruned.refusal or "")
+    assert "3 of this cluster's 4 backups" in (pruned.rejection or "")
     assert len(await _ids(sql)) == 4
 
 
@@ -181,7 +181,7 @@ async def test_an_empty_listing(import_url: str, sql: Sql) -> None:
     await load(import_url, [_entry(1)], _C1, Options())
     assert _counts(await load(import_url, [], _C1, Options())) == (0, 0, 0, 0, 0)
     for target in (_C1, _C2):
-        with pytest.raises(ImportRefused, match="empty listing"):
+        with pytest.raises(ImportRejected, match="empty listing"):
             await load(import_url, [], target, Options(prune=True))
     assert await _ids(sql) == ["b1"]
     assert _counts(await load(import_url, [], _C1, Options(prune=True, prune_any=True))) == (0, 0, 0, 1, 0)
@@ -246,20 +246,20 @@ async def test_no_database() -> None:
 
 
 async def test_connection_lost_while_closing(postgres: EmbeddedPostgres, database_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the network fails after the last answer, a committed write does not fail, and a refused one raises its own error."""
+    """If the network fails after the last answer, a committed write does not fail, and a rejected one raises its own error."""
     monkeypatch.setattr("service.postgres.session._CONNECT_TIMEOUT_S", 2.0)
     async with proxied(postgres.sockets / ".s.PGSQL.5432") as proxy:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database_name}"
         async with open_session(url):
             proxy.blackhole()
-        proxy.heal()
+        proxy.restore()
 
         async def refused() -> None:
             async with open_session(url):
                 proxy.blackhole()
-                raise ImportRefused
+                raise ImportRejected
 
-        with pytest.raises(ImportRefused):
+        with pytest.raises(ImportRejected):
             await refused()
 
 
@@ -267,7 +267,7 @@ async def test_an_id_that_is_taken_during_an_import(import_url: str, add_backups
     """If another cluster's import takes an id after this one has checked it, the import is rejected."""
     [backup] = await add_backups(1)
     columns = "folder_id, created_at, source_cluster_id, started_at, size, tool"
-    with pytest.raises(ImportRefused, match="another cluster's import has just taken one of these ids: run the import again"):
+    with pytest.raises(ImportRejected, match="another cluster's import has just taken one of these ids: run the import again"):
         async with open_session(import_url) as connection:
             await connection.execute(f"INSERT INTO backups (id, {columns}) SELECT id, {columns} FROM backups WHERE id = $1", backup.id)
 
@@ -276,9 +276,9 @@ async def test_an_id_that_is_taken_during_an_import(import_url: str, add_backups
 def test_invalid_ids_of_targets(name: str) -> None:
     """A value that cannot be the id of a folder or cluster is rejected before the listing is read."""
     for target in (Target(name, "c1", "walg"), Target("f1", name, "walg")):
-        with pytest.raises(ImportRefused, match="is not an id of a (folder|cluster): 1 to 50 printable characters"):
+        with pytest.raises(ImportRejected, match="is not an id of a (folder|cluster): 1 to 50 printable characters"):
             check_target(target)
-    with pytest.raises(ImportRefused, match="in a token, it means all folders"):
+    with pytest.raises(ImportRejected, match="in a token, it means all folders"):
         check_target(Target("*", "c1", "walg"))
     check_target(Target("папка 1", "\U0001f418" * 50, "walg"))
 
@@ -288,7 +288,7 @@ async def test_a_listing_cannot_block_the_imports_of_another_cluster(import_url:
     name = "backup_20261120T031501Z"
     entry = {"Name": name, "start_time": "2026-11-20T00:15:01Z", "finish_time": "2026-11-20T02:41:58Z", "compressed_size": 5}
     claim = [entry | {"user_data": {"backup_id": f"c2:{name}"}}]
-    with pytest.raises(InvalidListing, match="user_data.backup_id: 'c2:backup_20261120T031501Z' has the form of the ids"):
+    with pytest.raises(InvalidListing, match="user_data.backup_id: 'c2:backup_20261120T031501Z' has the prefix 'c2', but"):
         await load(import_url, walg.read(io.BytesIO(json.dumps(claim).encode()), id_prefix="c1"), _C1, Options())
     summary = await load(import_url, walg.read(io.BytesIO(json.dumps([entry]).encode()), id_prefix="c2"), _C2, Options())
     assert summary.added == 1

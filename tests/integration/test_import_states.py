@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from service.entry import Listed, Selection
-from service.errors import ImportRefused, InvalidListing
+from service.errors import ImportRejected, InvalidListing
 from service.importers import gpbackup, walg
 from service.postgres.database import Database, Limits, open_database
 from service.postgres.freshness import Attempt, Freshness, attempts, freshness
@@ -143,7 +143,7 @@ async def test_a_long_chain(import_url: str, sql: Sql) -> None:
 
 
 async def test_missing(import_url: str, sql: Sql, database: Database) -> None:
-    """A backup that the listing no longer has is marked once with the time of the import, and is not fresh; --prune removes it."""
+    """A backup that the listing no longer has is marked once with the time of the import, and is not the last one; --prune removes it."""
     backups = [_Backup(day) for day in range(4)]
     await _load_walg(import_url, _walg(*backups))
     assert (await _load_walg(import_url, _walg(*backups[:3]))).missing == 1
@@ -285,7 +285,7 @@ async def test_base_of_gpbackup_that_is_left_out(import_url: str, sql: Sql, tmp_
 
 
 async def test_missing_base_of_gpbackup(import_url: str, sql: Sql, tmp_path: Path) -> None:
-    """A stored base whose row is gone is missing, and breaks the chains that need it."""
+    """A stored base that the history no longer has is missing, and breaks the chains that need it."""
     rows, plans = [_row(1), _row(2, **_INCREMENT), _row(3)], _plans({2: [1, 2]})
     await _load_gpbackup(import_url, write_history(tmp_path / "before.db", *rows, plans=plans))
     await _load_gpbackup(import_url, write_history(tmp_path / "after.db", *rows[1:], plans=plans))
@@ -297,7 +297,7 @@ async def test_prune_counts_each_database(import_url: str, sql: Sql, tmp_path: P
     rows = [_row(day) for day in range(1, 11)] + [_row(day, database_name='"Old DW"') for day in (21, 22, 23)]
     await _load_gpbackup(import_url, write_history(tmp_path / "before.db", *rows))
     after = write_history(tmp_path / "after.db", *rows[:11])
-    with pytest.raises(ImportRefused, match="^2 of this cluster's 3 backups of database 'Old DW' are not in the listing"):
+    with pytest.raises(ImportRejected, match="^2 of this cluster's 3 backups of database 'Old DW' are not in the listing"):
         await _load_gpbackup(import_url, after, prune=True)
     assert len(await _days(sql)) == 13
     assert (await _load_gpbackup(import_url, after, prune=True, prune_any=True)).pruned.removed == 2
@@ -466,7 +466,7 @@ async def test_sample_of_walg(import_url: str, sql: Sql, database: Database) -> 
 
 
 def _sample(path: Path) -> Path:
-    """Write the sample of gpbackup with a deleted base, a row that is gone, and a failed run after the last backup."""
+    """Write the sample of gpbackup with a deleted base, a removed row, and a failed run after the last backup."""
     with contextlib.closing(sqlite3.connect(ROOT / "samples" / "gpbackup_history.db")) as sample, open_history(path) as copy:
         sample.backup(copy)
         copy.execute("UPDATE backups SET date_deleted = '20261120000000' WHERE timestamp = '20261101010002'")
@@ -476,7 +476,7 @@ def _sample(path: Path) -> Path:
 
 
 _CHAINS_OF_THE_SAMPLE = {
-    "20251026013000": "missing",  # its row is gone
+    "20251026013000": "missing",  # its row was removed
     "20260329013000": "complete",
     "20261101010002": "missing",  # the base was deleted
     "20261102010001": "broken",  # needs it
@@ -490,7 +490,7 @@ _CHAINS_OF_THE_SAMPLE = {
 
 
 async def test_sample_of_gpbackup(import_url: str, sql: Sql, tmp_path: Path, database: Database) -> None:
-    """The sample with a deleted base, a row that is gone and a failed run gives the states that were derived by hand."""
+    """The sample with a deleted base, a removed row and a failed run gives the states that were derived by hand."""
     for history in (ROOT / "samples" / "gpbackup_history.db", _sample(tmp_path / "h.db")):
         listing = gpbackup.read(history, id_prefix="c1", timezone="Europe/Berlin")
         await load(import_url, listing, Target("f1", "c1", "gpbackup"), Options())

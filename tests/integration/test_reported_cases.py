@@ -178,7 +178,7 @@ _CASES = {
         (2, 0, 0),
     ),
     "G4 an empty listing": _Case([_Gpbackup([])], [_State(None, rules=_NO_BACKUP)], {}),
-    "G4 everything is gone": _Case(
+    "G4 everything was removed": _Case(
         [_Walg([_walg(2)]), _Walg([])],
         [_State(missing=1, rules=_NO_BACKUP)],
         {2: "missing"},

@@ -16,7 +16,7 @@ from service.dev.embedded_postgres import EmbeddedPostgres, server_user
 from service.postgres.migration import Roles, migrate
 from service.postgres.session import lock_cluster, open_session
 from tests.support.catalog import OWNER
-from tests.support.postgres import refused, temporary_folder
+from tests.support.postgres import denied, temporary_folder
 from tests.support.repository import ROOT
 
 _FOLDER = ROOT / "deploy" / "postgres"
@@ -33,12 +33,12 @@ class Installed(NamedTuple):
         password = _PASSWORDS.get(user) if password is None else password
         return await asyncpg.connect(host=str(self.postgres.sockets), user=user, database=database, password=password)
 
-    async def refused(self, user: str, *statements: str) -> list[str]:
+    async def denied(self, user: str, *statements: str) -> list[str]:
         """Return the statements that the role may not run; none of them has an effect."""
         connection = await self.connect(user)
         try:
             await connection.execute("SET default_transaction_read_only = off")  # any role may
-            return await refused(connection, *statements)
+            return await denied(connection, *statements)
         finally:
             await connection.close()
 
@@ -102,7 +102,7 @@ def test_a_missing_password(installed: Installed) -> None:
 
 
 async def test_others_cannot_connect(installed: Installed) -> None:
-    """A role without rights cannot connect to the database."""
+    """A role without privileges cannot connect to the database."""
     admin = await installed.connect("postgres", "postgres")
     await admin.execute("CREATE ROLE another LOGIN; ALTER ROLE another PASSWORD 'secret'")
     await admin.close()
@@ -171,13 +171,13 @@ async def test_service_role(installed: Installed) -> None:
         "INSERT INTO imports DEFAULT VALUES",
         "DELETE FROM backups",
     )
-    assert await installed.refused(Roles().service, *statements) == list(statements)
+    assert await installed.denied(Roles().service, *statements) == list(statements)
 
 
 async def test_import_role(installed: Installed) -> None:
     """The role of imports writes rows and has temporary tables; it changes no schema and cannot take the lock of migrations."""
-    assert await installed.refused(Roles().imports, *_DENIED) == list(_DENIED)
-    assert await installed.refused(Roles().imports, "CREATE TEMPORARY TABLE x (y int)", "DELETE FROM backups") == []
+    assert await installed.denied(Roles().imports, *_DENIED) == list(_DENIED)
+    assert await installed.denied(Roles().imports, "CREATE TEMPORARY TABLE x (y int)", "DELETE FROM backups") == []
 
 
 _NOT_REVOCABLE = (
@@ -190,9 +190,9 @@ _NOT_REVOCABLE = (
 
 
 @pytest.mark.parametrize("role", [Roles().service, Roles().imports])
-async def test_rights_that_cannot_be_revoked(installed: Installed, role: str) -> None:
+async def test_privileges_that_cannot_be_revoked(installed: Installed, role: str) -> None:
     """A role can change its own password and settings, because PostgreSQL has no privilege for this. SECURITY.md documents it."""
-    assert await installed.refused(role, *_NOT_REVOCABLE) == []
+    assert await installed.denied(role, *_NOT_REVOCABLE) == []
 
 
 async def test_advisory_locks_do_not_stop_migrate(installed: Installed) -> None:
@@ -210,8 +210,8 @@ async def test_advisory_locks_do_not_block_imports(installed: Installed) -> None
     async with open_session(_url(installed.postgres, Roles().imports)) as importing, importing.transaction(), asyncio.timeout(10):
         await lock_cluster(importing, "c1")
     await connection.close()
-    assert await installed.refused(Roles().service, *_CLUSTER_LOCKS) == list(_CLUSTER_LOCKS)
-    assert await installed.refused(Roles().imports, *_CLUSTER_LOCKS) == []
+    assert await installed.denied(Roles().service, *_CLUSTER_LOCKS) == list(_CLUSTER_LOCKS)
+    assert await installed.denied(Roles().imports, *_CLUSTER_LOCKS) == []
 
 
 async def test_connections_are_limited(installed: Installed) -> None:

@@ -284,7 +284,7 @@ async def test_a_password_file_is_replaced_while_the_pool_is_open(tls_postgres: 
 
 
 def test_psql_accepts_the_same_urls(tls_postgres: TlsPostgres) -> None:
-    """psql connects by the same URLs, and refuses the same ones."""
+    """psql accepts and rejects the same URLs."""
     for query, status in ((f"{tls_postgres.verified}&sslmode=verify-full", 0), ("sslmode=verify-full&sslrootcert=/nowhere", 2)):
         url: Any = tls_postgres.url(query, host="127.0.0.1")
         done = subprocess.run([_PROGRAMS / "psql", "--no-psqlrc", "-c", "SELECT 1", url], capture_output=True, check=False)

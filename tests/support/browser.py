@@ -27,7 +27,7 @@ _VIOLATIONS = """
       .map(({id, nodes}) => ({id, nodes: nodes.map(({html, failureSummary}) => [html, failureSummary])}))"""
 
 
-def _look(browser: Browser, address: str, axe: str, width: int, scheme: Any) -> dict[str, Any]:
+def _inspect(browser: Browser, address: str, axe: str, width: int, scheme: Any) -> dict[str, Any]:
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     requests: list[str] = []
     messages: list[str] = []
@@ -41,7 +41,7 @@ def _look(browser: Browser, address: str, axe: str, width: int, scheme: Any) -> 
         "scheme": scheme,
         "scroll_width": page.evaluate("document.documentElement.scrollWidth"),
         "overflowing": page.evaluate(_OVERFLOWING),
-        "ground": _ground(page),
+        "background": _background(page),
         "text": page.inner_text("body"),
         "requests": requests,
         "messages": messages,
@@ -49,12 +49,12 @@ def _look(browser: Browser, address: str, axe: str, width: int, scheme: Any) -> 
     page.evaluate(axe)
     found["violations"] = page.evaluate(_VIOLATIONS)
     page.emulate_media(media="print")
-    found["printed_ground"] = _ground(page)
+    found["printed_background"] = _background(page)
     page.close()
     return found
 
 
-def _ground(page: Page) -> Any:
+def _background(page: Page) -> Any:
     return page.evaluate("getComputedStyle(document.body).backgroundColor")
 
 
@@ -62,9 +62,9 @@ def main(chromium: str, file: str, axe: str) -> None:
     script = Path(axe).read_text(encoding="utf-8")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])  # root cannot use the sandbox
-        looks = [_look(browser, f"file://{file}", script, width, scheme) for width in WIDTHS for scheme in SCHEMES]
+        inspections = [_inspect(browser, f"file://{file}", script, width, scheme) for width in WIDTHS for scheme in SCHEMES]
         browser.close()
-    print(json.dumps(looks))
+    print(json.dumps(inspections))
 
 
 if __name__ == "__main__":

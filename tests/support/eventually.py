@@ -62,7 +62,7 @@ async def eventually(
 
 
 class _Polled:
-    """A value that is read again and again."""
+    """A value that is read repeatedly."""
 
     def __init__(self, read: Callable[[], Any], expected: Any, retried: tuple[type[Exception], ...]) -> None:
         self._read, self._expected, self._retried = read, expected, retried

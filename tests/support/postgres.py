@@ -67,7 +67,7 @@ async def execute(postgres: EmbeddedPostgres, statement: str) -> None:
         await connection.close()
 
 
-async def refused(connection: Sql, *statements: str) -> list[str]:
+async def denied(connection: Sql, *statements: str) -> list[str]:
     """Return the statements that the connection's role may not run; none of them has an effect."""
     found = []
     for statement in statements:

@@ -20,7 +20,7 @@ class Proxy:
         """Forward nothing from now on; existing and new connections stay open."""
         self._open.clear()
 
-    def heal(self) -> None:
+    def restore(self) -> None:
         """Abort all connections, as a network does that has lost their state, and forward data of new ones."""
         for writer in self._connections:
             writer.transport.abort()
@@ -35,7 +35,7 @@ class Proxy:
 
     @contextlib.contextmanager
     def _registered(self, writer: asyncio.StreamWriter) -> Iterator[None]:
-        """Let `heal` abort the connection; close it on exit."""
+        """Let `restore` abort the connection; close it on exit."""
         self._connections.add(writer)
         try:
             yield
@@ -71,4 +71,4 @@ async def proxied(upstream: Path) -> AsyncIterator[Proxy]:
         try:
             yield proxy
         finally:
-            proxy.heal()
+            proxy.restore()

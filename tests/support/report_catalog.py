@@ -1,4 +1,4 @@
-"""A catalog of sample clusters for the report: its tests, and its picture in the documentation."""
+"""A catalog of sample clusters for the report: its tests, and its screenshots in the documentation."""
 
 import random
 from collections.abc import Iterator

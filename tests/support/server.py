@@ -17,7 +17,7 @@ StartServer = Callable[..., AbstractAsyncContextManager[Server]]
 """Starts a server over the database of the test; takes settings as keyword arguments."""
 
 both_ways_to_accept = pytest.mark.parametrize("concurrent_accept", ["true", "false"])
-"""Runs a test with servers that accept several calls of a method at once, and with servers that accept one at a time."""
+"""Runs a test with servers that accept several calls of a method at the same time, and with servers that accept one at a time."""
 
 StartGuardedChannel = Callable[..., AbstractAsyncContextManager[grpc.aio.Channel]]
 """Starts a server that requires tokens and connects to it; takes the JWKS, and settings as keyword arguments."""

@@ -58,8 +58,8 @@ def test_ssl_modes(url: str, modes: set[str]) -> None:
     assert {host.sslmode for host in parse_database_url(url).hosts} == modes
 
 
-def test_each_host_is_judged_alone() -> None:
-    """A local host in a list does not weaken the others."""
+def test_each_host_has_its_own_sslmode() -> None:
+    """A local host in a list does not change the sslmode of the others."""
     assert [host.sslmode for host in parse_database_url("postgresql://127.0.0.1,db,%2Ftmp/d").hosts] == [
         "disable",
         "verify-full",

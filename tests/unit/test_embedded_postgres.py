@@ -1,4 +1,4 @@
-"""Errors of the embedded PostgreSQL, with other programs in the place of the server."""
+"""Errors of the embedded PostgreSQL, with other programs instead of the server."""
 
 import importlib.util
 import os
@@ -53,7 +53,7 @@ def test_current_user(folder: Path) -> None:
 
 
 def test_folder_of_another_user(folder: Path) -> None:
-    """A symbolic link in the place of a folder, which another user could have created, is rejected."""
+    """A symbolic link instead of a folder, which another user could have created, is rejected."""
     (folder / "link").symlink_to(folder)
     with pytest.raises(EmbeddedPostgresError, match="/link belongs to another user$"):
         EmbeddedPostgres(folder).own(folder / "link")

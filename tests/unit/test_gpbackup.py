@@ -155,12 +155,12 @@ def _ambiguous(entry: Entry) -> bool:
         ("20261025013000", "20261025023000", "23:30", 60, True),  # an end time that the clock showed twice: 60 or 120 minutes
         ("20261025023000", "20261025031500", "00:30", 105, True),  # a start that it showed twice: 105 or 45 minutes
         ("20261025021000", "20261025025000", "00:10", 40, True),  # both
-        ("20261025025000", "20261025021000", "00:50", 20, False),  # only one reading does not end before it starts
+        ("20261025025000", "20261025021000", "00:50", 20, False),  # only one interpretation does not end before it starts
         ("20261025023000", "20261025023000", "00:30", 0, True),
     ],
 )
 def test_repeated_hour(history: Path, start: str, end: str, started_at: str, minutes: int, ambiguous: bool) -> None:
-    """In an hour that a clock change repeats, the only consistent reading is taken, otherwise the earliest completion with a warning."""
+    """In an hour that a clock change repeats, the only consistent times are used, otherwise the earliest completion with a warning."""
     entry = _only(history, timestamp=start, end_time=end)
     assert f"{entry.started_at:%H:%M}" == started_at
     assert entry.created_at - entry.started_at == timedelta(minutes=minutes)
@@ -179,7 +179,7 @@ def test_skipped_hour(history: Path, columns: dict[str, Any], field: str, time: 
     """A backup with a time that does not exist in the zone is unusable. Others may be valid, because the host's zone may have changed."""
     write_history(history, {"timestamp": "20200101000000", "end_time": "20200101010000"}, columns)
     name = columns["timestamp"]
-    reason = f"2026-03-29 {time} does not exist in Europe/Berlin: if --timezone is wrong, all times of this import are"
+    reason = f"2026-03-29 {time} does not exist in Europe/Berlin: if --timezone is wrong, all times of this import are wrong"
     first, second = _read(history)
     assert isinstance(first, Entry)
     assert second == Unusable(name, f"backup {name}", field, reason)
@@ -220,7 +220,7 @@ def test_too_early(history: Path, columns: dict[str, Any]) -> None:
 
 
 def test_too_early_in_a_repeated_hour(history: Path) -> None:
-    """A backup whose end the clock showed twice is skipped if its earliest reading, which would be imported, is before --since."""
+    """A backup whose end the clock showed twice is skipped if the earliest possible end, which would be imported, is before --since."""
     write_history(history, {"timestamp": "20261025013000", "end_time": "20261025023000"})  # completed at 00:30 or 01:30 UTC
     since = datetime(2026, 10, 25, 1, tzinfo=UTC)
     assert _read(history, selection=Selection(since)) == [Skipped("20261025013000", TOO_EARLY)]
@@ -466,7 +466,7 @@ def _make_other_table(path: Path) -> None:
         connection.execute("CREATE TABLE backups (timestamp TEXT, end_time TEXT)")
 
 
-def _make_half(path: Path) -> None:
+def _make_truncated(path: Path) -> None:
     shutil.copy(SAMPLE, path)
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
@@ -495,7 +495,7 @@ def _found_by_fuzzing(name: str) -> Callable[[Path], None]:
     return make
 
 
-def _make_fat(path: Path) -> None:
+def _make_long_value(path: Path) -> None:
     write_history(path, {"status": "x" * 2_000_000})
 
 
@@ -508,10 +508,10 @@ def _make_fat(path: Path) -> None:
         (_make_other_sqlite, "without gpbackup's table `backups`"),
         (_make_view, "without gpbackup's table `backups`"),
         (_make_other_table, "has no column backup_dir, "),
-        (_make_half, "damaged or incomplete: copy it again"),
+        (_make_truncated, "damaged or incomplete: copy it again"),
         (_make_garbled, "damaged or incomplete"),
         (_make_too_many_cells, "damaged or incomplete"),
-        (_make_fat, "too big"),
+        (_make_long_value, "too big"),
         (_found_by_fuzzing("error-without-utf8"), "damaged or incomplete"),
         (_found_by_fuzzing("no-memory"), "SQLite needs more than 32 MiB for the file, so it may be damaged"),
     ],
@@ -635,7 +635,7 @@ def test_memory_of_plans(history: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def _slow_reading(monkeypatch: pytest.MonkeyPatch, on_check: Callable[[], None]) -> None:
-    """Check limits often, look for writers at once, and call a function before each check."""
+    """Check limits often, check for writers immediately, and call a function before each check."""
     check = gpbackup_history._ReadingLimit.check
 
     def called(limit: gpbackup_history._ReadingLimit) -> bool:

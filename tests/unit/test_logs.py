@@ -112,7 +112,7 @@ def test_a_line_of_a_library(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 async def test_texts_of_other_errors_are_not_logged(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
-    """An error of a library, even one that the library logs, is logged by type and place without its text, which may contain a password."""
+    """An error of a library, even one that the library logs, is logged by type and location, because its text may contain a password."""
     logs.configure_logging(log_format=log_format, log_level="debug")
     try:
         try:
@@ -147,7 +147,7 @@ def test_unexpected_error_of_serve(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_a_line_of_a_library_that_cannot_be_formatted(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
-    """A library's line whose values do not fit its text is reported by the error's type and place, without the values."""
+    """A library's line whose values do not fit its text is reported by the error's type and location, without the values."""
     logs.configure_logging(log_format=log_format, log_level="info")
     logging.getLogger("asyncio").warning("%d s", "hunter2")
     [line] = capsys.readouterr().err.splitlines()

@@ -94,7 +94,7 @@ def test_lines() -> None:
 
 
 def test_expected_lines(tmp_path: Path) -> None:
-    """A line has a cluster, a tool, a database and a length, of which only the cluster is required; names may be quoted."""
+    """A line has a cluster, a tool, a database and a duration, of which only the cluster is required; names may be quoted."""
     path = tmp_path / "expected"
     lines = ["# production", "", "c0", "c1 26h # nightly", "c2 walg", "  c2\tgpbackup 'Sales DW' 8d\r"]
     path.write_text("\n".join([*lines, 'c3 gpbackup "26h" 26h', r"c4 gpbackup a\#b"]))
@@ -111,9 +111,9 @@ def test_expected_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        (b"c1 barman\n", "line 1: 'barman' is neither a tool (walg, gpbackup) nor a length such as 26h"),
+        (b"c1 barman\n", "line 1: 'barman' is neither a tool (walg, gpbackup) nor a duration such as 26h"),
         (b"c0\nc1 walg demo\n", "line 2: walg backs up whole clusters: leave the database out"),
-        (b"c1 gpbackup demo 1w\n", "line 1: '1w' is not a length such as 26h: a line is `cluster [tool [database]] [max-age]`"),
+        (b"c1 gpbackup demo 1w\n", "line 1: '1w' is not a duration such as 26h: a line is `cluster [tool [database]] [max-age]`"),
         (b"#\n\nc1 'x\n", "line 3: no closing quotation"),
         (b"''\n", "line 1: the cluster is empty"),
         (b"c1 walg\nc2\nc1 walg 26h\n", "line 3: the same cluster, tool and database as in line 1"),

@@ -36,7 +36,7 @@ def test_closed_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_interrupted_read() -> None:
-    """Ctrl-C during a read ends it at once; afterwards, the previous handler is in place again."""
+    """Ctrl-C during a read ends it immediately, and the previous handler is restored afterwards."""
 
     class Interrupted(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:

@@ -28,7 +28,7 @@ async def test_clients_are_served_in_turn() -> None:
 
 @pytest.mark.parametrize("limit", [1, 3])
 async def test_limit(limit: int) -> None:
-    """At most `limit` requests are served at once."""
+    """At most `limit` requests are served at the same time."""
     turns, served = Turns(limit), list[str]()
     requests = [asyncio.ensure_future(turns.acquire(str(number))) for number in range(5)]
     await eventually(lambda: sum(request.done() for request in requests), limit)

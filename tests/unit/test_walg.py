@@ -203,7 +203,7 @@ def test_given_ids_of_this_import(backup_id: str) -> None:
 def test_given_ids_of_other_imports(prefix: str, backup_id: str) -> None:
     """A listing cannot take an id that the import of another cluster would make, now or later."""
     error = _error(id_prefix=prefix, user_data={"backup_id": backup_id})
-    assert "has the form of the ids that an import with the prefix" in error.message
+    assert "only an import with the same prefix may use such an id" in error.message
     assert error.field == "user_data.backup_id"
 
 

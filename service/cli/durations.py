@@ -1,4 +1,4 @@
-"""Lengths of time in options and files, such as 26h."""
+"""Durations in options and files, such as 26h."""
 
 import re
 from datetime import timedelta
@@ -6,7 +6,7 @@ from datetime import timedelta
 _UNITS = {"s": timedelta(seconds=1), "m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 
 
-def parse_length(text: str) -> timedelta | None:
-    """Return the length of a number with s, m, h or d; None if the text is anything else."""
+def parse_duration(text: str) -> timedelta | None:
+    """Parse a number with s, m, h or d; return None for any other text."""
     matched = re.fullmatch(r"(\d{1,6})([smhd])", text, re.ASCII)
     return int(matched[1]) * _UNITS[matched[2]] if matched else None

@@ -1,4 +1,4 @@
-"""Program that writes docs/report-light.png and docs/report-dark.png: the report of sample clusters in Chromium (`make picture`)."""
+"""Program that writes docs/report-light.png and docs/report-dark.png: the report of sample clusters in Chromium (`make screenshots`)."""
 
 import asyncio
 import os
@@ -47,10 +47,10 @@ def main() -> None:
     if not chromium:
         sys.exit("chromium-headless-shell is not installed: apt-get install chromium-headless-shell")
     with tempfile.TemporaryDirectory(prefix="backups-test-", dir="/tmp") as folder:
-        _photograph(_write_report(Path(folder)), chromium)
+        _take_screenshot(_write_report(Path(folder)), chromium)
 
 
-def _photograph(file: Path, chromium: str) -> None:
+def _take_screenshot(file: Path, chromium: str) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for scheme in ("light", "dark"):
