@@ -1,7 +1,7 @@
 """Load generator that sends prepared HTTP/2 frames, so that it uses about 20 µs of CPU per call.
 
 The gRPC clients of Python and Go use more CPU than the measured servers, and h2load always sends the same body.
-Answers without a message are counted as errors. `run_workloads` runs this module in a process of its own.
+Responses without a message are counted as errors. `run_workloads` runs this module in a process of its own.
 """
 
 import asyncio
@@ -49,10 +49,10 @@ class Workload:
     """Concurrent calls of each connection. Not used with a rate."""
     seconds: float
     rate: float = 0
-    """Calls per second of all connections, independent of answers. If 0, each answer is followed by the next call."""
+    """Calls per second of all connections, independent of responses. If 0, each response is followed by the next call."""
     token: str = ""
     deadline_s: int = 60
-    """Deadline of each call. A later answer is an error."""
+    """Deadline of each call. A later response is an error."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Result:
     """Outcome of a workload."""
 
     calls: int
-    """Calls whose answer has a message."""
+    """Calls whose response has a message."""
     failed: int
     errors: dict[str, int]
     """Numbers of errors by status, such as `UNAVAILABLE` or `RESOURCE_EXHAUSTED with pushback` (a retry delay), or else by `late`,

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.answers import check_answers
 from bench.catalog import DEEP_FOLDER, DEEP_PAGE, Catalog, create_catalog
 from bench.imports import measure_import
 from bench.load import Workload
+from bench.responses import check_responses
 from bench.systems import EVENT_LOOP, PEERS, SERVICE, System, build_go, callgrind, instructions_per_call, measure, running, send
 from service import pb
 from service.backup import Position
@@ -140,9 +140,9 @@ class Bench:
         return selected
 
     def _compare(self, systems: list[System], catalog: Catalog) -> None:
-        compared = [system for system in systems if system.name != "constant"]  # whose answers are not those of the catalog
-        count = check_answers(compared, catalog)
-        _report(f"{count} answers of {', '.join(system.name for system in compared)} are equal.")
+        compared = [system for system in systems if system.name != "constant"]  # whose responses are not those of the catalog
+        count = check_responses(compared, catalog)
+        _report(f"{count} responses of {', '.join(system.name for system in compared)} are equal.")
 
     def _rounds(self, title: str, cases: list[list[Case]], systems: list[System]) -> Measures:
         """Measure each system in turn in each round, so that other load on the machine affects all of them.

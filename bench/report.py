@@ -13,7 +13,7 @@ from bench.plot import plot
 # Names of the systems and the calls for readers who do not know the code.
 SYSTEMS = {
     "service": "This service",
-    "constant": "grpc.aio with constant answers, no database",
+    "constant": "grpc.aio with constant responses, no database",
     "go pass-through": "Go, stored messages passed through",
     "go": "Go, messages built from rows",
     "asyncpg": "Python, asyncpg",

@@ -21,7 +21,7 @@ from service.observability.metrics import Metrics
 from service.periodic import PeriodicTask, running_periodically
 from service.waiting import wait_for_first
 
-# gRPC answers CANCELLED, which clients do not retry, to calls that arrive while a listener stops. So no call may arrive for this long
+# gRPC returns CANCELLED, which clients do not retry, to calls that arrive while a listener stops. So no call may arrive for this long
 # before it stops, unless calls still arrive after the timeout.
 _IDLE_WINDOW = timedelta(milliseconds=100)
 _IDLE_TIMEOUT = timedelta(seconds=2)

@@ -197,7 +197,7 @@ class Settings(BaseSettings):
     ] = timedelta(seconds=5)
     request_timeout: Annotated[
         Seconds,
-        Field(description="How long a call may take, in seconds; then DEADLINE_EXCEEDED. Clients have the same time to read the answer."),
+        Field(description="How long a call may take, in seconds; then DEADLINE_EXCEEDED. Clients have the same time to read the response."),
     ] = timedelta(seconds=10)
     shutdown_grace: Annotated[Seconds, Field(description="How long calls in flight may take during shutdown, in seconds.")] = timedelta(
         seconds=10

@@ -1,4 +1,4 @@
-"""*constant*: grpc.aio as it ships, with constant answers of the same size. This is the cost of grpc.aio itself."""
+"""*constant*: grpc.aio as it ships, with constant responses of the same size. This is the cost of grpc.aio itself."""
 
 from typing import Any
 

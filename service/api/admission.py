@@ -1,6 +1,6 @@
 """Limits on the work and memory that clients can use at the same time. Excess calls are rejected immediately, with a retry delay.
 
-`Admission` limits the calls in flight, until their answers have been sent. `IncompleteRequests` limits the calls whose
+`Admission` limits the calls in flight, until their responses have been sent. `IncompleteRequests` limits the calls whose
 request has not arrived. Health checks are not admitted: an overloaded server is still healthy.
 """
 
@@ -24,7 +24,7 @@ FAIRNESS_WINDOW = timedelta(seconds=10)
 MAX_INCOMPLETE_REQUESTS = 1000
 
 STREAM_COST = 10
-"""Cost of a stream. gRPC buffers up to 64 KiB of its answers."""
+"""Cost of a stream. gRPC buffers up to 64 KiB of its responses."""
 
 _HOLD_TIMEOUT_S = 5.0
 
@@ -87,7 +87,7 @@ class Admission:
         return now - self._other_at <= FAIRNESS_WINDOW.total_seconds()
 
     def release(self, client: str, cost: int) -> None:
-        """Release the cost of a call whose answer has been sent or can no longer be sent."""
+        """Release the cost of a call whose response has been sent or can no longer be sent."""
         self.in_flight -= cost
         left = self._in_flight_of[client] - cost
         if left:

@@ -66,9 +66,9 @@ def trailers(status: Status, error: Exception, request_id: str) -> tuple[tuple[s
         error_details_pb2.RequestInfo(request_id=request_id),
         *_details(error),
     ]
-    answer = status_pb2.Status(code=status.code.value[0], message=status.text, details=[_packed(detail) for detail in details])
+    rich_status = status_pb2.Status(code=status.code.value[0], message=status.text, details=[_packed(detail) for detail in details])
     pushback = ((PUSHBACK_KEY, str(random.randint(*_PUSHBACK_MS))),) if isinstance(error, errors.Overloaded) else ()  # noqa: S311
-    return ((REQUEST_ID_KEY, request_id), (DETAILS_KEY, answer.SerializeToString()), *pushback)
+    return ((REQUEST_ID_KEY, request_id), (DETAILS_KEY, rich_status.SerializeToString()), *pushback)
 
 
 def _details(error: Exception) -> list[Message]:

@@ -35,7 +35,7 @@ from service.observability.metrics import MethodMetrics, Metrics
 if TYPE_CHECKING:  # imported only if traces are configured
     from service.observability.tracing import Tracing
 
-_CORE_ANSWER_S = 0.01  # within this time, gRPC core cancels a call whose message is too large
+_CORE_REJECTION_S = 0.01  # within this time, gRPC core cancels a call whose message is too large
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,100}")
 _LOG_LEVELS = {StatusCode.INTERNAL: "error", StatusCode.UNAVAILABLE: "warning"}
@@ -99,7 +99,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._request_timeout = request_timeout.total_seconds()
         self._handlers: dict[str, _Handler] = {}
         self.calls: set[asyncio.Task[Any]] = set()
-        """Tasks of the calls whose answers have not been sent."""
+        """Tasks of the calls whose responses have not been sent."""
 
     async def intercept_service(self, continuation: _Continuation, handler_call_details: grpc.HandlerCallDetails) -> "_Handler | None":
         method = handler_call_details.method
@@ -109,7 +109,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         try:
             handler = await continuation(handler_call_details)
             if handler is None:
-                return None  # gRPC answers UNIMPLEMENTED
+                return None  # gRPC returns UNIMPLEMENTED
             self._handlers[method] = self._handler(method, handler)
         except Exception as exc:
             return grpc.stream_unary_rpc_method_handler(_guarded(_raising(exc)))
@@ -159,12 +159,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 if running.is_cancelled:
                     running.call.ended(StatusCode.CANCELLED.name)
                     raise
-                return await _answer(running.call, error or CallInterrupted(), exc, context)
+                return await _abort(running.call, error or CallInterrupted(), exc, context)
             except Exception as exc:
                 running.finish_handler()
                 if isinstance(exc, ShuttingDown):
                     await self._hold(running.call)
-                return await _answer(running.call, exc, exc, context)
+                return await _abort(running.call, exc, exc, context)
             running.call.ended(StatusCode.OK.name)
             return response
 
@@ -205,7 +205,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         finally:
             self.incomplete.remove(number)
         if request is grpc.aio.EOF:
-            await asyncio.sleep(_CORE_ANSWER_S)  # if the message was too large, gRPC core answers now and cancels this call
+            await asyncio.sleep(_CORE_REJECTION_S)  # if the message was too large, gRPC core answers now and cancels this call
             raise UndecodableRequest
         if method.max_seconds is None:  # the request has arrived: from now on, only the client's deadline limits the call
             running.limit_to(_allowed(context, None))
@@ -292,7 +292,7 @@ def _allowed(context: _Context, max_seconds: float | None) -> float | None:
     return max_seconds if remaining is None or (max_seconds is not None and max_seconds < remaining) else remaining
 
 
-async def _answer(call: Call, error: Exception, cause: BaseException, context: _Context) -> None:
+async def _abort(call: Call, error: Exception, cause: BaseException, context: _Context) -> None:
     """Abort a call with the status of an error. No initial metadata is sent, because clients do not retry after they have received it."""
     status = status_of(error)
     level = _LOG_LEVELS.get(status.code)

@@ -46,7 +46,7 @@ def _read_file(path: Path) -> bytes:
 
 
 async def _fetch(url: str, context: ssl.SSLContext) -> bytes:
-    """Return the body of a 200 answer. Redirects are not followed: they could lead to another host, or to plaintext.
+    """Return the body of a 200 response. Redirects are not followed: they could lead to another host, or to plaintext.
 
     404 and 410 mean that the issuer withdrew all keys.
 

@@ -21,7 +21,7 @@ OPTIONS = (
     ("grpc.so_reuseport", 0),  # with it, a second server could listen on the same port and would get half of the calls
     # Per connection. Twice the limit of Envoy's cluster, because gRPC core also counts closed streams that it has not cleaned up.
     ("grpc.max_concurrent_streams", 2000),
-    # If gRPC's own queues are full, it answers CANCELLED, which clients do not retry.
+    # If gRPC's own queues are full, it returns CANCELLED, which clients do not retry.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 100_000),
     # A valid request has less than 1 KiB. gRPC core rejects a larger message as soon as it has read the length, before authentication.

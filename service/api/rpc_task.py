@@ -1,7 +1,7 @@
-"""Cancellation of an RPC by the server, for answers that their client does not read.
+"""Cancellation of an RPC by the server, for responses that their client does not read.
 
-grpc.aio has no API for it. It runs each RPC in two tasks: a child that runs the handler and then sends its answer, and a parent that
-waits for the client to cancel. Both hold a reference to the RPC. When both have ended, gRPC core resets the stream and drops the answer
+grpc.aio has no API for it. It runs each RPC in two tasks: a child that runs the handler and then sends its response, and a parent that
+waits for the client to cancel. Both hold a reference to the RPC. When both have ended, gRPC core resets the stream and drops the response
 (`_schedule_rpc_coro` in grpcio's aio/server.pyx.pxi). A child has no reference to its parent, so the task factory here stores it.
 """
 
@@ -33,11 +33,11 @@ class RpcTask:
         task = asyncio.current_task()
         assert task
         self.task: _Task = task
-        """Runs the handler, then sends its answer. Done when the answer has been sent or can no longer be sent."""
+        """Runs the handler, then sends its response. Done when the response has been sent or can no longer be sent."""
         self._parent = _creator.get()
 
     def cancel_rpc(self) -> None:
-        """Reset the stream of the RPC, and free the part of its answer that gRPC still holds."""
+        """Reset the stream of the RPC, and free the part of its response that gRPC still holds."""
         self.task.cancel()
         if self._parent is not None and self._parent.get_name() == PARENT_NAME:  # never the task that accepts calls
             self._parent.cancel()

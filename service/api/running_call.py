@@ -1,4 +1,4 @@
-"""A call until its answer has been sent: its deadline, and its share of the admission limit."""
+"""A call until its response has been sent: its deadline, and its share of the admission limit."""
 
 import asyncio
 from typing import Any
@@ -23,8 +23,8 @@ class RunningCall:
         """
         Args:
             client: the client before it is authenticated.
-            calls: contains the task until the answer has been sent.
-            timeout: seconds that the client has to read the answer.
+            calls: contains the task until the response has been sent.
+            timeout: seconds that the client has to read the response.
         """
         self.client = client
         """Key by which the admission limit is shared: the token's subject, or the address."""
@@ -55,7 +55,7 @@ class RunningCall:
         self._timer = None if seconds is None else self.rpc.task.get_loop().call_later(seconds, self._expire)
 
     def admit(self, cost: int) -> None:
-        """Hold a cost of the admission limit until the answer has been sent.
+        """Hold a cost of the admission limit until the response has been sent.
 
         Raises:
             Overloaded: the limit is reached, or this client's share of it.
@@ -69,7 +69,7 @@ class RunningCall:
             self.rpc.task.cancel()
 
     def finish_handler(self) -> Exception | None:
-        """Start the time for sending the answer. Return the error that has interrupted the handler, or None."""
+        """Start the time for sending the response. Return the error that has interrupted the handler, or None."""
         self._answered_at = self.rpc.task.get_loop().time()
         if self._error is not None:
             self.rpc.task.uncancel()
@@ -82,14 +82,14 @@ class RunningCall:
             self.interrupt(DeadlineExceeded())
             return
         left = self._answered_at + self._timeout - self.rpc.task.get_loop().time()
-        if left > 0:  # it was set for the handler, and the client has more time to read the answer
+        if left > 0:  # it was set for the handler, and the client has more time to read the response
             self._timer = self.rpc.task.get_loop().call_later(left, self._expire)
         else:
             self.call.not_read()
             self.rpc.cancel_rpc()
 
     def _sent(self, task: object) -> None:
-        """Release the timer and the cost, because the answer has been sent or can no longer be sent."""
+        """Release the timer and the cost, because the response has been sent or can no longer be sent."""
         if self._timer is not None:
             self._timer.cancel()
         if self._cost:

@@ -1,6 +1,6 @@
 """Calls of a running service for the commands `list`, `get` and `health`.
 
-The service is not trusted: its answers are bounded and checked before they are printed, and no answer causes a traceback.
+The service is not trusted: its responses are bounded and checked before they are printed, and no response causes a traceback.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _DETAILS_KEY = "grpc-status-details-bin"
 _MESSAGE_MAX = 1 << 20  # bytes; the largest page has half of it, and an empty backup of 2 bytes takes 100 bytes of memory
 _EMPTY_PAGES_MAX = 1000
 
-_Answer = TypeVar("_Answer")
+_Response = TypeVar("_Response")
 
 
 class Endpoint(NamedTuple):
@@ -70,7 +70,7 @@ async def pages(
 
     Raises:
         CommandError: The token cannot be sent.
-        CallFailed: The service cannot be reached, returns an error, or its answers cannot be used.
+        CallFailed: The service cannot be reached, returns an error, or its responses cannot be used.
     """
     walk = _Walk()
     async with _channel(endpoint) as channel:
@@ -122,7 +122,7 @@ async def get(endpoint: Endpoint, credentials: Credentials, request: pb.GetBacku
 
     Raises:
         CommandError: The token cannot be sent.
-        CallFailed: The service cannot be reached, returns an error, or its answer cannot be used.
+        CallFailed: The service cannot be reached, returns an error, or its response cannot be used.
     """
     async with _channel(endpoint) as channel:
         stub = pb.BackupServiceStub(channel)
@@ -139,8 +139,8 @@ async def is_serving(endpoint: Endpoint) -> bool:
     """
     async with _channel(endpoint, use_proxy=False) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its types lack the methods
-        answer = _decoded(await stub.Check(health_pb2.HealthCheckRequest(), timeout=endpoint.timeout))
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        response = _decoded(await stub.Check(health_pb2.HealthCheckRequest(), timeout=endpoint.timeout))
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 @contextlib.asynccontextmanager
@@ -163,11 +163,11 @@ async def _channel(endpoint: Endpoint, *, use_proxy: bool = True) -> AsyncIterat
             raise CallFailed(await _error_text(exc, endpoint)) from exc
 
 
-def _decoded(answer: _Answer | None) -> _Answer:
-    """Return the answer; grpc.aio returns None for bytes that it cannot decode."""
-    if answer is None:
-        raise CallFailed("the answer is not a message of this API: is --address the address of a backup service?")
-    return answer
+def _decoded(response: _Response | None) -> _Response:
+    """Return the response; grpc.aio returns None for bytes that it cannot decode."""
+    if response is None:
+        raise CallFailed("the response is not a message of this API: is --address the address of a backup service?")
+    return response
 
 
 def _check_page(page: pb.ListBackupsResponse) -> None:

@@ -214,9 +214,9 @@ class Call:
         _event_soon("call", level or self._level, self._identity() | facts)
 
     def not_read(self) -> None:
-        """Count and log an answer that was cancelled because the client did not read it in time."""
+        """Count and log a response that was cancelled because the client did not read it in time."""
         self._metrics.not_read.inc()
-        _event_soon("answer not read", "warning", self._identity())
+        _event_soon("response not read", "warning", self._identity())
 
     def _identity(self) -> dict[str, Any]:
         caller = {"caller": self.caller[:_CALLER_MAX]} if self.caller else {}

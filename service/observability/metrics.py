@@ -48,7 +48,7 @@ class MethodMetrics(NamedTuple):
     rejected: Callable[[Rejection], Counter]
     """Rejected credentials of all methods, by reason."""
     not_read: Counter
-    """Answers that were cancelled because their client did not read them."""
+    """Responses that were cancelled because their client did not read them."""
 
 
 class Metrics:
@@ -64,7 +64,7 @@ class Metrics:
             "grpc_server_handling_seconds", "Duration of calls, in seconds.", _METHOD_LABELS, registry=self._registry, buckets=_SECONDS
         )
         self._not_read = Counter(
-            "backups_answers_not_read", "Answers that the client did not read in time.", _METHOD_LABELS, registry=self._registry
+            "backups_responses_not_read", "Responses that the client did not read in time.", _METHOD_LABELS, registry=self._registry
         )
 
         rejected = Counter("backups_rejected_credentials", "Calls whose credentials were rejected.", ("reason",), registry=self._registry)

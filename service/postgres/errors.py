@@ -48,7 +48,7 @@ _STATEMENT_CAUSES: dict[type[BaseException], str] = {
 
 # Of attempts to connect to a host.
 _CONNECT_CAUSES: dict[type[BaseException], str] = {
-    TimeoutError: "cannot connect to {host}: no answer within {timeout_s:g} s",
+    TimeoutError: "cannot connect to {host}: no response within {timeout_s:g} s",
     OSError: "cannot connect to {host}: {detail}",
     ConnectionRefusedError: "cannot connect to {host}: connection refused",
     ConnectionResetError: "cannot connect to {host}: connection reset",

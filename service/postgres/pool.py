@@ -125,7 +125,7 @@ class Pool:
         try:
             return await self._pool.acquire(timeout=within_s)
         except TimeoutError as exc:
-            raise ConnectFailed(f"cannot connect to {self._hosts}: no answer within {within_s:.3g} s") from exc
+            raise ConnectFailed(f"cannot connect to {self._hosts}: no response within {within_s:.3g} s") from exc
 
     def _take_idle(self) -> "_Connection | None":
         while self._idle:

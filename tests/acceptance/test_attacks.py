@@ -36,8 +36,8 @@ _GROUPS = {
         *("half-sent HTTP/1.1 bodies", "half-sent bodies", "half-sent REST bodies"),
     ),
     "tokens": ("junk tokens", "junk REST tokens"),
-    "unread answers": ("unread answers",),
-    "unread REST answers": ("unread REST answers",),
+    "unread responses": ("unread responses",),
+    "unread REST responses": ("unread REST responses",),
 }
 
 
@@ -204,7 +204,7 @@ def _buffer_much(config: dict[str, Any]) -> None:
         listener["per_connection_buffer_limit_bytes"] = 32 << 20
 
 
-def _read_answers_ahead(config: dict[str, Any]) -> None:
+def _read_responses_ahead(config: dict[str, Any]) -> None:
     [service] = [cluster for cluster in config["static_resources"]["clusters"] if cluster["name"] == "service"]
     [protocol] = service["typed_extension_protocol_options"].values()
     for direction in ("stream", "connection"):
@@ -245,7 +245,7 @@ _REMOVALS = {
     "fewer connections than the attacker opens": Removal("idle connections", _limit_connections),
     "Envoy reads 32 MiB ahead": Removal("half-sent HTTP/1.1 bodies", _buffer_much, envoy_mib=250),  # 93 MiB with the protection
     "the transcoder buffers REST bodies": Removal("half-sent REST bodies", _transcode_incomplete_requests),
-    "a burst of answers queues in Envoy": Removal("unread REST answers", _read_answers_ahead, envoy_mib=300),  # 240 MiB with it
+    "a burst of responses queues in Envoy": Removal("unread REST responses", _read_responses_ahead, envoy_mib=300),  # 240 MiB with it
     "bodies of any size": Removal("half-sent bodies", _forward_incomplete_requests, (_ANY_SIZE,)),
 }
 
@@ -303,9 +303,9 @@ async def test_attacks_at_a_replica(database_url: str, add_backups: AddBackups, 
 
 
 @pytest.mark.slow
-async def test_unread_answers_of_a_replica_without_protection(database_url: str, add_backups: AddBackups, tmp_path: Path) -> None:
-    """If an answer's cost is released before the answer is sent, unread answers exceed the bound of a replica's memory."""
+async def test_unread_responses_of_a_replica_without_protection(database_url: str, add_backups: AddBackups, tmp_path: Path) -> None:
+    """If a response's cost is released before the response is sent, unread responses exceed the bound of a replica's memory."""
     await add_backups(1000)
     async with _replica(database_url, tmp_path, altered(tmp_path / "altered", _RELEASED_EARLY)) as target:
-        outcome = await _attacked(target, "unread answers", seconds=3, until=lambda outcome: outcome.replicas_mib >= _DIRECT_MIB)
+        outcome = await _attacked(target, "unread responses", seconds=3, until=lambda outcome: outcome.replicas_mib >= _DIRECT_MIB)
     assert outcome.replicas_mib >= _DIRECT_MIB, str(outcome)

@@ -1,4 +1,4 @@
-"""The benchmark: a short run, the comparison of answers, and how its load generator counts answers."""
+"""The benchmark: a short run, the comparison of responses, and how its load generator counts responses."""
 
 import asyncio
 import json
@@ -14,11 +14,11 @@ from typing import Any
 import grpc
 import pytest
 
-from bench.answers import check_answers
 from bench.catalog import Catalog
 from bench.interpreter import is_optimized
 from bench.load import Workload, run_workloads
 from bench.report import documents, read, tables
+from bench.responses import check_responses
 from bench.systems import System
 from service import pb
 from service.server import Server
@@ -89,8 +89,8 @@ async def _other_size(stub: pb.BackupServiceStub) -> AsyncIterator[str]:
     await server.stop(None)
 
 
-async def test_other_answers_are_errors(server: Server, other_size: str, add_backups: AddBackups, tmp_path: Path) -> None:
-    """The benchmark stops if a peer returns another answer than the service."""
+async def test_other_responses_are_errors(server: Server, other_size: str, add_backups: AddBackups, tmp_path: Path) -> None:
+    """The benchmark stops if a peer returns another response than the service."""
     backups = await add_backups(201, folder_id="f1")
     catalog = Catalog("", ["f1"], [backup.id for backup in backups], before_last_page=None)
     process = subprocess.Popen[bytes](["true"])
@@ -99,10 +99,10 @@ async def test_other_answers_are_errors(server: Server, other_size: str, add_bac
         System(name, process, tmp_path, address)
         for name, address in (("service", str(server.address)), ("same", str(server.address)), ("other", other_size))
     )
-    compared = await asyncio.to_thread(check_answers, [service, same], catalog)
+    compared = await asyncio.to_thread(check_responses, [service, same], catalog)
     assert compared == 10 + 1 + (3 + 3 + 1) + 2 * 3  # Gets, one of them absent; pages of the folder and of two absent ones
-    with pytest.raises(RuntimeError, match=r"other and service return different answers to List f1, page 1 of 0, continued"):
-        await asyncio.to_thread(check_answers, [service, other], catalog)
+    with pytest.raises(RuntimeError, match=r"other and service return different responses to List f1, page 1 of 0, continued"):
+        await asyncio.to_thread(check_responses, [service, other], catalog)
 
 
 @pytest.mark.parametrize(("factor", "reached"), [(0.01, "**no**"), (100, "yes")])
@@ -136,7 +136,7 @@ def test_optimized_cpython_prints_its_path() -> None:
 
 
 async def test_errors_are_not_counted_as_calls(server: Server, add_backups: AddBackups) -> None:
-    """The load generator counts only answers with a message as calls."""
+    """The load generator counts only responses with a message as calls."""
     [backup] = await add_backups()
     path = f"/{pb.BACKUP_SERVICE}/Get"
 

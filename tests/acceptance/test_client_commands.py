@@ -1,4 +1,4 @@
-"""`list`, `get` and `health` with services of any kind: the protection of tokens, and the errors for bad answers."""
+"""`list`, `get` and `health` with services of any kind: the protection of tokens, and the errors for bad responses."""
 
 import asyncio
 import contextlib
@@ -339,7 +339,7 @@ async def test_arguments_that_no_request_can_hold(command: RunCommand, port: int
         assert _message(await command(*arguments, *address)).startswith("the request cannot be encoded: ")
 
 
-# Answers of a service
+# Responses of a service
 
 
 async def test_no_service(command: RunCommand) -> None:
@@ -391,21 +391,21 @@ async def _got(port: int) -> pb.Backup:
 
 
 @pytest.mark.parametrize("answer", [b"\xff", b"\x0a\x03\x0a\x01\xff"])
-async def test_answers_that_are_not_messages(service: _Service, port: int, answer: bytes) -> None:
+async def test_responses_that_are_not_messages(service: _Service, port: int, answer: bytes) -> None:
     """Bytes that are not a message of the API, or text that is not UTF-8, are one clear error."""
     service.answer = lambda _: answer
     for call in (_listed, _got):
-        with pytest.raises(CallFailed, match="the answer is not a message of this API"):
+        with pytest.raises(CallFailed, match="the response is not a message of this API"):
             await call(port)
 
 
-async def test_an_answer_that_is_not_a_message_ends_the_command(command: RunCommand, service: _Service, port: int) -> None:
-    """A command prints the error for an answer that is not a message, without a traceback."""
+async def test_a_response_that_is_not_a_message_ends_the_command(command: RunCommand, service: _Service, port: int) -> None:
+    """A command prints the error for a response that is not a message, without a traceback."""
     service.answer = lambda _: b"\xff"
-    assert _message(await command("get", "x", "--address", f"127.0.0.1:{port}")).startswith("the answer is not a message of this API")
+    assert _message(await command("get", "x", "--address", f"127.0.0.1:{port}")).startswith("the response is not a message of this API")
 
 
-async def test_answers_that_are_too_large(service: _Service, port: int) -> None:
+async def test_responses_that_are_too_large(service: _Service, port: int) -> None:
     """More bytes than any page has, or more backups, are rejected."""
     service.answer = lambda _: pb.ListBackupsResponse(next_page_token="x" * (1 << 20)).SerializeToString()
     with pytest.raises(CallFailed, match="^RESOURCE_EXHAUSTED: "):

@@ -152,7 +152,7 @@ async def test_failover(tmp_path: Path, *, long: bool, measure: Measure) -> None
     for fault, began, ended in spans:
         by_primary_gap, by_standby_gap = primary.longest_gap(began, ended), standby.longest_gap(began, ended)
         measure(
-            f"{fault.name}: {_seconds(by_primary_gap):.1f} s without an answer, {_seconds(by_standby_gap):.1f} s if a standby is preferred"
+            f"{fault.name}: {_seconds(by_primary_gap):.1f} s without a response, {_seconds(by_standby_gap):.1f} s if a standby is preferred"
         )
         assert _seconds(by_primary_gap) < fault.bound_s
         assert _seconds(by_standby_gap) < _SWITCHOVER_S

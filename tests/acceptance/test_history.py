@@ -107,7 +107,7 @@ def test_interleaved_walks() -> None:
 
 
 def test_intervals() -> None:
-    """The history returns the walks in progress over an interval, and the longest interval without an answer."""
+    """The history returns the walks in progress over an interval, and the longest interval without a response."""
     history = History.of([*_WRITTEN, _page(_D, at=1), _page(_C, at=4, last=True), _page(_D, at=1, walk="v")])
     assert history.longest_gap(1, 6) == (1.5, 4.5)
     assert history.longest_gap(1, 10) == (4.5, 10)

@@ -48,7 +48,7 @@ async def _until_over(connection: Connection, stream: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.guarantee(12, "incomplete calls, and answers that are not read, through Envoy")
+@pytest.mark.guarantee(12, "incomplete calls, and responses that are not read, through Envoy")
 async def test_incomplete_calls_are_closed(deployment: Deployment, add_backups: AddBackups, *, long: bool, measure: Measure) -> None:
     """Calls with a missing, incomplete or unread message end within half a minute, and do not delay other clients."""
     await add_backups(1000)
@@ -124,7 +124,7 @@ async def _envoy_memory(deployment: Deployment) -> int:
 
 
 async def _open_without_reading(stack: contextlib.AsyncExitStack, address: Address) -> None:
-    """Open connections, each with an answer, a stream of answers and a request that are not read or not complete."""
+    """Open connections, each with a response, a stream of responses and a request that are not read or not complete."""
     request = message(pb.ListBackupsRequest(folder_id="f1", page_size=1000).SerializeToString())
     for _ in range(20):
         unread = await stack.enter_async_context(Connection.to(address, {_INITIAL_WINDOW_SIZE: 0}))

@@ -191,7 +191,7 @@ def _prometheus(targets: dict[str, str], folder: Path) -> Iterator[str]:
 
 
 async def _query(url: str, path: str) -> Any:
-    """Return the data of an answer of Prometheus' API, or an empty result while Prometheus starts."""
+    """Return the data of a response of Prometheus' API, or an empty result while Prometheus starts."""
     reply = await asyncio.to_thread(fetch, f"{url}/api/v1/{path}")
     assert reply.status in (200, 503), (path, reply.body)
     return reply.body["data"] if reply.status == 200 else {"result": []}

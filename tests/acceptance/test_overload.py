@@ -4,7 +4,7 @@ Mitigations:
 - Envoy limits the calls of each client address and the calls that are open at the replicas (`max_requests`). Its rejections contain a
   retry pushback (deploy/envoy.yaml).
 - service/api/admission.py rejects calls by cost before it decodes them, with RESOURCE_EXHAUSTED and a retry pushback.
-- gRPC's own queues, which would answer CANCELLED, and its limit of streams are larger than these limits (`OPTIONS` of
+- gRPC's own queues, which would return CANCELLED, and its limit of streams are larger than these limits (`OPTIONS` of
   service/api/listener.py).
 - Health checks are not subject to admission.
 """
@@ -46,20 +46,20 @@ _OF_OTHERS = {"UNAVAILABLE"} | _TOO_LATE  # caused by other tests that run at th
 Channels = list[grpc.aio.Channel]
 
 
-class Answers(Counter[str]):
+class StatusCounts(Counter[str]):
     """Counts of statuses, and the number of rejections without pushback."""
 
     without_pushback = 0
 
 
-async def _call(channel: grpc.aio.Channel, answers: Answers) -> None:
-    """Request a page of 1,000 backups without decoding it: that would cost the client more than the answer costs the service."""
+async def _call(channel: grpc.aio.Channel, counts: StatusCounts) -> None:
+    """Request a page of 1,000 backups without decoding it: that would cost the client more than the response costs the service."""
     method: Any = channel.unary_unary(_LIST)
     call = method(_REQUEST, timeout=_DEADLINE_S)
     name = await status(call)
-    answers[name] += 1
+    counts[name] += 1
     if name == "RESOURCE_EXHAUSTED" or "overflow" in (await call.details() or ""):  # rejected by the service or by Envoy
-        answers.without_pushback += "grpc-retry-pushback-ms" not in dict(await call.trailing_metadata() or ())
+        counts.without_pushback += "grpc-retry-pushback-ms" not in dict(await call.trailing_metadata() or ())
 
 
 class Target(NamedTuple):
@@ -189,10 +189,10 @@ async def _direct(database_url: str, folder: Path) -> AsyncIterator[ReplicaProce
         yield replica
 
 
-async def _burst(channels: Channels) -> Answers:
-    answers = Answers()
-    await asyncio.gather(*(_call(channels[number % len(channels)], answers) for number in range(5000)))
-    return answers
+async def _burst(channels: Channels) -> StatusCounts:
+    counts = StatusCounts()
+    await asyncio.gather(*(_call(channels[number % len(channels)], counts) for number in range(5000)))
+    return counts
 
 
 @pytest.mark.slow
@@ -212,8 +212,8 @@ async def test_bursts(database_url: str, add_backups: AddBackups, tmp_path: Path
         }
         for name, connect in targets.items():
             channels = [await stack.enter_async_context(connect()) for _ in range(50)]
-            answers = await _burst(channels)
-            measure(f"{name}: {', '.join(f'{count} {code}' for code, count in answers.most_common())}")
-            assert answers.keys() <= {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", INCOMPLETE}
-            assert answers["OK"] > 0
-            assert answers.without_pushback == 0
+            counts = await _burst(channels)
+            measure(f"{name}: {', '.join(f'{count} {code}' for code, count in counts.most_common())}")
+            assert counts.keys() <= {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", INCOMPLETE}
+            assert counts["OK"] > 0
+            assert counts.without_pushback == 0

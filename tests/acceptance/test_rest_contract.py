@@ -1,7 +1,7 @@
 """Conformance of the REST API to docs/openapi.json, tested by schemathesis through Envoy.
 
 Mitigations: the service enforces the limits, and Envoy's local replies have the form of the service's errors (`local_reply_config` of
-deploy/envoy.yaml). Without the latter, Envoy's answers to unknown parameters do not match the schema.
+deploy/envoy.yaml). Without the latter, Envoy's responses to unknown parameters do not match the schema.
 """
 
 import asyncio
@@ -47,8 +47,8 @@ def exemplify(schema: Any, examples: dict[str, str]) -> None:
 @pytest.mark.slow
 @pytest.mark.guarantee(17, "REST API by schemathesis, through Envoy, from an OpenAPI file generated from proto/")
 @pytest.mark.timeout(3600)
-async def test_answers(deployment: Deployment, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure) -> None:
-    """Every answer has a documented status, a documented content type, and only the fields of the schema."""
+async def test_responses(deployment: Deployment, add_backups: AddBackups, tmp_path: Path, *, long: bool, measure: Measure) -> None:
+    """Every response has a documented status, a documented content type, and only the fields of the schema."""
     backups = await add_backups(30, folder_id="f1")
     described = closed(json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8")))
     exemplify(described, {"folderId": "f1", "backupId": backups[0].id, "apiEndpointId": "iam"})
@@ -57,7 +57,7 @@ async def test_answers(deployment: Deployment, add_backups: AddBackups, tmp_path
     print(json.dumps(answers))
     ok = _sum(answers.values())["accepted"]
     generated = results["test_cases"]["generated"]
-    measure(f"{generated:,} requests, {ok:,} of them answered OK; 0 undocumented answers (seed {results['seed']})")
+    measure(f"{generated:,} requests, {ok:,} of them answered OK; 0 undocumented responses (seed {results['seed']})")
     assert results["operations"]["tested"] == len(described["paths"])
     assert all(each["accepted"] for each in answers.values()), "an operation without an accepted request has not been tested"
 
@@ -66,7 +66,7 @@ async def _tested(deployment: Deployment, described: dict[str, Any], folder: Pat
     """Run schemathesis, and return its report.
 
     Raises:
-        AssertionError: an answer is not as described.
+        AssertionError: a response is not as described.
     """
     schema, report, authority = folder / "openapi.json", folder / "report.json", folder / "ca.pem"
     schema.write_text(json.dumps(described), encoding="utf-8")

@@ -55,8 +55,8 @@ async def test_killed_replica_with_many_calls(database_url: str) -> None:
         assert Counter([await call.code() for call in calls]) == {StatusCode.OK: len(calls)}
 
 
-async def test_killed_while_it_sends_answers(database_url: str, add_backups: AddBackups) -> None:
-    """Calls whose answer a killed replica was sending fail with INTERNAL, as docs/api.md says, and all other calls succeed."""
+async def test_killed_while_it_sends_responses(database_url: str, add_backups: AddBackups) -> None:
+    """Calls whose response a killed replica was sending fail with INTERNAL, as docs/api.md says, and all other calls succeed."""
     await add_backups(1000, source_cluster_id="c" * 50)
     codes: Counter[str] = Counter()
     async with deployed(database_url, replicas=2) as deployment, deployment.channel() as channel:
@@ -80,7 +80,7 @@ class _Calls:
         self._address = f"127.0.0.1:{port}"
         self.outcomes: Counter[str] = Counter()
         self._answers = [0] * _CLIENTS
-        """The number of answers of each client."""
+        """The number of responses of each client."""
         self.failed: list[tuple[float, float]] = []
         """Start and end of each failed call."""
         self.stop = asyncio.Event()
@@ -100,7 +100,7 @@ class _Calls:
                     await asyncio.sleep(0.05)
 
     async def ten_more(self) -> None:
-        """Wait for ten further answers of each client, so that all are connected."""
+        """Wait for ten further responses of each client, so that all are connected."""
         expected = [answers + 10 for answers in self._answers]
         await eventually(lambda: [*map(int.__ge__, self._answers, expected)], all, timeout_s=20)
 

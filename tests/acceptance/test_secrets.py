@@ -224,7 +224,7 @@ _BAD_ANSWERS = [
 
 @pytest.mark.guarantee(9, "the same for broken keys, certificates and JWKS, and an issuer that does not answer in HTTP")
 async def test_no_secret_of_broken_files(database_url: str, tmp_path: Path, *, measure: Measure) -> None:
-    """The log contains no part of a broken key or JWKS, an invalid answer of the issuer, or the issuer's URL; reads of keys continue."""
+    """The log contains no part of a broken key or JWKS, an invalid response of the issuer, or the issuer's URL; reads of keys continue."""
     requests = 0
     good: bytes | None = None
 
@@ -245,7 +245,7 @@ async def test_no_secret_of_broken_files(database_url: str, tmp_path: Path, *, m
                 await asyncio.to_thread(ssl.get_server_certificate, ("localhost", replica.port))
             await eventually(lambda: requests, lambda count: count >= before + 2 * len(_BAD_ANSWERS), timeout_s=30)
             await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1"))
-    measure(f"answers of the issuer: {requests}")
+    measure(f"responses of the issuer: {requests}")
     logged = replica.logged()
     assert "certificate not reloaded" in logged
     assert "signing keys cannot be read" in logged

@@ -21,10 +21,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service import pb
 from service.address import Address
 from tests.support import processes
-from tests.support.answers import failure
 from tests.support.catalog import Sql
 from tests.support.commands import RunCommand, environment
 from tests.support.eventually import eventually
+from tests.support.failures import failure
 from tests.support.http2 import Connection, message
 from tests.support.metrics import scrape_address, value_of
 from tests.support.ports import free_ports

@@ -285,7 +285,7 @@ async def _loaded(deployment: Deployment, outcomes: Outcomes) -> AsyncIterator[N
 @pytest.mark.slow
 @pytest.mark.guarantee(16, "random faults from a seed, up to four at the same time, under load by gRPC and REST")
 async def test_soak(own_postgres: EmbeddedPostgres, tmp_path: Path, *, long: bool, measure: Measure) -> None:
-    """Every answer is correct or a documented error, and afterwards no replica or Envoy has kept memory or descriptors.
+    """Every response is correct or a documented error, and afterwards no replica or Envoy has kept memory or descriptors.
 
     The environment variable SEED repeats a run, and MINUTES sets its duration.
     """

@@ -27,7 +27,7 @@ _CODES_OF_REST = {400: StatusCode.INVALID_ARGUMENT, 501: StatusCode.UNIMPLEMENTE
 """Codes of mistakes that are only possible over REST."""
 
 
-class GrpcAnswer(NamedTuple):
+class GrpcResponse(NamedTuple):
     """Status and trailers of a call."""
 
     status: str
@@ -40,24 +40,24 @@ class Client(NamedTuple):
     port: int
     token: str
 
-    async def grpc(self, method: str = f"{_SERVICE}/List", body: bytes = b"\n\x01f", headers: dict[str, str] | None = None) -> GrpcAnswer:
+    async def grpc(self, method: str = f"{_SERVICE}/List", body: bytes = b"\n\x01f", headers: dict[str, str] | None = None) -> GrpcResponse:
         """Make one call over a new connection."""
         metadata = {"authorization": f"Bearer {self.token}"} | (headers or {})
         options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", options=options) as channel:
             call_method: Any = channel.unary_unary(method)
             call = call_method(body, timeout=15, metadata=list(metadata.items()))
-            return GrpcAnswer((await call.code()).name, {key: str(value) for key, value in await call.trailing_metadata() or ()})
+            return GrpcResponse((await call.code()).name, {key: str(value) for key, value in await call.trailing_metadata() or ()})
 
-    async def framed(self, message: bytes, headers: dict[str, str], *, end: bool = True) -> GrpcAnswer:
-        """Make one call of `List` with a length-prefixed message, and return the headers and trailers of its answer."""
+    async def framed(self, message: bytes, headers: dict[str, str], *, end: bool = True) -> GrpcResponse:
+        """Make one call of `List` with a length-prefixed message, and return the headers and trailers of its response."""
         async with Connection.to(Address("127.0.0.1", self.port)) as connection:
             stream = await connection.call(f"{_SERVICE}/List", message, end=end, token=self.token, headers=headers)
             frames = await connection.frames_of(stream)
             trailers = {
                 key: value for frame in frames if isinstance(frame, HeadersFrame) for key, value in connection.headers(frame).items()
             }
-        return GrpcAnswer(StatusCode(_code(int(trailers["grpc-status"]))).name, trailers)
+        return GrpcResponse(StatusCode(_code(int(trailers["grpc-status"]))).name, trailers)
 
     async def rest(
         self, path: str = f"{_BACKUPS}?folderId=f", method: str = "GET", body: bytes | None = None, headers: dict[str, str] | None = None
@@ -67,15 +67,15 @@ class Client(NamedTuple):
         return await asyncio.to_thread(fetch, f"http://127.0.0.1:{self.port}{path}", method, headers, body=body)
 
 
-Answers: TypeAlias = tuple[list[GrpcAnswer], list[Reply]]
-"""All answers to one mistake. The list of gRPC answers is empty if the mistake is only possible over REST."""
+Responses: TypeAlias = tuple[list[GrpcResponse], list[Reply]]
+"""All responses to one mistake. The list of gRPC responses is empty if the mistake is only possible over REST."""
 
 
 def _many(count: int) -> dict[str, str]:
     return {f"x-{number}": "1" for number in range(count)}
 
 
-async def _headers(client: Client) -> Answers:
+async def _headers(client: Client) -> Responses:
     sizes = (17_000, 30_000, 60_000)
     over_grpc = [await client.grpc(headers={"authorization": "t" * size}) for size in sizes]
     over_rest = [await client.rest(headers={"authorization": "t" * size}) for size in (*sizes, 200_000)]
@@ -83,48 +83,48 @@ async def _headers(client: Client) -> Answers:
     return [*over_grpc, await client.grpc(headers=_many(500))], [*over_rest, await client.rest(headers=_many(600))]
 
 
-async def _body(client: Client) -> Answers:
+async def _body(client: Client) -> Responses:
     bodies = [pb.GetBackupRequest(backup_id="b" * size).SerializeToString() for size in (17_000, 5_000_000)]
     return [await client.grpc(f"{_SERVICE}/Get", body) for body in bodies], [await client.rest(body=b"b" * 17_000)]
 
 
-async def _until_rejected(client: Client) -> Answers:
+async def _until_rejected(client: Client) -> Responses:
     return [await eventually(client.grpc, lambda answer: answer.status != "OK")], [await client.rest()]
 
 
-async def _unknown(client: Client) -> Answers:
+async def _unknown(client: Client) -> Responses:
     paths = [("/nowhere", "GET"), ("/", "GET"), (_BACKUPS, "POST"), (f"{_SERVICE}/List", "POST")]
     return [await client.grpc(f"{_SERVICE}/Delete"), await client.grpc("/nowhere")], [await client.rest(*path) for path in paths]
 
 
-async def _watch(client: Client) -> Answers:
+async def _watch(client: Client) -> Responses:
     return [await client.grpc("/grpc.health.v1.Health/Watch", b"")], [await client.rest("/grpc.health.v1.Health/Watch", "POST")]
 
 
-async def _encoding(client: Client) -> Answers:
+async def _encoding(client: Client) -> Responses:
     headers = [{"grpc-encoding": encoding} for encoding in ("br", "gzip,br", "")]
     return [await client.framed(_LIST_F, each) for each in headers], [await client.rest(headers=each) for each in headers]
 
 
-async def _compressed(client: Client) -> Answers:
+async def _compressed(client: Client) -> Responses:
     compressed = b"\1" + _LIST_F[1:]
     return [await client.framed(compressed, headers) for headers in ({}, {"grpc-encoding": "identity"}, {"grpc-encoding": "gzip"})], []
 
 
-async def _transfer_encoding(client: Client) -> Answers:
+async def _transfer_encoding(client: Client) -> Responses:
     return [], [await client.rest(headers={"transfer-encoding": each}) for each in ("gzip", "identity", "gzip, chunked")]
 
 
-async def _parameters(client: Client) -> Answers:
+async def _parameters(client: Client) -> Responses:
     queries = ("folderId=f&unknown=1", "folderId=f&pageSize=abc", "folderId=f&pageSize=9223372036854775808")
     return [], [await client.rest(f"{_BACKUPS}?{query}") for query in queries]
 
 
-async def _unexpected_body(client: Client) -> Answers:
+async def _unexpected_body(client: Client) -> Responses:
     return [], [await client.rest(body=b"not expected")]
 
 
-async def _incomplete(client: Client) -> Answers:
+async def _incomplete(client: Client) -> Responses:
     over_grpc = await client.framed(b"\0", {}, end=False)
     over_rest = await client.rest(headers={"content-length": "10"}, body=b"half")
     return [over_grpc], [over_rest]
@@ -134,14 +134,14 @@ def _code(number: int) -> tuple[int, str]:
     return next(code.value for code in StatusCode if code.value[0] == number)
 
 
-async def _call(client: Client) -> Answers:
+async def _call(client: Client) -> Responses:
     return [await client.grpc()], [await client.rest()]
 
 
 class Mistake(NamedTuple):
     """Way to cause the error of a row. Edits of deploy/envoy.yaml lower a limit so that it is reached sooner."""
 
-    make: Callable[[Client], Awaitable[Answers]]
+    make: Callable[[Client], Awaitable[Responses]]
     edits: tuple[Callable[[str], str], ...] = ()
     state: Callable[[Deployment, Edge], contextlib.AbstractAsyncContextManager[None]] | None = None
     """State of the replicas while the mistake is made."""
@@ -225,7 +225,7 @@ def _rows() -> list[Row]:
 
 @pytest.mark.timeout(300)
 async def test_table(deployment: Deployment) -> None:
-    """Each mistake has the documented statuses, and each REST answer is google.rpc.Status and is never cached."""
+    """Each mistake has the documented statuses, and each REST response is google.rpc.Status and is never cached."""
     rows = {row.mistake: row for row in _rows()}
     assert set(rows) == set(_MISTAKES)
     for name, mistake in _MISTAKES.items():
@@ -236,7 +236,7 @@ async def test_table(deployment: Deployment) -> None:
             _check(rows[name], over_grpc, over_rest)
 
 
-def _check(row: Row, over_grpc: list[GrpcAnswer], over_rest: list[Reply]) -> None:
+def _check(row: Row, over_grpc: list[GrpcResponse], over_rest: list[Reply]) -> None:
     assert {answer.status for answer in over_grpc} == ({row.status} if row.status else set()), row
     assert {reply.status for reply in over_rest} == ({int(row.rest)} if row.rest else set()), row
     for answer in over_grpc:
@@ -250,8 +250,8 @@ def _check(row: Row, over_grpc: list[GrpcAnswer], over_rest: list[Reply]) -> Non
         assert ("retry-after" in reply.headers) == ("pushback" in row.grpc), row
 
 
-async def test_answers_are_not_cached(deployment: Deployment) -> None:
-    """REST answers of the service have `cache-control: no-store`, with any status."""
+async def test_responses_are_not_cached(deployment: Deployment) -> None:
+    """REST responses of the service have `cache-control: no-store`, with any status."""
     async with edge(deployment) as envoy:
         replies = await _replies(envoy, deployment)
     assert [reply.status for reply in replies] == [200, 400, 401, 404]

@@ -15,9 +15,9 @@ from service import pb
 from service.api.admission import FAIRNESS_WINDOW, Admission, IncompleteRequests, cost_of
 from service.errors import Overloaded, ShuttingDown
 from service.server import Server
-from tests.support.answers import failure
 from tests.support.catalog import Sql
 from tests.support.eventually import eventually
+from tests.support.failures import failure
 from tests.support.server import StartServer, both_ways_to_accept
 
 

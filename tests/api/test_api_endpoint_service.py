@@ -10,7 +10,7 @@ from grpc import StatusCode
 
 from service import pb
 from service.server import Server
-from tests.support.answers import failure
+from tests.support.failures import failure
 from tests.support.reflection import reflect
 from tests.support.server import StartServer
 from tests.support.tokens import AUDIENCE, ISSUER

@@ -18,9 +18,9 @@ from service.api import authentication
 from service.api.authentication import JwtAuthenticator, TokenRules
 from service.api.signing_keys import SigningKeys
 from service.errors import Unauthenticated
-from tests.support.answers import failure
 from tests.support.catalog import AddBackups
 from tests.support.eventually import eventually
+from tests.support.failures import failure
 from tests.support.server import StartGuarded, StartServer
 from tests.support.tokens import AUDIENCE, BAD_TOKENS, ISSUER, Issuer, Source
 

@@ -12,10 +12,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service import pb
 from service.address import Address
 from service.errors import InvalidSettings
-from tests.support.answers import failure
 from tests.support.certificates import Authority, Files, Pair, certificate_name
 from tests.support.commands import RunCommand
 from tests.support.eventually import eventually
+from tests.support.failures import failure
 from tests.support.metrics import scrape, value_of
 from tests.support.server import StartServer
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer

@@ -1,4 +1,4 @@
-"""Limits of a client: incomplete requests, unread answers, and its share of the admission limit."""
+"""Limits of a client: incomplete requests, unread responses, and its share of the admission limit."""
 
 import asyncio
 import json
@@ -16,9 +16,9 @@ from service import pb
 from service.api import listener
 from service.observability import logs
 from service.server import Server
-from tests.support.answers import failure
 from tests.support.catalog import AddBackups, Sql
 from tests.support.eventually import eventually
+from tests.support.failures import failure
 from tests.support.http2 import Connection, message
 from tests.support.server import StartServer, both_ways_to_accept
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
@@ -59,12 +59,12 @@ async def _unread_pages(server: Server, count: int) -> AsyncIterator[tuple[Conne
 
 
 @both_ways_to_accept
-async def test_an_unread_answer_holds_its_cost(start_server: StartServer, add_backups: AddBackups) -> None:
-    """The cost of an answer is released when its client has read it, not when it is ready."""
+async def test_an_unread_response_holds_its_cost(start_server: StartServer, add_backups: AddBackups) -> None:
+    """The cost of a response is released when its client has read it, not when it is ready."""
     await add_backups(1000)
     async with start_server(request_timeout="60") as server, _unread_pages(server, 3) as (connection, streams):
         begun: set[int] = set()
-        while begun != set(streams):  # gRPC sends the headers of an answer when it has the answer
+        while begun != set(streams):  # gRPC sends the headers of a response when it has the response
             frame = await connection.frame()
             begun |= {frame.stream_id} if isinstance(frame, HeadersFrame) else set()
         assert server.admission.in_flight == 33
@@ -74,8 +74,8 @@ async def test_an_unread_answer_holds_its_cost(start_server: StartServer, add_ba
 
 @both_ways_to_accept
 @pytest.mark.parametrize("ends", ["the stream", "the connection"])
-async def test_reset_of_an_unread_answer(start_server: StartServer, add_backups: AddBackups, ends: str) -> None:
-    """A client that resets the stream, or closes the connection, releases the cost of its unread answers."""
+async def test_reset_of_an_unread_response(start_server: StartServer, add_backups: AddBackups, ends: str) -> None:
+    """A client that resets the stream, or closes the connection, releases the cost of its unread responses."""
     await add_backups(1000)
     async with start_server(request_timeout="60") as server, _unread_pages(server, 2) as (connection, streams):
         await eventually(lambda: server.admission.in_flight, 22)
@@ -87,10 +87,10 @@ async def test_reset_of_an_unread_answer(start_server: StartServer, add_backups:
 
 
 @both_ways_to_accept
-async def test_an_unread_answer_is_cancelled(
+async def test_an_unread_response_is_cancelled(
     start_server: StartServer, add_backups: AddBackups, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An answer that is not read within the request timeout is cancelled: the stream ends with CANCELLED, and the log has a line."""
+    """A response that is not read within the request timeout is cancelled: the stream ends with CANCELLED, and the log has a line."""
     await add_backups(1000)
     async with start_server(request_timeout="2") as server, asyncio.timeout(20):
         async with _unread_pages(server, 20) as (connection, streams):
@@ -110,12 +110,12 @@ async def test_an_unread_answer_is_cancelled(
     logs.flush()
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     calls = {line["request_id"] for line in lines if line["event"] == "call" and line["code"] == "OK"}
-    assert {line["request_id"] for line in lines if line["event"] == "answer not read"} == calls
+    assert {line["request_id"] for line in lines if line["event"] == "response not read"} == calls
     assert len(calls) == 20
 
 
-async def test_an_answer_that_is_read_slowly(start_server: StartServer, add_backups: AddBackups, sql: Sql) -> None:
-    """The time for reading an answer begins when it is ready: here, after the handler has taken most of the request timeout."""
+async def test_a_response_that_is_read_slowly(start_server: StartServer, add_backups: AddBackups, sql: Sql) -> None:
+    """The time for reading a response begins when it is ready: here, after the handler has taken most of the request timeout."""
     await add_backups(1000)
     async with start_server(request_timeout="2") as server, Connection.to(server.address, _UNREAD) as connection:
         async with sql.transaction():
@@ -132,8 +132,8 @@ async def test_an_answer_that_is_read_slowly(start_server: StartServer, add_back
 
 
 @both_ways_to_accept
-async def test_shutdown_with_unread_answers(start_server: StartServer, add_backups: AddBackups) -> None:
-    """Unread answers do not delay shutdown beyond its grace period."""
+async def test_shutdown_with_unread_responses(start_server: StartServer, add_backups: AddBackups) -> None:
+    """Unread responses do not delay shutdown beyond its grace period."""
     await add_backups(1000)
     async with start_server(request_timeout="60", shutdown_grace="0.3") as server, _unread_pages(server, 5):
         await eventually(lambda: server.admission.in_flight, 55)

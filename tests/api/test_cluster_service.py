@@ -8,8 +8,8 @@ from grpc import StatusCode
 
 from service import pb
 from service.page_token import PageTokens
-from tests.support.answers import failure
 from tests.support.catalog import AddBackups, Sql, row
+from tests.support.failures import failure
 from tests.support.page_tokens import cluster_scope, folder_scope
 from tests.support.paging import cluster_pages, folder_pages, walk
 from tests.support.server import StartGuardedChannel

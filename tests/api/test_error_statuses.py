@@ -20,9 +20,9 @@ from service.errors import BackupNotFound, CatalogUnavailable
 from service.observability import logs
 from service.page_token import DEFAULT_KEY, PageTokens
 from service.server import Server
-from tests.support.answers import failure
 from tests.support.catalog import AddBackups, Sql
 from tests.support.eventually import eventually
+from tests.support.failures import failure
 from tests.support.http2 import Connection, message
 from tests.support.page_tokens import folder_scope
 from tests.support.server import StartServer, both_ways_to_accept
@@ -117,14 +117,14 @@ async def test_unknown_id(stub: pb.BackupServiceStub, add_backups: AddBackups, b
 @pytest.mark.parametrize("character", ["x", "\x01", "Ж"])
 async def test_long_id(stub: pb.BackupServiceStub, size: int, character: str) -> None:
     """An id that is too long for the trailers is NOT_FOUND as well, with a truncated name."""
-    for _ in range(5):  # a client rejects answers that are too large only sometimes
+    for _ in range(5):  # a client rejects responses that are too large only sometimes
         answer = await failure(stub.Get(pb.GetBackupRequest(backup_id=character * size)))
         assert answer.code is StatusCode.NOT_FOUND
         assert answer.resource == ("yandex.cloud.mdb.greenplum.v1.Backup", character * 128)
 
 
 async def test_no_database(start_server: StartServer) -> None:
-    """Without PostgreSQL, the server starts, is NOT_SERVING, and answers UNAVAILABLE."""
+    """Without PostgreSQL, the server starts, is NOT_SERVING, and returns UNAVAILABLE."""
     async with (
         start_server(database_url="postgresql://127.0.0.1:1/none") as server,
         grpc.aio.insecure_channel(str(server.address)) as channel,
@@ -251,7 +251,7 @@ def _calls(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 async def test_error_after_the_deadline(
     stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If a call has already ended when its handler fails, its own code is logged, and not the failure to send the answer."""
+    """If a call has already ended when its handler fails, its own code is logged, and not the failure to send the response."""
 
     async def late(self: object, backup_id: str, **_: object) -> bytes:
         time.sleep(0.6)  # noqa: ASYNC251  # blocks the event loop, so that only gRPC's core sees the deadline pass
@@ -295,7 +295,7 @@ async def test_calls_without_time_left(server: Server, monkeypatch: pytest.Monke
 
 @both_ways_to_accept
 async def test_cancelled_by_the_server(stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that the server itself cancels is UNAVAILABLE; without an answer its client would wait forever."""
+    """A call that the server itself cancels is UNAVAILABLE; without a response its client would wait forever."""
 
     async def cancelled(self: object, backup_id: str, **_: object) -> bytes:
         raise asyncio.CancelledError
@@ -328,7 +328,7 @@ async def test_unknown_methods(channel: Any) -> None:
     ],
 )
 async def test_request_ids(stub: pb.BackupServiceStub, metadata: list[tuple[str, str]], request_id: str | None) -> None:
-    """The trailers of every answer have the client's request id if it is well-formed, otherwise a new one."""
+    """The trailers of every response have the client's request id if it is well-formed, otherwise a new one."""
     answer = await failure(stub.Get(pb.GetBackupRequest(backup_id="a"), metadata=metadata))
     if request_id:
         assert answer.request_id == request_id

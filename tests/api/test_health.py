@@ -13,9 +13,9 @@ from service import pb
 from service.api.health import LIVENESS, Health
 from service.api.readiness import NotReady
 from service.server import Server
-from tests.support.answers import failure
 from tests.support.catalog import AddBackups, Sql
 from tests.support.eventually import eventually
+from tests.support.failures import failure
 from tests.support.http2 import Connection, message
 from tests.support.reflection import reflect
 from tests.support.server import StartServer

@@ -103,7 +103,7 @@ _SLOW = {
 
 @pytest.mark.parametrize("part", list(_SLOW))
 async def test_a_byte_at_a_time(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer of which any part arrives a byte at a time ends in a timeout, and its connection is closed."""
+    """A response of which any part arrives a byte at a time ends in a timeout, and its connection is closed."""
     monkeypatch.setattr(module, "READ_TIMEOUT_S", 0.5)
     closed = asyncio.Event()
 

@@ -20,10 +20,10 @@ from service.page_token import DEFAULT_KEY
 from service.postgres.migration import Roles
 from service.postgres.schema import REQUIRED_REVISION
 from service.server import Server
-from tests.support.answers import failure
 from tests.support.catalog import AddBackups, Sql
 from tests.support.certificates import Authority, Files
 from tests.support.eventually import eventually
+from tests.support.failures import failure
 from tests.support.server import StartServer
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 

@@ -15,8 +15,8 @@ from jwt.algorithms import RSAAlgorithm
 from service import pb
 from service.api.signing_keys import SigningKeys
 from service.periodic import PeriodicTask, running_periodically
-from tests.support.answers import failure
 from tests.support.eventually import eventually
+from tests.support.failures import failure
 from tests.support.server import StartGuarded
 from tests.support.tokens import Issuer, Source
 
@@ -176,7 +176,7 @@ async def test_replaced_key(guarded: StartGuarded, issuer: Issuer, jwks: Path) -
 
 
 async def test_no_keys_at_the_start(guarded: StartGuarded, issuer: Issuer, tmp_path: Path) -> None:
-    """Without keys the server starts, is not ready, and answers UNAVAILABLE."""
+    """Without keys the server starts, is not ready, and returns UNAVAILABLE."""
     async with guarded(tmp_path / "none.json", wait=False) as stub:
         answer = await failure(stub.List(_LIST, metadata=[("authorization", f"Bearer {issuer.token('k1')}")]))
         assert (answer.code, answer.reason) == (StatusCode.UNAVAILABLE, "KEYS_UNAVAILABLE")

@@ -56,7 +56,7 @@ async def test_unresponsive_host() -> None:
 
     async with listening(ignore) as port:
         cause = await _cause(f"postgresql://u@127.0.0.1:{port}/d?connect_timeout=1")
-    assert cause == f"cannot connect to 127.0.0.1:{port}: no answer within 1 s"
+    assert cause == f"cannot connect to 127.0.0.1:{port}: no response within 1 s"
 
 
 async def test_unknown_role_and_database(postgres: EmbeddedPostgres, database_name: str) -> None:

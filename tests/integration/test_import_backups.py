@@ -246,7 +246,7 @@ async def test_no_database() -> None:
 
 
 async def test_connection_lost_while_closing(postgres: EmbeddedPostgres, database_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the network fails after the last answer, a committed write does not fail, and a rejected one raises its own error."""
+    """If the network fails after the last response, a committed write does not fail, and a rejected one raises its own error."""
     monkeypatch.setattr("service.postgres.session._CONNECT_TIMEOUT_S", 2.0)
     async with proxied(postgres.sockets / ".s.PGSQL.5432") as proxy:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database_name}"

@@ -154,14 +154,14 @@ async def _watches(run: Run) -> None:
     await _many(lambda: _hold(run, headers, message(b""), end=True))
 
 
-async def _unread_answers(run: Run) -> None:
-    """Request 2,000 answers of 1,000 backups with a token, and do not read them."""
+async def _unread_responses(run: Run) -> None:
+    """Request 2,000 responses of 1,000 backups with a token, and do not read them."""
     headers = _headers(_LIST, token=run.order.token)
     await _many(lambda: _hold(run, headers, _PAGE, end=True, settings={_INITIAL_WINDOW_SIZE: 0}))
 
 
-async def _unread_rest_answers(run: Run) -> None:
-    """Request the same answers over REST, and do not read them."""
+async def _unread_rest_responses(run: Run) -> None:
+    """Request the same responses over REST, and do not read them."""
     headers = _headers(_REST_LIST, method="GET", token=run.order.token)
     await _many(lambda: _hold(run, headers, None, end=True, settings={_INITIAL_WINDOW_SIZE: 0}))
 
@@ -334,8 +334,8 @@ ATTACKS: dict[str, Callable[[Run], Awaitable[None]]] = {
     "half-sent REST bodies": _half_sent_rest_bodies,
     "junk tokens": _junk_tokens,
     "junk REST tokens": _junk_rest_tokens,
-    "unread answers": _unread_answers,
-    "unread REST answers": _unread_rest_answers,
+    "unread responses": _unread_responses,
+    "unread REST responses": _unread_rest_responses,
 }
 
 

@@ -84,7 +84,7 @@ class History:
         return cls.of(line for file in files for line in file.read_text(encoding="utf-8").splitlines())
 
     def pages(self) -> list[Page]:
-        """Return the pages of all walks in the order of their answers."""
+        """Return the pages of all walks in the order of their responses."""
         return sorted((page for pages in self.walks.values() for page in pages), key=lambda page: page.ended)
 
     def walks_over(self, began: float, ended: float) -> int:
@@ -92,7 +92,7 @@ class History:
         return sum(pages[0].ended <= began and ended <= pages[-1].ended for pages in self.walks.values())
 
     def longest_gap(self, began: float, ended: float) -> tuple[float, float]:
-        """Return the longest part of an interval in which no client received an answer, as start and end."""
+        """Return the longest part of an interval in which no client received a response, as start and end."""
         answers = [began, *(page.ended for page in self.pages() if began < page.ended < ended), ended]
         return max(itertools.pairwise(answers), key=lambda pair: pair[1] - pair[0])
 
@@ -100,7 +100,7 @@ class History:
         """Return each row that a page repeats, has out of order, misses, or contains although it does not exist.
 
         Args:
-            staleness: The allowed age of an answer's data, in seconds.
+            staleness: The allowed age of a response's data, in seconds.
         """
         order = sorted(self._lifetimes)
         return [problem for name, pages in self.walks.items() for problem in self._problems(name, pages, order, staleness)]

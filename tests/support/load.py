@@ -1,4 +1,4 @@
-"""A steady load of clients that do not retry, while a test injects faults into the deployment. Every answer must be correct."""
+"""A steady load of clients that do not retry, while a test injects faults into the deployment. Every response must be correct."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ _REST = "/managed-greenplum/v1/backups?folderId=f1"
 
 
 INCOMPLETE = "INTERNAL, RST_STREAM"
-"""Status of an answer that broke off, for example because the replica was killed (docs/api.md)."""
+"""Status of a response that broke off, for example because the replica was killed (docs/api.md)."""
 
 
 async def status(call: Any) -> str:
@@ -40,8 +40,8 @@ class Outcomes(Counter[str]):
         self.slowest = max(self.slowest, time.monotonic() - began)
 
     def __str__(self) -> str:
-        answers = ", ".join(f"{count} {outcome}" for outcome, count in self.most_common())
-        return f"{answers}; slowest {self.slowest * 1000:.0f} ms"
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in self.most_common())
+        return f"{counts}; slowest {self.slowest * 1000:.0f} ms"
 
 
 async def under_load(deployment: Deployment, inject: Callable[[], Awaitable[None]]) -> Outcomes:

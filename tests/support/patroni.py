@@ -128,7 +128,7 @@ class Cluster:
 
 
 async def _get(node: Node, path: str) -> Any:
-    """Return the answer of a node's REST API, or None if it is an error or there is none."""
+    """Return the response of a node's REST API, or None if it is an error or there is none."""
     try:
         return await asyncio.to_thread(_answer, urllib.request.Request(f"http://127.0.0.1:{node.rest_port}{path}"))
     except (OSError, ValueError):

@@ -131,7 +131,7 @@ BAD_TOKENS: dict[str, BadToken] = {
 
 def _handler(source: "Source") -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
-        """Handler that returns the answer of `source`."""
+        """Handler that returns the response of `source`."""
 
         def do_GET(self) -> None:
             source.requests += 1
@@ -159,7 +159,7 @@ def _handler(source: "Source") -> type[http.server.BaseHTTPRequestHandler]:
 
 
 class Source:
-    """HTTP server that returns the given answer and counts its requests."""
+    """HTTP server that returns the given response and counts its requests."""
 
     def __init__(self) -> None:
         self.answer: tuple[int, bytes] | None = (500, b"")

@@ -54,7 +54,7 @@ class Victim:
             self.failures.append(failure)
 
     async def _call(self, connection: Connection, *, rest: bool) -> str:
-        """Make one call, and return the error in its answer, if any."""
+        """Make one call, and return the error in its response, if any."""
         if rest:
             stream = await connection.get(_REST_LIST, self._token)
         else:

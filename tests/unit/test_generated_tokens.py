@@ -82,7 +82,7 @@ def _authenticator(jwks: bytes) -> JwtAuthenticator:
 
 
 def _caller(jwks: bytes, token: str) -> Caller | None:
-    """Return the caller of an accepted token, or None. Each token is sent twice, because the second answer comes from a cache."""
+    """Return the caller of an accepted token, or None. Each token is sent twice, because the second response comes from a cache."""
     authenticator, metadata = _authenticator(jwks), [("authorization", f"Bearer {token}")]
     callers: list[Caller | None] = []
     for _ in range(2):

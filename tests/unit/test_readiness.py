@@ -110,7 +110,7 @@ async def test_shutdown_is_final(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 async def test_process_without_cpu() -> None:
-    """After a time without CPU, a process reads the database's answer that has arrived before it decides that the check is slow."""
+    """After a time without CPU, a process reads the database's response that has arrived before it decides that the check is slow."""
     loop = asyncio.get_running_loop()
     states: list[bool] = []
 
@@ -124,9 +124,9 @@ async def test_process_without_cpu() -> None:
 
     class Paused(_Checked):
         async def find_reason(self) -> NotReady | None:
-            loop.call_soon(pause)  # while this waits for the answer
+            loop.call_soon(pause)  # while this waits for the response
             await loop.sock_recv(ours, 1)
-            for _ in range(5):  # a query takes several turns of the loop to read its answer
+            for _ in range(5):  # a query takes several turns of the loop to read its response
                 await asyncio.sleep(0)
             return None
 

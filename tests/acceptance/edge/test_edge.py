@@ -110,8 +110,8 @@ async def _proxied(deployment: Deployment, envoy: Edge, client: str) -> bytes:
 
 
 @pytest.mark.timeout(120)
-async def test_memory_of_unread_answers_is_bounded(deployment: Deployment, add_backups: AddBackups) -> None:
-    """Above its heap limit Envoy resets streams that hold unread answers, and serves other clients."""
+async def test_memory_of_unread_responses_is_bounded(deployment: Deployment, add_backups: AddBackups) -> None:
+    """Above its heap limit Envoy resets streams that hold unread responses, and serves other clients."""
     await add_backups(1000)
     heap = 96 << 20
     request = message(pb.ListBackupsRequest(folder_id="f1", page_size=1000).SerializeToString())
@@ -169,7 +169,7 @@ async def test_client_mistakes_eject_no_replica(deployment: Deployment) -> None:
 
 
 async def test_errors_of_grpc_core_keep_the_connection(deployment: Deployment) -> None:
-    """An error that gRPC core answers itself does not close the connection between Envoy and a replica, even if it is the first answer."""
+    """An error of gRPC core itself does not close the connection between Envoy and a replica, even as the first response."""
     async with edge(deployment) as envoy:
         statuses = [await _check(envoy, body=b"\1\0\0\0\1x") for _ in range(4)]  # compressed, without grpc-encoding
         errors = envoy.stat("cluster.service.upstream_cx_protocol_error")

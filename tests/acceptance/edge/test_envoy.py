@@ -7,11 +7,11 @@ import grpc
 from grpc import StatusCode
 
 from service import pb
-from tests.support.answers import failure
 from tests.support.catalog import AddBackups
 from tests.support.certificates import certificate_name
 from tests.support.deployment import Deployment
 from tests.support.eventually import eventually
+from tests.support.failures import failure
 from tests.support.load import under_load
 
 _BACKUPS = "/managed-greenplum/v1/backups"

@@ -26,13 +26,13 @@ const (
 	rowSize = 140 // bytes, about
 )
 
-// codec decodes requests, and sends answers as they are.
+// codec decodes requests, and sends responses as they are.
 type codec struct{}
 
 func (codec) Name() string { return "proto" }
 
-func (codec) Marshal(answer any) (mem.BufferSlice, error) {
-	return mem.BufferSlice{mem.SliceBuffer(answer.([]byte))}, nil
+func (codec) Marshal(response any) (mem.BufferSlice, error) {
+	return mem.BufferSlice{mem.SliceBuffer(response.([]byte))}, nil
 }
 
 func (codec) Unmarshal(data mem.BufferSlice, request any) error {
@@ -97,7 +97,7 @@ func withToken(page, lastRow []byte) ([]byte, error) {
 	return proto.MarshalOptions{}.MarshalAppend(page, token)
 }
 
-// method describes a unary method whose handler returns an encoded answer.
+// method describes a unary method whose handler returns an encoded response.
 func method[Request any](name string, handle func(*server, context.Context, *Request) ([]byte, error)) grpc.MethodDesc {
 	return grpc.MethodDesc{MethodName: name, Handler: func(
 		registered any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor,

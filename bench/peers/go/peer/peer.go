@@ -25,7 +25,7 @@ const (
 	poolSize        = 10 // the service's default
 )
 
-// ErrNotFound is the answer to a Get of an absent backup.
+// ErrNotFound is the response to a Get of an absent backup.
 var ErrNotFound = status.Error(codes.NotFound, "The backup does not exist.")
 
 // Serve prints the address, and serves until the process is killed. BACKUPS_DATABASE_URL is the URL of PostgreSQL.

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 
-class Answer(NamedTuple):
+class Failure(NamedTuple):
     """A status with all its details."""
 
     code: grpc.StatusCode
@@ -21,7 +21,7 @@ class Answer(NamedTuple):
     trailers: dict[str, Any]
 
 
-async def failure(call: Awaitable[Any]) -> Answer:
+async def failure(call: Awaitable[Any]) -> Failure:
     """Return the error of a failed call, after checking the details that all errors of the service have."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
@@ -38,7 +38,7 @@ async def failure(call: Awaitable[Any]) -> Answer:
     assert trailers["x-request-id"] == request.request_id
     violations = [(v.field, v.description) for bad in _of(status, error_details_pb2.BadRequest) for v in bad.field_violations]
     resources = [(found.resource_type, found.resource_name) for found in _of(status, error_details_pb2.ResourceInfo)]
-    return Answer(
+    return Failure(
         error.code(), status.message, info.reason, request.request_id, violations, resources[0] if resources else None, trailers
     )  # fmt: skip
 
