@@ -72,7 +72,7 @@ def _last_backup(row: Freshness, now: datetime, max_age: timedelta | None) -> It
         return
     age = now - row.last_created_at
     if age < -CLOCK_TOLERANCE:
-        yield "future", f"the last restorable backup is dated {duration(-age)} from now"
+        yield "future", f"the last restorable backup is dated {duration(-age)} in the future"
     elif max_age is not None and age > max_age:
         yield "max-age", f"the last restorable backup was completed {duration(age)} ago"
 

@@ -246,7 +246,7 @@ async def test_max_age(cli: _Cli, sql: Sql) -> None:
 
     await sql.execute("UPDATE freshness SET last_created_at = now() + interval '25 hours 1 minute'")
     ahead = await cli.status("--max-age", "26h")  # it would hide that no later backup is made
-    assert (ahead.status, ahead.stderr) == (2, "Overdue: cluster c1, walg: the last restorable backup is dated 1d 1h from now.\n")
+    assert (ahead.status, ahead.stderr) == (2, "Overdue: cluster c1, walg: the last restorable backup is dated 1d 1h in the future.\n")
     await sql.execute("UPDATE freshness SET last_created_at = now() - interval '25 hours'")
 
     old = await cli.status("--max-age", "24h")
