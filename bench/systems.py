@@ -96,7 +96,7 @@ def send(*workloads: Workload) -> list[Result]:
     """Run all workloads at the same time.
 
     Raises:
-        RuntimeError: a call failed, so the measurement would mean nothing.
+        RuntimeError: a call failed, so the measurement is invalid.
     """
     results = run_workloads(*workloads)
     for result in results:

@@ -246,7 +246,7 @@ def _connection_age(settings: Settings) -> list[tuple[str, Any]]:
 
 
 def _credentials(settings: Settings, metrics: Metrics) -> grpc.ServerCredentials | None:
-    """Return the credentials of the API's listener, and add the gauge of the certificate's expiry; None for plaintext."""
+    """Return the credentials of the API's listener, or None for plaintext. With TLS, add the gauge of the certificate's expiry."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     certificate = ReloadedCertificate(TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca))

@@ -119,7 +119,7 @@ ENDS_BEFORE_IT_STARTS = "completed before it started, according to the tool: imp
 
 
 def check_id_prefix(prefix: str) -> None:
-    """Check that ids with this prefix fit.
+    """Check that ids can begin with this prefix.
 
     Raises:
         InvalidIdPrefix: Ids would be too long, or have characters that an id cannot have.

@@ -13,7 +13,7 @@ _BACKUP = pb.Backup(
 )
 _BACKUP.created_at.FromJsonString("2026-11-20T02:41:58.826199Z")
 _BACKUP.started_at.FromJsonString("2026-11-20T01:41:58.826199Z")
-_ANSWER = _BACKUP.SerializeToString()
+_RESPONSE = _BACKUP.SerializeToString()
 _PAGES = {size: pb.ListBackupsResponse(backups=[_BACKUP] * size).SerializeToString() for size in (100, 1000)}
 
 
@@ -21,7 +21,7 @@ class ConstantBackupService:
     """Handlers that receive and return bytes."""
 
     async def Get(self, request: bytes, context: Any) -> bytes:
-        return _ANSWER
+        return _RESPONSE
 
     async def List(self, request: bytes, context: Any) -> bytes:
         return _PAGES[pb.ListBackupsRequest.FromString(request).page_size]

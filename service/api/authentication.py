@@ -90,7 +90,7 @@ class Caller(NamedTuple):
             raise Forbidden
 
 
-ANYBODY = Caller("", folders=None)
+ANONYMOUS = Caller("", folders=None)
 NOBODY = Caller("", folders=frozenset())
 
 _current: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
@@ -123,7 +123,7 @@ class Anonymous:
 
     def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
         """See `Authenticator`."""
-        return ANYBODY
+        return ANONYMOUS
 
 
 class Verified(NamedTuple):

@@ -23,7 +23,7 @@ from grpc.aio import ServicerContext
 
 from service import pb
 from service.api.admission import STREAM_COST, Admission, IncompleteRequests, cost_of
-from service.api.authentication import ANYBODY, NOBODY, Authenticator, current_caller, set_current_caller
+from service.api.authentication import ANONYMOUS, NOBODY, Authenticator, current_caller, set_current_caller
 from service.api.client_address import ClientAddresses, set_current_client
 from service.api.client_names import ANY_NAME, ClientNames
 from service.api.error_status import INTERNAL, REQUEST_ID_KEY, status_of, trailers
@@ -157,7 +157,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             except asyncio.CancelledError as exc:
                 error = running.finish_handler()
                 if running.is_cancelled:
-                    running.call.ended(StatusCode.CANCELLED.name)
+                    running.call.finish(StatusCode.CANCELLED.name)
                     raise
                 return await _abort(running.call, error or CallInterrupted(), exc, context)
             except Exception as exc:
@@ -165,7 +165,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 if isinstance(exc, ShuttingDown):
                     await self._hold(running.call)
                 return await _abort(running.call, exc, exc, context)
-            running.call.ended(StatusCode.OK.name)
+            running.call.finish(StatusCode.OK.name)
             return response
 
         return _guarded(wrapped)
@@ -232,7 +232,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         try:
             await self._admission.hold()
         except asyncio.CancelledError:  # the client has disconnected
-            call.ended(StatusCode.CANCELLED.name)
+            call.finish(StatusCode.CANCELLED.name)
             raise
 
 
@@ -283,7 +283,7 @@ def _written(handle: Callable[..., Any]) -> _Handle:
 
 def _folder(message: Any) -> str:
     """Return the requested folder for the log. It is empty without a valid token, so that such clients cannot fill the log."""
-    return "" if current_caller() in (ANYBODY, NOBODY) else getattr(message, "folder_id", "")
+    return "" if current_caller() in (ANONYMOUS, NOBODY) else getattr(message, "folder_id", "")
 
 
 def _allowed(context: _Context, max_seconds: float | None) -> float | None:
@@ -298,7 +298,7 @@ async def _abort(call: Call, error: Exception, cause: BaseException, context: _C
     level = _LOG_LEVELS.get(status.code)
     if isinstance(error, Unauthenticated):
         call.rejection = error.reason
-    call.ended(status.code.name, level=level, error=cause if level else None)
+    call.finish(status.code.name, level=level, error=cause if level else None)
     try:
         await context.abort(status.code, status.text, trailers(status, error, call.request_id))
     except grpc.aio.AbortError as aborted:

@@ -85,7 +85,7 @@ class RunningCall:
         if left > 0:  # it was set for the handler, and the client has more time to read the response
             self._timer = self.rpc.task.get_loop().call_later(left, self._expire)
         else:
-            self.call.not_read()
+            self.call.log_unread_response()
             self.rpc.cancel_rpc()
 
     def _sent(self, task: object) -> None:

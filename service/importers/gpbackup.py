@@ -223,16 +223,16 @@ class _Reader:
         starts = self._instants(label, row, "timestamp")
         if _has_no_end(row):
             ends, warnings = starts, (_UNKNOWN_END,)
-            readings = [(start, start) for start in starts]
+            candidates = [(start, start) for start in starts]
         else:
             ends = self._instants(label, row, "end_time")
             version = _version(row)
             warnings = (_PRELIMINARY,) if (1, 29) <= version < (1, 29, 2) else ()  # type: ignore[assignment]
-            readings = sorted((end, start) for start in starts for end in ends if start <= end)
-        if not readings:
+            candidates = sorted((end, start) for start in starts for end in ends if start <= end)
+        if not candidates:
             return _Times(ends[0], ends[0], (*warnings, ENDS_BEFORE_IT_STARTS))
-        created_at, started_at = readings[0]
-        return _Times(created_at, started_at, warnings if len(readings) == 1 else (*warnings, _AMBIGUOUS))
+        created_at, started_at = candidates[0]
+        return _Times(created_at, started_at, warnings if len(candidates) == 1 else (*warnings, _AMBIGUOUS))
 
     def _instants(self, label: str, row: Row, field: str) -> list[datetime]:
         """Return the instants at which the coordinator's clock showed a time: two if it was set back.

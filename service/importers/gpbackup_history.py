@@ -100,7 +100,7 @@ def _decoded(value: Any) -> Any:
 
 def _restrict(connection: sqlite3.Connection, limit: "_ReadingLimit") -> None:
     """Bound the time and the memory that a crafted file can take, and prevent its schema from calling functions."""
-    connection.text_factory = bytearray  # fast, and not the type of a BLOB; decoded after the file is closed
+    connection.text_factory = bytearray  # texts are decoded after the file is closed; unlike bytes, the type differs from that of a BLOB
     connection.set_progress_handler(limit.check, _INSTRUCTIONS)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _VALUE_MAX)
     # hard_heap_limit applies to the whole process.

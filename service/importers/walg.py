@@ -46,7 +46,7 @@ _LOG_LINE = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR|FATAL)\S*:? \d{4}/\d\d/\d\
 
 
 def read(stream: Readable, *, id_prefix: str, selection: Selection = Selection()) -> Iterator[Listed]:  # noqa: B008  # immutable
-    """Return the entries of a listing in its order. The stream is read as they are taken, in bounded memory.
+    """Return the entries in the order of the listing. The stream is read while they are consumed, in bounded memory.
 
     Raises:
         InvalidIdPrefix: Raised by this call.

@@ -191,7 +191,7 @@ class Call:
         """Duration of the call until now."""
         return time.perf_counter() - self._began
 
-    def ended(self, code: str, *, level: str | None = None, error: BaseException | None = None) -> None:
+    def finish(self, code: str, *, level: str | None = None, error: BaseException | None = None) -> None:
         """Count the call, end its span and log it, with the cause of an error of the server.
 
         Args:
@@ -208,12 +208,12 @@ class Call:
             self._metrics.rejected(self.rejection).inc()
         if self.span is not None:
             facts["trace_id"] = self.span.trace_id
-            self.span.ended(code)
+            self.span.finish(code)
         if error is not None:
             facts["error"] = describe(error)
         _event_soon("call", level or self._level, self._identity() | facts)
 
-    def not_read(self) -> None:
+    def log_unread_response(self) -> None:
         """Count and log a response that was cancelled because the client did not read it in time."""
         self._metrics.not_read.inc()
         _event_soon("response not read", "warning", self._identity())

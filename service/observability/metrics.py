@@ -25,7 +25,7 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 
 
 class _ReadCounter(Collector):
-    """A counter whose value is kept elsewhere."""
+    """A counter whose value a function returns at each scrape."""
 
     def __init__(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         self._name, self._help, self._read = name, help_text, read

@@ -35,7 +35,7 @@ class CallSpan:
         self._span = span
         self.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
 
-    def ended(self, code: str) -> None:
+    def finish(self, code: str) -> None:
         """End the span with the name of the call's status code."""
         self._span.set_attribute("rpc.response.status_code", code)
         if code in _SERVER_ERRORS:

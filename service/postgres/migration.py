@@ -38,7 +38,7 @@ def migrate(url: str, *, to: str = "head", roles: Roles = Roles(), timeout: time
     loop.
 
     Raises:
-        SchemaError: the database cannot be used, there is no such revision, or a step failed; the steps before it stay.
+        SchemaError: the database cannot be used, there is no such revision, or a step failed. The steps before it are committed.
     """
     deadline = time.monotonic() + timeout.total_seconds()
     while True:

@@ -39,7 +39,7 @@ _PARENTS = f"""
 
 
 class Link(NamedTuple):
-    """A backup of a chain. Facts are None if they are unknown, and all of them are if the catalog has no row of the backup."""
+    """A backup of a chain. Unknown facts are None. If the catalog has no row of the backup, only its name is known."""
 
     id: str | None
     name: str | None
@@ -111,7 +111,7 @@ async def restore_chain(database: Database, backup_id: str) -> Chain | None:
 
 
 async def _ids_by_plan(database: Database, owner: _Owner, name: str | None, needs: list[str]) -> _Ids:
-    """Return the chain of a backup by gpbackup, which records all needed backups. Its names are times, and so in the order of a restore."""
+    """Return the chain of a backup by gpbackup, which records all needed backups. Names are times, so their order is that of a restore."""
     ids = dict(map(tuple, await database.fetch(_NAMED, *owner, needs) if needs else []))
     needing = await database.fetch(_NEEDING, *owner, name) if name else []
     return _Ids({each: ids.get(each) for each in sorted(needs)}, [row[0] for row in needing])

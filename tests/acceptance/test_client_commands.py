@@ -36,21 +36,21 @@ class _Service(grpc.GenericRpcHandler):
 
     def __init__(self) -> None:
         self.tokens: list[str | None] = []
-        self.answer: Callable[[bytes], bytes] = lambda _: b""
+        self.response: Callable[[bytes], bytes] = lambda _: b""
         self.status: tuple[grpc.StatusCode, str, tuple[tuple[str, Any], ...]] | None = None
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         if handler_call_details.method == "/grpc.health.v1.Health/Check":
             serving = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
             return grpc.unary_unary_rpc_method_handler(self._handler(lambda _: serving.SerializeToString()))
-        return grpc.unary_unary_rpc_method_handler(self._handler(lambda request: self.answer(request)))
+        return grpc.unary_unary_rpc_method_handler(self._handler(lambda request: self.response(request)))
 
-    def _handler(self, answer: Callable[[bytes], bytes]) -> Any:
+    def _handler(self, response: Callable[[bytes], bytes]) -> Any:
         async def handle(request: bytes, context: Any) -> bytes:
             self.tokens.append(dict(context.invocation_metadata()).get("authorization"))
             if self.status:
                 await context.abort(*self.status)
-            return answer(request)
+            return response(request)
 
         return handle
 
@@ -125,7 +125,7 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 async def test_no_token_in_plaintext_to_another_machine(
     command: RunCommand, service: _Service, port: int, token_file: Path, arguments: tuple[str, ...]
 ) -> None:
-    """A token is not sent to another machine without TLS unless --insecure is given, whether it comes from the variable or from a file."""
+    """A token is not sent to another machine without TLS unless --insecure is given, neither from the variable nor from a file."""
     proxy = _Proxy(port)
     async with listening(proxy.serve) as proxy_port:
         remote = {"BACKUPS_ADDRESS": "backups.example:80", "http_proxy": f"http://127.0.0.1:{proxy_port}"}
@@ -275,7 +275,7 @@ async def test_a_token_file_without_a_token(command: RunCommand, service: _Servi
 async def test_a_token_file_that_all_users_can_read(command: RunCommand, service: _Service, port: int, token_file: Path) -> None:
     """A token file that all users can read is used, with one warning."""
     token_file.chmod(0o644)
-    service.answer = _two_pages
+    service.response = _two_pages
     done = await command(*_LIST, "--all", "--address", f"127.0.0.1:{port}", BACKUPS_TOKEN_FILE=str(token_file))
     assert done.status == 0
     assert (
@@ -296,7 +296,7 @@ async def test_a_token_is_read_for_each_call(command: RunCommand, service: _Serv
         token_file.write_text("second")
         return _two_pages(request)
 
-    service.answer = answer
+    service.response = answer
     done = await command(*_LIST, "--all", "--address", f"127.0.0.1:{port}", "--token-file", str(token_file), BACKUPS_TOKEN="third")
     assert (done.status, done.stderr) == (0, "")
     assert service.tokens == [f"Bearer {_TOKEN}", "Bearer second"]
@@ -306,7 +306,7 @@ async def test_a_token_from_a_pipe(command: RunCommand, service: _Service, port:
     """A pipe can be read once: its token serves for all pages."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    service.answer = _two_pages
+    service.response = _two_pages
     running = asyncio.ensure_future(command(*_LIST, "--all", "--address", f"127.0.0.1:{port}", "--token-file", str(pipe)))
     await asyncio.to_thread(pipe.write_text, _TOKEN)
     assert (await running).status == 0
@@ -352,7 +352,7 @@ async def test_no_service(command: RunCommand) -> None:
 
 async def test_terminal_escapes(command: RunCommand, service: _Service, port: int) -> None:
     """Text of a service cannot move the cursor, and stays a string in JSON."""
-    service.answer = lambda _: pb.ListBackupsResponse(
+    service.response = lambda _: pb.ListBackupsResponse(
         backups=[pb.Backup(id=_CLEAR)], next_page_token=f'", "x": "{_CLEAR}'
     ).SerializeToString()
     address = ("--address", f"127.0.0.1:{port}")
@@ -390,10 +390,10 @@ async def _got(port: int) -> pb.Backup:
     return await client.get(endpoint, _NO_TOKEN, pb.GetBackupRequest(backup_id="x"))
 
 
-@pytest.mark.parametrize("answer", [b"\xff", b"\x0a\x03\x0a\x01\xff"])
-async def test_responses_that_are_not_messages(service: _Service, port: int, answer: bytes) -> None:
+@pytest.mark.parametrize("response", [b"\xff", b"\x0a\x03\x0a\x01\xff"])
+async def test_responses_that_are_not_messages(service: _Service, port: int, response: bytes) -> None:
     """Bytes that are not a message of the API, or text that is not UTF-8, are one clear error."""
-    service.answer = lambda _: answer
+    service.response = lambda _: response
     for call in (_listed, _got):
         with pytest.raises(CallFailed, match="the response is not a message of this API"):
             await call(port)
@@ -401,16 +401,16 @@ async def test_responses_that_are_not_messages(service: _Service, port: int, ans
 
 async def test_a_response_that_is_not_a_message_ends_the_command(command: RunCommand, service: _Service, port: int) -> None:
     """A command prints the error for a response that is not a message, without a traceback."""
-    service.answer = lambda _: b"\xff"
+    service.response = lambda _: b"\xff"
     assert _message(await command("get", "x", "--address", f"127.0.0.1:{port}")).startswith("the response is not a message of this API")
 
 
 async def test_responses_that_are_too_large(service: _Service, port: int) -> None:
     """More bytes than any page has, or more backups, are rejected."""
-    service.answer = lambda _: pb.ListBackupsResponse(next_page_token="x" * (1 << 20)).SerializeToString()
+    service.response = lambda _: pb.ListBackupsResponse(next_page_token="x" * (1 << 20)).SerializeToString()
     with pytest.raises(CallFailed, match="^RESOURCE_EXHAUSTED: "):
         await _listed(port)
-    service.answer = lambda _: pb.ListBackupsResponse(backups=[pb.Backup()] * 1001).SerializeToString()
+    service.response = lambda _: pb.ListBackupsResponse(backups=[pb.Backup()] * 1001).SerializeToString()
     with pytest.raises(CallFailed, match="a page of 1001 backups"):
         await _listed(port)
 
@@ -420,10 +420,10 @@ async def test_responses_that_are_too_large(service: _Service, port: int) -> Non
 async def test_times_out_of_range(service: _Service, port: int, time: Timestamp, field: str) -> None:
     """A time outside of years 1 to 9999 is rejected, alone and on a page."""
     backup = pb.Backup(**{field: time})  # type: ignore[arg-type]
-    service.answer = lambda _: pb.ListBackupsResponse(backups=[backup]).SerializeToString()
+    service.response = lambda _: pb.ListBackupsResponse(backups=[backup]).SerializeToString()
     with pytest.raises(CallFailed, match="outside of years 1 to 9999"):
         await _listed(port)
-    service.answer = lambda _: backup.SerializeToString()
+    service.response = lambda _: backup.SerializeToString()
     with pytest.raises(CallFailed, match="outside of years 1 to 9999"):
         await _got(port)
 
@@ -431,7 +431,7 @@ async def test_times_out_of_range(service: _Service, port: int, time: Timestamp,
 async def test_long_ids_do_not_multiply(command: RunCommand, service: _Service, port: int) -> None:
     """One very long id does not pad every other row of the table to its length."""
     page = pb.ListBackupsResponse(backups=[pb.Backup(id="x" * 500_000), *[pb.Backup(id="y")] * 999])
-    service.answer = lambda _: page.SerializeToString()
+    service.response = lambda _: page.SerializeToString()
     done = await command(*_LIST, "--address", f"127.0.0.1:{port}")
     assert done.status == 0
     assert len(done.stdout) < 800_000
@@ -445,7 +445,7 @@ async def test_repeated_page_tokens(service: _Service, port: int, length: int) -
         number = int(pb.ListBackupsRequest.FromString(request).page_token or "0")
         return pb.ListBackupsResponse(backups=[pb.Backup(id="x")], next_page_token=str(number % length + 1)).SerializeToString()
 
-    service.answer = answer
+    service.response = answer
     async with asyncio.timeout(30):
         with pytest.raises(CallFailed, match="repeats its page tokens"):
             await _listed(port)
@@ -459,7 +459,7 @@ async def test_empty_pages_without_end(service: _Service, port: int) -> None:
         number = int(pb.ListBackupsRequest.FromString(request).page_token or "0")
         return pb.ListBackupsResponse(next_page_token=str(number + 1)).SerializeToString()
 
-    service.answer = answer
+    service.response = answer
     async with asyncio.timeout(30):
         with pytest.raises(CallFailed, match="1000 empty pages in a row"):
             await _listed(port)

@@ -122,9 +122,9 @@ async def test_black_hole(
             await asyncio.gather(*(_call(stub, 5) for _ in range(8)))
         proxy.blackhole()
         calls = [_call(stub, 0.5) for _ in range(8)] + [_call(stub, None) for _ in range(8)]
-        answers = await asyncio.gather(*calls)
-        assert {code for code, _ in answers} == {"DEADLINE_EXCEEDED"}
-        late = [seconds - (0.5 if index < 8 else 1.5) for index, (_, seconds) in enumerate(answers)]
+        responses = await asyncio.gather(*calls)
+        assert {code for code, _ in responses} == {"DEADLINE_EXCEEDED"}
+        late = [seconds - (0.5 if index < 8 else 1.5) for index, (_, seconds) in enumerate(responses)]
         proxy.restore()
         began = time.monotonic()
 

@@ -167,7 +167,7 @@ async def test_a_long_history(imported: _Import, history: Path) -> None:
     assert "1 added, 0 changed, 0 unchanged, 0 removed, 29999 skipped" in done.stdout
 
 
-async def test_reasons_of_their_own(imported: _Import, history: Path) -> None:
+async def test_a_reason_for_each_row(imported: _Import, history: Path) -> None:
     """30,000 rows that are all unusable, each for a reason of its own, are rejected in the stated memory with the first reason."""
     _multiply(write_history(history), 30_000, timestamp=_TIME_OF_ROW, status="'odd ' || i")
     found = _rejection(await imported("gpbackup", history, "--timezone", "Etc/UTC"))

@@ -53,13 +53,13 @@ async def test_responses(deployment: Deployment, add_backups: AddBackups, tmp_pa
     described = closed(json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8")))
     exemplify(described, {"folderId": "f1", "backupId": backups[0].id, "apiEndpointId": "iam"})
     results = await _tested(deployment, described, tmp_path, max_examples=3000 if long else 10)
-    answers = {name: _sum(phases.values()) for name, phases in results["valid_rates"].items()}
-    print(json.dumps(answers))
-    ok = _sum(answers.values())["accepted"]
+    responses = {name: _sum(phases.values()) for name, phases in results["valid_rates"].items()}
+    print(json.dumps(responses))
+    ok = _sum(responses.values())["accepted"]
     generated = results["test_cases"]["generated"]
     measure(f"{generated:,} requests, {ok:,} of them answered OK; 0 undocumented responses (seed {results['seed']})")
     assert results["operations"]["tested"] == len(described["paths"])
-    assert all(each["accepted"] for each in answers.values()), "an operation without an accepted request has not been tested"
+    assert all(each["accepted"] for each in responses.values()), "an operation without an accepted request has not been tested"
 
 
 async def _tested(deployment: Deployment, described: dict[str, Any], folder: Path, *, max_examples: int) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class _Calls:
     def __init__(self, port: int) -> None:
         self._address = f"127.0.0.1:{port}"
         self.outcomes: Counter[str] = Counter()
-        self._answers = [0] * _CLIENTS
+        self._responses = [0] * _CLIENTS
         """The number of responses of each client."""
         self.failed: list[tuple[float, float]] = []
         """Start and end of each failed call."""
@@ -94,15 +94,15 @@ class _Calls:
                 began = time.monotonic()
                 code = await stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=1000), timeout=10).code()
                 self.outcomes[code.name] += 1
-                self._answers[client] += code is StatusCode.OK
+                self._responses[client] += code is StatusCode.OK
                 if code is not StatusCode.OK:
                     self.failed.append((began, time.monotonic()))
                     await asyncio.sleep(0.05)
 
     async def ten_more(self) -> None:
         """Wait for ten further responses of each client, so that all are connected."""
-        expected = [answers + 10 for answers in self._answers]
-        await eventually(lambda: [*map(int.__ge__, self._answers, expected)], all, timeout_s=20)
+        expected = [responses + 10 for responses in self._responses]
+        await eventually(lambda: [*map(int.__ge__, self._responses, expected)], all, timeout_s=20)
 
 
 @pytest.mark.guarantee(2, "SIGTERM with calls in flight, clients connected directly and backing off")

@@ -157,7 +157,7 @@ async def _replace_password(postgres: EmbeddedPostgres, passfile: Path) -> None:
 async def _replace_keys(caller: Caller, server: Server, authority: Authority, issuer: Issuer, jwks: Path) -> None:
     """Add a signing key, use it, and remove the old one."""
     jwks.write_bytes(issuer.jwks("old", "new"))
-    await _until_good(server, authority, issuer.token("new"))
+    await _until_accepted(server, authority, issuer.token("new"))
     caller.token = issuer.token("new")
     await caller.more()
     jwks.write_bytes(issuer.jwks("new"))
@@ -179,7 +179,7 @@ async def _replace_certificates(caller: Caller, server: Server, authority: Autho
     return shown
 
 
-async def _until_good(server: Server, authority: Authority, token: str) -> None:
+async def _until_accepted(server: Server, authority: Authority, token: str) -> None:
     credentials = grpc.ssl_channel_credentials(authority.cert)
     async with grpc.aio.secure_channel(f"localhost:{server.address.port}", credentials) as channel:
         request, metadata = pb.ListBackupsRequest(folder_id="f1"), [("authorization", f"Bearer {token}")]

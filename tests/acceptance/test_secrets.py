@@ -212,7 +212,7 @@ async def test_no_secret_at_start(database_url: str, tmp_path: Path, *, measure:
 
 
 _EMPTY_ANSWER = b"HTTP/1.1 200 OK\r\n\r\n"
-_BAD_ANSWERS = [
+_BAD_RESPONSES = [
     _EMPTY_ANSWER,
     b"",
     b"%s\r\n\r\n" % _SECRET.encode(),
@@ -232,7 +232,7 @@ async def test_no_secret_of_broken_files(database_url: str, tmp_path: Path, *, m
         nonlocal requests
         await reader.readuntil(b"\r\n\r\n")
         requests += 1
-        writer.write(_BAD_ANSWERS[requests % len(_BAD_ANSWERS)] if good is None else _EMPTY_ANSWER + good)
+        writer.write(_BAD_RESPONSES[requests % len(_BAD_RESPONSES)] if good is None else _EMPTY_ANSWER + good)
         writer.close()
 
     async with listening(answer) as port:
@@ -243,7 +243,7 @@ async def test_no_secret_of_broken_files(database_url: str, tmp_path: Path, *, m
             replica.certificate.key.write_bytes(_SECRET.encode())
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(ssl.get_server_certificate, ("localhost", replica.port))
-            await eventually(lambda: requests, lambda count: count >= before + 2 * len(_BAD_ANSWERS), timeout_s=30)
+            await eventually(lambda: requests, lambda count: count >= before + 2 * len(_BAD_RESPONSES), timeout_s=30)
             await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1"))
     measure(f"responses of the issuer: {requests}")
     logged = replica.logged()

@@ -146,12 +146,12 @@ async def test_calls_in_flight_finish(database_url: str, sql: Sql, concurrent_ac
             held.append(asyncio.ensure_future(failure(server.stub.Get(pb.GetBackupRequest(backup_id="\0")))))
             assert (await held[-1]).code is StatusCode.NOT_FOUND
             # After it calls are rejected with a status that clients retry.
-            answer = await eventually(
+            error = await eventually(
                 lambda: failure(server.stub.Get(pb.GetBackupRequest(backup_id="\0"))),
-                lambda answer: answer.code is not StatusCode.NOT_FOUND,
+                lambda error: error.code is not StatusCode.NOT_FOUND,
             )
-            assert (answer.code, answer.reason) == (StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
-        assert [answer.code for answer in await asyncio.gather(*held)] == [StatusCode.NOT_FOUND] * 6
+            assert (error.code, error.reason) == (StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+        assert [error.code for error in await asyncio.gather(*held)] == [StatusCode.NOT_FOUND] * 6
         assert await server.exit_status(within_s=10) == 0
 
 

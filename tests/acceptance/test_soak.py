@@ -77,38 +77,38 @@ class Faults:
             [self.import_killed],
         ]
 
-    async def replica_stopped(self, chosen: random.Random) -> None:
-        await chosen.choice(self._deployment.replicas[1:]).restart(signal.SIGTERM)
+    async def replica_stopped(self, rng: random.Random) -> None:
+        await rng.choice(self._deployment.replicas[1:]).restart(signal.SIGTERM)
 
-    async def replica_killed(self, chosen: random.Random) -> None:
-        await chosen.choice(self._deployment.replicas[1:]).restart(signal.SIGKILL)
+    async def replica_killed(self, rng: random.Random) -> None:
+        await rng.choice(self._deployment.replicas[1:]).restart(signal.SIGKILL)
 
     async def certificate_renewed(self, _: random.Random) -> None:
         self._deployment.certificate.move(self._deployment.authority.pair("renewed"))
 
-    async def keys_rotated(self, chosen: random.Random) -> None:
+    async def keys_rotated(self, rng: random.Random) -> None:
         """Write the file in two parts, so that it is incomplete for a while."""
-        keys = self._deployment.issuer.jwks(*chosen.choice([("main",), ("main", "other")]))
+        keys = self._deployment.issuer.jwks(*rng.choice([("main",), ("main", "other")]))
         self._target.jwks.write_bytes(keys[: len(keys) // 2])
-        await asyncio.sleep(chosen.uniform(0, 1))
+        await asyncio.sleep(rng.uniform(0, 1))
         self._target.jwks.write_bytes(keys)
 
     async def backends_killed(self, _: random.Random) -> None:
         async with _connected(self._postgres) as sql:
             await sql.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", Roles().service)
 
-    async def table_locked(self, chosen: random.Random) -> None:
+    async def table_locked(self, rng: random.Random) -> None:
         async with _connected(self._postgres) as sql, sql.transaction():
             await sql.execute("LOCK TABLE backups IN ACCESS EXCLUSIVE MODE")
-            await asyncio.sleep(chosen.uniform(0.1, 1))
+            await asyncio.sleep(rng.uniform(0.1, 1))
 
     async def postgres_stopped(self, _: random.Random) -> None:
         await asyncio.to_thread(self._postgres.crash)
         await asyncio.to_thread(self._postgres.start)
 
-    async def database_out_of_reach(self, chosen: random.Random) -> None:
+    async def database_out_of_reach(self, rng: random.Random) -> None:
         self._proxy.blackhole()
-        await asyncio.sleep(chosen.uniform(0.1, 3))
+        await asyncio.sleep(rng.uniform(0.1, 3))
         self._proxy.restore()
 
     async def incomplete_calls(self, _: random.Random) -> None:
@@ -117,20 +117,20 @@ class Faults:
                 await connection.call(_LIST, None)
             await asyncio.sleep(0.2)
 
-    async def flood(self, chosen: random.Random) -> None:
-        await Flood(chosen.choice(Flood.KINDS), 5000).send(self._deployment.port)
+    async def flood(self, rng: random.Random) -> None:
+        await Flood(rng.choice(Flood.KINDS), 5000).send(self._deployment.port)
 
     async def burst(self, _: random.Random) -> None:
-        answers = await self._calls(500)
-        assert answers.keys() <= _DOCUMENTED, answers
+        responses = await self._calls(500)
+        assert responses.keys() <= _DOCUMENTED, responses
 
-    async def cancelled(self, chosen: random.Random) -> None:
-        answers = await self._calls(200, cancelled_after=chosen.uniform(0, 0.2))
-        assert answers.keys() <= _DOCUMENTED | {"CANCELLED"}, answers
+    async def cancelled(self, rng: random.Random) -> None:
+        responses = await self._calls(200, cancelled_after=rng.uniform(0, 0.2))
+        assert responses.keys() <= _DOCUMENTED | {"CANCELLED"}, responses
 
     async def bad_tokens(self, _: random.Random) -> None:
-        answers = await self._calls(50, token=self._deployment.issuer.token("main", named="unknown"))
-        assert answers.keys() <= _DOCUMENTED - {"OK"} | {"UNAUTHENTICATED"}, answers
+        responses = await self._calls(50, token=self._deployment.issuer.token("main", named="unknown"))
+        assert responses.keys() <= _DOCUMENTED - {"OK"} | {"UNAUTHENTICATED"}, responses
 
     async def _calls(self, count: int, *, token: str | None = None, cancelled_after: float | None = None) -> dict[str, str]:
         """Make calls at the same time; return their statuses, each with the details of a call."""
@@ -143,12 +143,12 @@ class Faults:
                     call.cancel()
             return {await status(call): await call.details() for call in calls}
 
-    async def import_killed(self, chosen: random.Random) -> None:
+    async def import_killed(self, rng: random.Random) -> None:
         """Kill an import after a random time, and check that the catalog equals the old or the new listing."""
-        sizes = chosen.choice(_LISTED)
+        sizes = rng.choice(_LISTED)
         importing = Importing(self._target.import_url, self._target.import_log, "--prune", "--prune-any", folder="f2")
         await importing.write(listing(sizes))
-        await asyncio.sleep(chosen.uniform(0, 4))
+        await asyncio.sleep(rng.uniform(0, 4))
         importing.kill()
         await importing.wait()
         found = await self._found()
@@ -165,7 +165,7 @@ class Faults:
                 rows = await sql.fetch("SELECT created_at, size FROM backups WHERE folder_id = 'f2'")
                 return sessions, {(row["created_at"] - FIRST_DAY).days: row["size"] for row in rows}
 
-        _, found = await eventually(read, lambda answer: answer[0] == 0, timeout_s=60, period_s=0.05, retried=UNAVAILABLE)
+        _, found = await eventually(read, lambda response: response[0] == 0, timeout_s=60, period_s=0.05, retried=UNAVAILABLE)
         return found
 
 
@@ -244,13 +244,13 @@ class Used(NamedTuple):
         return cls(process.memory_info().rss >> 20, process.num_fds(), allocated >> 20)
 
 
-async def _inject(faults: list[Fault], chosen: random.Random, injected: Counter[str], until: float) -> None:
+async def _inject(faults: list[Fault], rng: random.Random, injected: Counter[str], until: float) -> None:
     """Inject one fault after the other, with pauses, until a time of `time.monotonic()`."""
     while time.monotonic() < until:
-        fault = chosen.choice(faults)
-        await fault(chosen)
+        fault = rng.choice(faults)
+        await fault(rng)
         injected[fault.__name__] += 1
-        await asyncio.sleep(chosen.uniform(0, 2))
+        await asyncio.sleep(rng.uniform(0, 2))
 
 
 async def _inject_all(faults: Faults, seed: int, injected: Counter[str], *, until: float) -> None:

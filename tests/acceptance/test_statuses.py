@@ -24,7 +24,7 @@ _BACKUPS = "/managed-greenplum/v1/backups"
 _PUSHBACK = "grpc-retry-pushback-ms"
 _LIST_F = message(b"\n\x01f")
 _CODES_OF_REST = {400: StatusCode.INVALID_ARGUMENT, 501: StatusCode.UNIMPLEMENTED}
-"""Codes of mistakes that are only possible over REST."""
+"""Codes of bad calls that are only possible over REST."""
 
 
 class GrpcResponse(NamedTuple):
@@ -68,7 +68,7 @@ class Client(NamedTuple):
 
 
 Responses: TypeAlias = tuple[list[GrpcResponse], list[Reply]]
-"""All responses to one mistake. The list of gRPC responses is empty if the mistake is only possible over REST."""
+"""All responses to one bad call. The list of gRPC responses is empty if it is only possible over REST."""
 
 
 def _many(count: int) -> dict[str, str]:
@@ -89,7 +89,7 @@ async def _body(client: Client) -> Responses:
 
 
 async def _until_rejected(client: Client) -> Responses:
-    return [await eventually(client.grpc, lambda answer: answer.status != "OK")], [await client.rest()]
+    return [await eventually(client.grpc, lambda response: response.status != "OK")], [await client.rest()]
 
 
 async def _unknown(client: Client) -> Responses:
@@ -138,13 +138,13 @@ async def _call(client: Client) -> Responses:
     return [await client.grpc()], [await client.rest()]
 
 
-class Mistake(NamedTuple):
+class BadCall(NamedTuple):
     """Way to cause the error of a row. Edits of deploy/envoy.yaml lower a limit so that it is reached sooner."""
 
     make: Callable[[Client], Awaitable[Responses]]
     edits: tuple[Callable[[str], str], ...] = ()
     state: Callable[[Deployment, Edge], contextlib.AbstractAsyncContextManager[None]] | None = None
-    """State of the replicas while the mistake is made."""
+    """State of the replicas while the call is made."""
 
 
 @contextlib.asynccontextmanager
@@ -186,29 +186,29 @@ _LOW_RATE = replaced("max_tokens: 250, tokens_per_fill: 250, fill_interval: 0.25
 _SHORT_DURATION = replaced("max_stream_duration: 15s, grpc_timeout_header_max: 15s", "max_stream_duration: 2s, grpc_timeout_header_max: 2s")
 
 # The last row is last because it kills the replicas.
-_MISTAKES = {
-    "headers over 16 KiB together, such as a token that is too large": Mistake(_headers),
-    "request over 16 KiB": Mistake(_body),
-    "too many calls from one address": Mistake(_until_rejected, (_LOW_RATE,)),
-    "unknown method or path": Mistake(_unknown),
-    "`grpc.health.v1.Health/Watch` through Envoy": Mistake(_watch),
-    "`grpc-encoding` other than `identity`, `deflate` and `gzip`": Mistake(_encoding),
-    "compressed message that cannot be decompressed, or that has no `grpc-encoding`": Mistake(_compressed),
-    "`Transfer-Encoding` other than `chunked` (HTTP/1.1)": Mistake(_transfer_encoding),
-    "unknown query parameter, or a value of another type": Mistake(_parameters),
-    "request body where none is expected": Mistake(_unexpected_body),
-    "request that is not complete after 10 s": Mistake(_incomplete, (replaced("request_timeout: 10s", "request_timeout: 1s"),)),
-    "Envoy is short of memory": Mistake(_until_rejected, (replaced("max_heap_size_bytes: 402653184", "max_heap_size_bytes: 1000000"),)),
-    "more concurrent calls than Envoy forwards": Mistake(_call, (replaced("max_requests: 2000", "max_requests: 1"),), _occupied),
-    "no response from a replica after 15 s": Mistake(_call, (_SHORT_DURATION,), _stopped),
-    "no replica can be reached": Mistake(_call, (), _killed),
+_BAD_CALLS = {
+    "headers over 16 KiB together, such as a token that is too large": BadCall(_headers),
+    "request over 16 KiB": BadCall(_body),
+    "too many calls from one address": BadCall(_until_rejected, (_LOW_RATE,)),
+    "unknown method or path": BadCall(_unknown),
+    "`grpc.health.v1.Health/Watch` through Envoy": BadCall(_watch),
+    "`grpc-encoding` other than `identity`, `deflate` and `gzip`": BadCall(_encoding),
+    "compressed message that cannot be decompressed, or that has no `grpc-encoding`": BadCall(_compressed),
+    "`Transfer-Encoding` other than `chunked` (HTTP/1.1)": BadCall(_transfer_encoding),
+    "unknown query parameter, or a value of another type": BadCall(_parameters),
+    "request body where none is expected": BadCall(_unexpected_body),
+    "request that is not complete after 10 s": BadCall(_incomplete, (replaced("request_timeout: 10s", "request_timeout: 1s"),)),
+    "Envoy is short of memory": BadCall(_until_rejected, (replaced("max_heap_size_bytes: 402653184", "max_heap_size_bytes: 1000000"),)),
+    "more concurrent calls than Envoy forwards": BadCall(_call, (replaced("max_requests: 2000", "max_requests: 1"),), _occupied),
+    "no response from a replica after 15 s": BadCall(_call, (_SHORT_DURATION,), _stopped),
+    "no replica can be reached": BadCall(_call, (), _killed),
 }
 
 
 class Row(NamedTuple):
     """A row of the table."""
 
-    mistake: str
+    call: str
     grpc: str
     rest: str
 
@@ -220,28 +220,28 @@ class Row(NamedTuple):
 def _rows() -> list[Row]:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8").partition("### Errors without details")[2]
     lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")][2:]
-    return [Row(mistake.strip(), over_grpc.strip(), over_rest.strip()) for mistake, over_grpc, over_rest, _ in lines]
+    return [Row(call.strip(), over_grpc.strip(), over_rest.strip()) for call, over_grpc, over_rest, _ in lines]
 
 
 @pytest.mark.timeout(300)
 async def test_table(deployment: Deployment) -> None:
-    """Each mistake has the documented statuses, and each REST response is google.rpc.Status and is never cached."""
-    rows = {row.mistake: row for row in _rows()}
-    assert set(rows) == set(_MISTAKES)
-    for name, mistake in _MISTAKES.items():
-        async with edge(deployment, *mistake.edits) as envoy:
+    """Each bad call has the documented statuses, and each REST response is google.rpc.Status and is never cached."""
+    rows = {row.call: row for row in _rows()}
+    assert set(rows) == set(_BAD_CALLS)
+    for name, bad_call in _BAD_CALLS.items():
+        async with edge(deployment, *bad_call.edits) as envoy:
             client = Client(envoy.port, deployment.token())
-            async with mistake.state(deployment, envoy) if mistake.state else contextlib.nullcontext():
-                over_grpc, over_rest = await mistake.make(client)
+            async with bad_call.state(deployment, envoy) if bad_call.state else contextlib.nullcontext():
+                over_grpc, over_rest = await bad_call.make(client)
             _check(rows[name], over_grpc, over_rest)
 
 
 def _check(row: Row, over_grpc: list[GrpcResponse], over_rest: list[Reply]) -> None:
-    assert {answer.status for answer in over_grpc} == ({row.status} if row.status else set()), row
+    assert {response.status for response in over_grpc} == ({row.status} if row.status else set()), row
     assert {reply.status for reply in over_rest} == ({int(row.rest)} if row.rest else set()), row
-    for answer in over_grpc:
-        assert "grpc-status-details-bin" not in answer.trailers, row
-        assert (_PUSHBACK in answer.trailers) == ("pushback" in row.grpc), row
+    for response in over_grpc:
+        assert "grpc-status-details-bin" not in response.trailers, row
+        assert (_PUSHBACK in response.trailers) == ("pushback" in row.grpc), row
     for reply in over_rest:
         code = StatusCode[row.status] if row.status else _CODES_OF_REST[reply.status]
         assert (reply.body["code"], set(reply.body)) == (code.value[0], {"code", "message"}), row

@@ -42,7 +42,7 @@ async def _code(deployment: Deployment, token: str) -> StatusCode:
 async def test_bad_tokens_without_issuer(database_url: str, source: Source, *, long: bool, measure: Measure) -> None:
     """Bad tokens are UNAUTHENTICATED, valid tokens are accepted all the time, and each replica reads keys at most every ten seconds."""
     issuer = Issuer("k1", "k2")
-    source.answer = (200, issuer.jwks("k1"))
+    source.response = (200, issuer.jwks("k1"))
     good = issuer.token("k1", exp=int(time.time()) + 3600)
     rounds = 10 if long else 1
     async with deployed(database_url, issuer=issuer, BACKUPS_JWKS=source.url, BACKUPS_JWKS_REFRESH="600") as deployment:
@@ -52,7 +52,7 @@ async def test_bad_tokens_without_issuer(database_url: str, source: Source, *, l
         before, began = source.requests, time.monotonic()
         codes: Counter[tuple[bool, str]] = Counter()
         for number in range(rounds):
-            source.answer = (500, b"") if number % 2 == 0 else None  # fails or hangs
+            source.response = (500, b"") if number % 2 == 0 else None  # fails or hangs
             codes += await _storm(deployment, issuer, good)
         await eventually(lambda: source.requests, lambda requests: requests > before, timeout_s=2 * _RETRY_S)
         elapsed, fetches = time.monotonic() - began, source.requests - before

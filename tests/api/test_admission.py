@@ -65,7 +65,7 @@ _STEPS = st.one_of(
 
 
 class _Model:
-    """The calls that a limit should admit. It remembers all calls that were made."""
+    """The calls that a limit should admit. It keeps all calls that were made."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -157,15 +157,15 @@ async def test_calls_over_the_limit(start_server: StartServer, sql: Sql) -> None
             held = [asyncio.ensure_future(failure(stub.Get(pb.GetBackupRequest(backup_id="a")))) for _ in range(2)]
             await _until_in_flight(server, 2)
 
-            answer = await failure(stub.List(pb.ListBackupsRequest(folder_id="f", page_size=1000)))  # a cost of 11; 1 is left
-            assert (answer.code, answer.reason) == (StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-            assert 500 <= int(answer.trailers["grpc-retry-pushback-ms"]) <= 1500
+            error = await failure(stub.List(pb.ListBackupsRequest(folder_id="f", page_size=1000)))  # a cost of 11; 1 is left
+            assert (error.code, error.reason) == (StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+            assert 500 <= int(error.trailers["grpc-retry-pushback-ms"]) <= 1500
             held.append(asyncio.ensure_future(failure(stub.Get(pb.GetBackupRequest(backup_id="a")))))
             await _until_in_flight(server, 3)
 
             assert (await failure(stub.Get(pb.GetBackupRequest(backup_id="a")))).code is StatusCode.RESOURCE_EXHAUSTED
             assert (await health.Check(health_pb2.HealthCheckRequest())).status
-        assert [answer.code for answer in await asyncio.gather(*held)] == [StatusCode.NOT_FOUND] * 3
+        assert [error.code for error in await asyncio.gather(*held)] == [StatusCode.NOT_FOUND] * 3
         assert server.admission.in_flight == 0
         assert (await failure(stub.Get(pb.GetBackupRequest(backup_id="a")))).code is StatusCode.NOT_FOUND
 

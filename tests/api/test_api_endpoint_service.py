@@ -43,9 +43,9 @@ async def test_get(endpoints: pb.ApiEndpointServiceStub) -> None:
     for endpoint in _all():
         assert await endpoints.Get(pb.GetApiEndpointRequest(api_endpoint_id=endpoint.id)) == endpoint
     for unknown in ("", "compute", "IAM", "Ж" * 5_000):
-        answer = await failure(endpoints.Get(pb.GetApiEndpointRequest(api_endpoint_id=unknown)))
-        assert (answer.code, answer.reason) == (StatusCode.NOT_FOUND, "API_ENDPOINT_NOT_FOUND")
-        assert answer.resource == ("yandex.cloud.endpoint.ApiEndpoint", unknown[:128])
+        error = await failure(endpoints.Get(pb.GetApiEndpointRequest(api_endpoint_id=unknown)))
+        assert (error.code, error.reason) == (StatusCode.NOT_FOUND, "API_ENDPOINT_NOT_FOUND")
+        assert error.resource == ("yandex.cloud.endpoint.ApiEndpoint", unknown[:128])
 
 
 async def test_without_token_keys_or_database(start_server: StartServer, tmp_path: Path) -> None:
@@ -56,8 +56,8 @@ async def test_without_token_keys_or_database(start_server: StartServer, tmp_pat
         async with grpc.aio.insecure_channel(str(server.address)) as channel:
             assert not server.health.serving
             assert len((await pb.ApiEndpointServiceStub(channel).List(pb.ListApiEndpointsRequest())).endpoints) == 2
-            answer = await failure(pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f")))
-            assert answer.code is StatusCode.UNAUTHENTICATED
+            error = await failure(pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f")))
+            assert error.code is StatusCode.UNAUTHENTICATED
 
 
 async def test_overload(start_server: StartServer) -> None:
@@ -65,9 +65,9 @@ async def test_overload(start_server: StartServer) -> None:
     async with start_server(public_address=_ADDRESS, admission_limit=1) as server:
         async with grpc.aio.insecure_channel(str(server.address), options=[("grpc.enable_retries", 0)]) as channel:
             held = server.admission.admit("another", 1)
-            answer = await failure(pb.ApiEndpointServiceStub(channel).List(pb.ListApiEndpointsRequest()))
-            assert answer.code is StatusCode.RESOURCE_EXHAUSTED
-            assert "grpc-retry-pushback-ms" in answer.trailers
+            error = await failure(pb.ApiEndpointServiceStub(channel).List(pb.ListApiEndpointsRequest()))
+            assert error.code is StatusCode.RESOURCE_EXHAUSTED
+            assert "grpc-retry-pushback-ms" in error.trailers
             server.admission.release("another", held)
             await pb.ApiEndpointServiceStub(channel).List(pb.ListApiEndpointsRequest())
 
@@ -87,5 +87,5 @@ async def test_reflection(start_server: StartServer) -> None:
 
 
 async def _services(channel: grpc.aio.Channel) -> set[str]:
-    answer: Any = await reflect(channel, list_services="")
-    return {service.name for service in answer.list_services_response.service}
+    response: Any = await reflect(channel, list_services="")
+    return {service.name for service in response.list_services_response.service}

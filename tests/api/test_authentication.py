@@ -32,7 +32,7 @@ def _bearer(token: str) -> list[tuple[str, str]]:
 
 
 async def test_a_good_token(guarded: StartGuarded, issuer: Issuer, jwks: Path, add_backups: AddBackups) -> None:
-    """A good token lets its bearer list the folders that it names, and get their backups; `*` names all."""
+    """With a valid token, a client can list the folders that it names, and get their backups; `*` names all."""
     [backup] = await add_backups(1)
     [other] = await add_backups(1, folder_id="f2")
     async with guarded(jwks) as stub:
@@ -55,11 +55,11 @@ async def test_folders_that_a_token_does_not_name(guarded: StartGuarded, issuer:
             pb.ListBackupsRequest(folder_id="f2", page_size=-1, page_token="x"),
             pb.ListBackupsRequest(folder_id="f" * 51),
         ):
-            answer = await failure(stub.List(request, metadata=metadata))
-            assert (answer.code, answer.violations) == (StatusCode.PERMISSION_DENIED, [])
-        answer = await failure(stub.List(pb.ListBackupsRequest(page_size=-1), metadata=metadata))
-        assert answer.code is StatusCode.INVALID_ARGUMENT
-        assert [field for field, _ in answer.violations] == ["folder_id", "page_size"]
+            error = await failure(stub.List(request, metadata=metadata))
+            assert (error.code, error.violations) == (StatusCode.PERMISSION_DENIED, [])
+        error = await failure(stub.List(pb.ListBackupsRequest(page_size=-1), metadata=metadata))
+        assert error.code is StatusCode.INVALID_ARGUMENT
+        assert [field for field, _ in error.violations] == ["folder_id", "page_size"]
 
         forbidden = await failure(stub.Get(pb.GetBackupRequest(backup_id=hidden.id), metadata=metadata))
         absent = await failure(stub.Get(pb.GetBackupRequest(backup_id="absent"), metadata=metadata))
@@ -79,8 +79,8 @@ async def test_bad_tokens(guarded: StartGuarded, issuer: Issuer, jwks: Path, wha
             stub.List(pb.ListBackupsRequest(page_size=-1), metadata=_bearer(token)),
             stub.Get(pb.GetBackupRequest(), metadata=_bearer(token)),
         ):
-            answer = await failure(call)
-            assert (answer.code, answer.message, answer.violations) == (StatusCode.UNAUTHENTICATED, "A valid bearer token is required.", [])
+            error = await failure(call)
+            assert (error.code, error.message, error.violations) == (StatusCode.UNAUTHENTICATED, "A valid bearer token is required.", [])
         await stub.List(_LIST, metadata=_bearer(issuer.token("k1")))
     captured = capsys.readouterr()
     assert not token or token not in captured.out + captured.err
@@ -100,8 +100,8 @@ async def test_no_token_and_no_message(start_server: StartServer, jwks: Path) ->
     async with start_server(**settings) as server, grpc.aio.insecure_channel(str(server.address)) as channel:
         call: Any = channel.unary_unary("/yandex.cloud.mdb.greenplum.v1.BackupService/Get")
         # Until the keys have been read, calls are UNAVAILABLE.
-        answer = await eventually(lambda: failure(call(b"\xff")), lambda answer: answer.code is not StatusCode.UNAVAILABLE)
-        assert answer.code is StatusCode.UNAUTHENTICATED
+        error = await eventually(lambda: failure(call(b"\xff")), lambda error: error.code is not StatusCode.UNAVAILABLE)
+        assert error.code is StatusCode.UNAUTHENTICATED
 
 
 async def test_two_tokens(guarded: StartGuarded, issuer: Issuer, jwks: Path) -> None:
@@ -158,8 +158,8 @@ async def test_rejected_tokens_are_logged_and_counted(
         await eventually(lambda: stub.List(_LIST, metadata=_bearer(issuer.token("k1"))).code(), StatusCode.OK)
         capsys.readouterr()
         for what, bad in BAD_TOKENS.items():
-            answer = await failure(stub.List(_LIST, metadata=[*_bearer(bad.make(issuer)), ("x-request-id", what.replace(" ", "-"))]))
-            assert (answer.message, answer.reason) == ("A valid bearer token is required.", "UNAUTHENTICATED")
+            error = await failure(stub.List(_LIST, metadata=[*_bearer(bad.make(issuer)), ("x-request-id", what.replace(" ", "-"))]))
+            assert (error.message, error.reason) == ("A valid bearer token is required.", "UNAUTHENTICATED")
         await failure(stub.List(_LIST))
         assert server.metrics_address
         metrics = await _metrics(server.metrics_address)

@@ -135,8 +135,8 @@ async def test_names_of_client_certificates(
         if accepted:
             await _list(channel)
             return
-        answer = await failure(pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(), timeout=10))
-        assert (answer.code, answer.reason, answer.violations) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", [])
+        error = await failure(pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(), timeout=10))
+        assert (error.code, error.reason, error.violations) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", [])
 
 
 async def test_names_and_tokens(

@@ -169,8 +169,8 @@ async def test_limit_of_incomplete_requests(start_server: StartServer, monkeypat
     async with start_server(request_timeout="60") as server, Connection.to(server.address) as connection:
         streams = [await connection.call(_GET, b"", end=False) for _ in range(60)]
         async with grpc.aio.insecure_channel(str(server.address)) as channel:
-            answer = await failure(pb.BackupServiceStub(channel).Get(pb.GetBackupRequest(backup_id="none"), timeout=5))
-        assert answer.code is StatusCode.NOT_FOUND
+            error = await failure(pb.BackupServiceStub(channel).Get(pb.GetBackupRequest(backup_id="none"), timeout=5))
+        assert error.code is StatusCode.NOT_FOUND
         assert len(server.listener.interceptor.incomplete) <= 50
         async with asyncio.timeout(10):
             frames = await connection.frames_of(streams[0])
@@ -222,8 +222,8 @@ async def test_a_forged_address(start_server: StartServer, sql: Sql) -> None:
         request = pb.GetBackupRequest(backup_id="none")
         calls = [stub.Get(request, metadata=[("x-forwarded-for", f"192.0.2.{number}")]) for number in range(5)]
         await eventually(lambda: server.admission.in_flight, 6)
-        answer = await failure(stub.Get(request, metadata=[("x-forwarded-for", "192.0.2.77")]))
-        assert answer.code is StatusCode.RESOURCE_EXHAUSTED
+        error = await failure(stub.Get(request, metadata=[("x-forwarded-for", "192.0.2.77")]))
+        assert error.code is StatusCode.RESOURCE_EXHAUSTED
         for call in calls:
             call.cancel()
         await eventually(lambda: server.admission.in_flight, 1)

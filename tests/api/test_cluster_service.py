@@ -121,8 +121,8 @@ def _token(cluster_id: str, token: str) -> str:
 async def test_without_a_token(guarded_channel: StartGuardedChannel, jwks: Path) -> None:
     """A call without a bearer token is UNAUTHENTICATED."""
     async with guarded_channel(jwks) as channel:
-        answer = await failure(pb.ClusterServiceStub(channel).ListBackups(pb.ListClusterBackupsRequest(cluster_id="c1")))
-        assert answer.code is StatusCode.UNAUTHENTICATED
+        error = await failure(pb.ClusterServiceStub(channel).ListBackups(pb.ListClusterBackupsRequest(cluster_id="c1")))
+        assert error.code is StatusCode.UNAUTHENTICATED
 
 
 async def test_tokens_of_other_lists(channel: grpc.aio.Channel, clusters: pb.ClusterServiceStub, add_backups: AddBackups) -> None:
@@ -135,19 +135,19 @@ async def test_tokens_of_other_lists(channel: grpc.aio.Channel, clusters: pb.Clu
     of_same, of_other = [(await each(1, "")).next_page_token for each in (same, other)]
     assert len({of_folder, of_same, of_other}) == 3
     for call in (same(1, of_folder), same(1, of_other), other(1, of_same), folders(1, of_same)):
-        answer = await failure(call)
-        assert (answer.code, answer.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN")
-        assert [field for field, _ in answer.violations] == ["page_token"]
+        error = await failure(call)
+        assert (error.code, error.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN")
+        assert [field for field, _ in error.violations] == ["page_token"]
     assert PageTokens().open(of_folder, folder_scope("same"))
 
 
 async def test_fields_beyond_limits(clusters: pb.ClusterServiceStub) -> None:
     """INVALID_ARGUMENT names every field that is beyond a limit of the contract."""
-    answer = await failure(clusters.ListBackups(pb.ListClusterBackupsRequest(cluster_id="c" * 51, page_size=1001, page_token="t" * 101)))
-    assert (answer.code, answer.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-    assert [field for field, _ in answer.violations] == ["cluster_id", "page_size", "page_token"]
-    answer = await failure(clusters.ListBackups(pb.ListClusterBackupsRequest(page_size=-1)))
-    assert answer.violations == [("cluster_id", "Is required."), ("page_size", "Must be from 0 to 1000.")]
+    error = await failure(clusters.ListBackups(pb.ListClusterBackupsRequest(cluster_id="c" * 51, page_size=1001, page_token="t" * 101)))
+    assert (error.code, error.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert [field for field, _ in error.violations] == ["cluster_id", "page_size", "page_token"]
+    error = await failure(clusters.ListBackups(pb.ListClusterBackupsRequest(page_size=-1)))
+    assert error.violations == [("cluster_id", "Is required."), ("page_size", "Must be from 0 to 1000.")]
 
 
 async def test_methods_that_are_not_served(channel: grpc.aio.Channel) -> None:

@@ -36,21 +36,21 @@ _REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 async def test_fields_beyond_limits(stub: pb.BackupServiceStub) -> None:
     """INVALID_ARGUMENT names every field that is beyond a limit of the contract."""
-    answer = await failure(stub.List(pb.ListBackupsRequest(folder_id="f" * 51, page_size=1001, page_token="t" * 101)))
-    assert (answer.code, answer.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-    assert [field for field, _ in answer.violations] == ["folder_id", "page_size", "page_token"]
+    error = await failure(stub.List(pb.ListBackupsRequest(folder_id="f" * 51, page_size=1001, page_token="t" * 101)))
+    assert (error.code, error.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert [field for field, _ in error.violations] == ["folder_id", "page_size", "page_token"]
 
-    answer = await failure(stub.Get(pb.GetBackupRequest()))
-    assert (answer.code, answer.violations) == (StatusCode.INVALID_ARGUMENT, [("backup_id", "Is required.")])
+    error = await failure(stub.Get(pb.GetBackupRequest()))
+    assert (error.code, error.violations) == (StatusCode.INVALID_ARGUMENT, [("backup_id", "Is required.")])
 
 
 @pytest.mark.parametrize("method", [_GET, _LIST, _CHECK])
 @pytest.mark.parametrize("data", [b"\x0a\x02\xff\xfe", b"\x0a\xff", b"\xff" * 100, b"\x08"])
 async def test_undecodable_request(channel: Any, method: str, data: bytes) -> None:
     """Bytes that are not a message of the method are INVALID_ARGUMENT with a fixed text, for health checks too."""
-    answer = await failure(channel.unary_unary(method)(data))
-    assert (answer.code, answer.reason) == (StatusCode.INVALID_ARGUMENT, "UNDECODABLE_REQUEST")
-    assert answer.message == "The request's bytes are not a message of this method."
+    error = await failure(channel.unary_unary(method)(data))
+    assert (error.code, error.reason) == (StatusCode.INVALID_ARGUMENT, "UNDECODABLE_REQUEST")
+    assert error.message == "The request's bytes are not a message of this method."
 
 
 @pytest.mark.parametrize("method", [_WATCH, _REFLECT])
@@ -87,9 +87,9 @@ async def test_invalid_page_tokens(start_server: StartServer, add_backups: AddBa
                PageTokens().seal(position, folder_scope("f2")), base64.b64encode(b"1").decode()]  # fmt: skip
         async with _no_sql(owner_url):
             for page_token in bad:
-                answer = await failure(stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=1, page_token=page_token)))
-                assert (answer.code, answer.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN")
-                assert [field for field, _ in answer.violations] == ["page_token"]
+                error = await failure(stub.List(pb.ListBackupsRequest(folder_id="f1", page_size=1, page_token=page_token)))
+                assert (error.code, error.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN")
+                assert [field for field, _ in error.violations] == ["page_token"]
 
 
 @contextlib.asynccontextmanager
@@ -108,9 +108,9 @@ async def _no_sql(owner_url: str) -> AsyncIterator[None]:
 async def test_unknown_id(stub: pb.BackupServiceStub, add_backups: AddBackups, backup_id: str) -> None:
     """An unknown id of any characters is NOT_FOUND with the type and name of the resource."""
     await add_backups(1)
-    answer = await failure(stub.Get(pb.GetBackupRequest(backup_id=backup_id)))
-    assert (answer.code, answer.reason) == (StatusCode.NOT_FOUND, "BACKUP_NOT_FOUND")
-    assert answer.resource == ("yandex.cloud.mdb.greenplum.v1.Backup", backup_id)
+    error = await failure(stub.Get(pb.GetBackupRequest(backup_id=backup_id)))
+    assert (error.code, error.reason) == (StatusCode.NOT_FOUND, "BACKUP_NOT_FOUND")
+    assert error.resource == ("yandex.cloud.mdb.greenplum.v1.Backup", backup_id)
 
 
 @pytest.mark.parametrize("size", [1_000, 3_000, 7_000, 8_000])
@@ -118,9 +118,9 @@ async def test_unknown_id(stub: pb.BackupServiceStub, add_backups: AddBackups, b
 async def test_long_id(stub: pb.BackupServiceStub, size: int, character: str) -> None:
     """An id that is too long for the trailers is NOT_FOUND as well, with a truncated name."""
     for _ in range(5):  # a client rejects responses that are too large only sometimes
-        answer = await failure(stub.Get(pb.GetBackupRequest(backup_id=character * size)))
-        assert answer.code is StatusCode.NOT_FOUND
-        assert answer.resource == ("yandex.cloud.mdb.greenplum.v1.Backup", character * 128)
+        error = await failure(stub.Get(pb.GetBackupRequest(backup_id=character * size)))
+        assert error.code is StatusCode.NOT_FOUND
+        assert error.resource == ("yandex.cloud.mdb.greenplum.v1.Backup", character * 128)
 
 
 async def test_no_database(start_server: StartServer) -> None:
@@ -131,8 +131,8 @@ async def test_no_database(start_server: StartServer) -> None:
     ):
         stub = pb.BackupServiceStub(channel)
         for call in (stub.Get(pb.GetBackupRequest(backup_id="a")), stub.List(pb.ListBackupsRequest(folder_id="f"))):
-            answer = await failure(call)
-            assert (answer.code, answer.reason) == (StatusCode.UNAVAILABLE, "CATALOG_UNAVAILABLE")
+            error = await failure(call)
+            assert (error.code, error.reason) == (StatusCode.UNAVAILABLE, "CATALOG_UNAVAILABLE")
 
 
 async def test_no_schema(start_server: StartServer, empty_database_url: str) -> None:
@@ -150,8 +150,8 @@ async def test_no_free_connection(start_server: StartServer, sql: Sql, add_backu
             await sql.execute("LOCK TABLE backups")
             waiting = asyncio.ensure_future(_of(stub.List(pb.ListBackupsRequest(folder_id="f1"))))
             await _until_a_query_waits(sql)
-            answer = await failure(stub.Get(pb.GetBackupRequest(backup_id=backup.id)))
-        assert answer.code is StatusCode.UNAVAILABLE
+            error = await failure(stub.Get(pb.GetBackupRequest(backup_id=backup.id)))
+        assert error.code is StatusCode.UNAVAILABLE
         assert len((await waiting).backups) == 1
 
 
@@ -176,8 +176,8 @@ async def test_request_timeout(start_server: StartServer, sql: Sql) -> None:
         async with sql.transaction():
             await sql.execute("LOCK TABLE backups")
             for timeout in (None, 60):
-                answer = await failure(stub.Get(pb.GetBackupRequest(backup_id="a"), timeout=timeout))
-                assert answer.code is StatusCode.DEADLINE_EXCEEDED
+                error = await failure(stub.Get(pb.GetBackupRequest(backup_id="a"), timeout=timeout))
+                assert error.code is StatusCode.DEADLINE_EXCEEDED
 
 
 @both_ways_to_accept
@@ -190,16 +190,16 @@ async def test_unexpected_error(
         raise RuntimeError("hunter2")
 
     monkeypatch.setattr("service.postgres.catalog.Catalog.get", broken)
-    answer = await failure(stub.Get(pb.GetBackupRequest(backup_id="a")))
+    error = await failure(stub.Get(pb.GetBackupRequest(backup_id="a")))
 
-    assert (answer.code, answer.reason) == (StatusCode.INTERNAL, "INTERNAL")
-    assert answer.message == "Internal error. Quote the request id when you report it."
+    assert (error.code, error.reason) == (StatusCode.INTERNAL, "INTERNAL")
+    assert error.message == "Internal error. Quote the request id when you report it."
     logs.flush()
     captured = capsys.readouterr()
     logged = captured.out + captured.err
-    assert answer.request_id in logged
+    assert error.request_id in logged
     assert "builtins.RuntimeError" in logged
-    assert "hunter2" not in logged + str(answer.trailers)
+    assert "hunter2" not in logged + str(error.trailers)
 
 
 @pytest.mark.parametrize("broken", ["_handler", "_begin"])
@@ -212,14 +212,14 @@ async def test_error_of_the_interceptor(
         raise RuntimeError("hunter2")
 
     monkeypatch.setattr(Interceptor, broken, fail)
-    answer = await failure(stub.Get(pb.GetBackupRequest(backup_id="a")))
+    error = await failure(stub.Get(pb.GetBackupRequest(backup_id="a")))
 
-    assert (answer.code, answer.reason) == (StatusCode.INTERNAL, "INTERNAL")
-    assert answer.message == "Internal error. Quote the request id when you report it."
+    assert (error.code, error.reason) == (StatusCode.INTERNAL, "INTERNAL")
+    assert error.message == "Internal error. Quote the request id when you report it."
     logs.flush()
     [line] = _calls(capsys)
-    assert (line["code"], line["request_id"], line["error"][0]["type"]) == ("INTERNAL", answer.request_id, "builtins.RuntimeError")
-    assert "hunter2" not in str(line) + str(answer.trailers)
+    assert (line["code"], line["request_id"], line["error"][0]["type"]) == ("INTERNAL", error.request_id, "builtins.RuntimeError")
+    assert "hunter2" not in str(line) + str(error.trailers)
 
 
 async def test_health_checks_are_not_logged(
@@ -301,8 +301,8 @@ async def test_cancelled_by_the_server(stub: pb.BackupServiceStub, monkeypatch: 
         raise asyncio.CancelledError
 
     monkeypatch.setattr("service.postgres.catalog.Catalog.get", cancelled)
-    answer = await failure(stub.Get(pb.GetBackupRequest(backup_id="a"), timeout=20))
-    assert (answer.code, answer.reason) == (StatusCode.UNAVAILABLE, "CALL_INTERRUPTED")
+    error = await failure(stub.Get(pb.GetBackupRequest(backup_id="a"), timeout=20))
+    assert (error.code, error.reason) == (StatusCode.UNAVAILABLE, "CALL_INTERRUPTED")
 
 
 @both_ways_to_accept
@@ -329,11 +329,11 @@ async def test_unknown_methods(channel: Any) -> None:
 )
 async def test_request_ids(stub: pb.BackupServiceStub, metadata: list[tuple[str, str]], request_id: str | None) -> None:
     """The trailers of every response have the client's request id if it is well-formed, otherwise a new one."""
-    answer = await failure(stub.Get(pb.GetBackupRequest(backup_id="a"), metadata=metadata))
+    error = await failure(stub.Get(pb.GetBackupRequest(backup_id="a"), metadata=metadata))
     if request_id:
-        assert answer.request_id == request_id
+        assert error.request_id == request_id
     else:
-        assert len(answer.request_id) == 36
+        assert len(error.request_id) == 36
 
     call: Any = stub.List(pb.ListBackupsRequest(folder_id="f"), metadata=metadata)
     await call

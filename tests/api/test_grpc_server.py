@@ -89,8 +89,8 @@ async def test_unsupported_grpcio(
     monkeypatch.setattr(grpc_server, "PRIVATE_NAMES", names)
     [backup] = await add_backups(1)
     async with start_server(concurrent_accept="true") as server, grpc.aio.insecure_channel(str(server.address)) as channel:
-        answer = await pb.BackupServiceStub(channel).Get(pb.GetBackupRequest(backup_id=backup.id))
-    assert answer.id == backup.id
+        response = await pb.BackupServiceStub(channel).Get(pb.GetBackupRequest(backup_id=backup.id))
+    assert response.id == backup.id
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if "no concurrent accept" in line]
     assert [(line["level"], name in line["problem"], grpc.__version__ in line["problem"]) for line in lines] == [("warning", True, True)]
 

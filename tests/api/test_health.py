@@ -27,8 +27,8 @@ _SETTINGS_INITIAL_WINDOW_SIZE = 4
 async def _until(health: Any, status: int, service: str = "") -> None:
     """Read the updates of Watch until one has the status."""
     async with asyncio.timeout(20):
-        async for answer in health.Watch(health_pb2.HealthCheckRequest(service=service)):
-            if answer.status == status:
+        async for response in health.Watch(health_pb2.HealthCheckRequest(service=service)):
+            if response.status == status:
                 return
 
 
@@ -48,7 +48,7 @@ async def test_list(health: Any, server: Server) -> None:
     """List returns the status of each service that Check knows."""
     await eventually(lambda: server.health.serving, expected=True)
     listed = await health.List(health_pb2.HealthListRequest())  # type: ignore[attr-defined]  # the stubs are older than the method
-    assert {name: answer.status for name, answer in listed.statuses.items()} == dict.fromkeys(
+    assert {name: response.status for name, response in listed.statuses.items()} == dict.fromkeys(
         ("", pb.BACKUP_SERVICE, pb.CLUSTER_SERVICE, LIVENESS), _SERVING
     )
 
@@ -143,18 +143,18 @@ async def test_not_serving_after_close() -> None:
     health.set(serving=True)
     health.close()
     health.set(serving=True)
-    answer = await health.Check(health_pb2.HealthCheckRequest(), None)  # type: ignore[arg-type]
-    assert answer.status == _NOT_SERVING
+    response = await health.Check(health_pb2.HealthCheckRequest(), None)  # type: ignore[arg-type]
+    assert response.status == _NOT_SERVING
 
 
 async def test_reflection(channel: grpc.aio.Channel) -> None:
     """Reflection lists the services and returns their descriptors."""
-    answer = await reflect(channel, list_services="")
-    assert {service.name for service in answer.list_services_response.service} == {
+    response = await reflect(channel, list_services="")
+    assert {service.name for service in response.list_services_response.service} == {
         pb.BACKUP_SERVICE, pb.CLUSTER_SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection",
     }  # fmt: skip
-    answer = await reflect(channel, file_containing_symbol=pb.BACKUP_SERVICE)
-    assert pb.DESCRIPTOR.serialized_pb in answer.file_descriptor_response.file_descriptor_proto
+    response = await reflect(channel, file_containing_symbol=pb.BACKUP_SERVICE)
+    assert pb.DESCRIPTOR.serialized_pb in response.file_descriptor_response.file_descriptor_proto
 
 
 async def test_idle_reflection_stream(start_server: StartServer) -> None:

@@ -22,7 +22,7 @@ from tests.support.tokens import Source
 
 async def test_document(source: Source, tmp_path: Path) -> None:
     """A document is read from a URL and from a file."""
-    source.answer = (200, b"document")
+    source.response = (200, b"document")
     assert await jwks_source(source.url)() == b"document"
     file = tmp_path / "jwks.json"
     file.write_bytes(b"document")
@@ -32,7 +32,7 @@ async def test_document(source: Source, tmp_path: Path) -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_redirects(source: Source, status: int) -> None:
     """A redirect is an error, and its target is not requested."""
-    source.answer, source.headers = (status, b"moved"), {"location": source.url}
+    source.response, source.headers = (status, b"moved"), {"location": source.url}
     with pytest.raises(InvalidJwks, match=f"HTTP status {status}"):
         await jwks_source(source.url)()
     assert source.requests == 1
@@ -41,7 +41,7 @@ async def test_redirects(source: Source, status: int) -> None:
 @pytest.mark.parametrize("status", [201, 204, 400, 401, 403, 429, 500, 503])
 async def test_error_statuses(source: Source, status: int) -> None:
     """Any status but 200, 404 and 410 is an error, so that the previous keys stay."""
-    source.answer = (status, b"")
+    source.response = (status, b"")
     with pytest.raises(InvalidJwks, match=f"HTTP status {status}"):
         await jwks_source(source.url)()
 
@@ -49,7 +49,7 @@ async def test_error_statuses(source: Source, status: int) -> None:
 @pytest.mark.parametrize("status", [404, 410])
 async def test_withdrawal(source: Source, status: int) -> None:
     """404 and 410 withdraw all keys."""
-    source.answer = (status, b"")
+    source.response = (status, b"")
     assert await jwks_source(source.url)() == b'{"keys": []}'
 
 
@@ -76,7 +76,7 @@ async def test_endless_bodies(status: int) -> None:
 
 async def test_compressed_body(source: Source) -> None:
     """A compressed body is not decompressed: a small one could become a large one."""
-    source.answer, source.headers = (200, b"\x1f\x8b"), {"content-encoding": "gzip"}
+    source.response, source.headers = (200, b"\x1f\x8b"), {"content-encoding": "gzip"}
     assert await jwks_source(source.url)() == b"\x1f\x8b"
 
 
@@ -143,7 +143,7 @@ async def test_large_headers() -> None:
 async def test_no_proxy_for_loopback(source: Source, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A loopback address is never reached through a proxy of the environment."""
     monkeypatch.setenv(name, "http://127.0.0.1:1")
-    source.answer = (200, b"document")
+    source.response = (200, b"document")
     assert await jwks_source(source.url)() == b"document"
 
 
@@ -203,7 +203,7 @@ async def test_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 async def test_time_limit_of_reads(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that does not answer delays nothing for longer than the limit."""
     monkeypatch.setattr(module, "READ_TIMEOUT_S", 0.2)
-    source.answer = None
+    source.response = None
     began = time.monotonic()
     with pytest.raises((TimeoutError, httpx.TimeoutException)):
         await jwks_source(source.url)()
@@ -212,7 +212,7 @@ async def test_time_limit_of_reads(source: Source, monkeypatch: pytest.MonkeyPat
 
 async def test_request_headers(source: Source) -> None:
     """Requests to the issuer require the current document from caches, uncompressed."""
-    source.answer = (200, b"document")
+    source.response = (200, b"document")
     await jwks_source(source.url)()
     assert source.received["cache-control"] == "no-cache"
     assert source.received["accept-encoding"] == "identity"

@@ -91,8 +91,8 @@ async def test_page_token_key_in_one_step(start_server: StartServer, add_backups
     """Changing the key in one step breaks paging. Therefore there are three steps."""
     await add_backups(9)
     async with _side_by_side(start_server, _PAGE_TOKEN_KEY[0], _PAGE_TOKEN_KEY[3]) as servers:
-        answer = await failure(_walk(servers))
-    assert (answer.code, answer.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN")
+        error = await failure(_walk(servers))
+    assert (error.code, error.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN")
 
 
 @pytest.mark.parametrize(

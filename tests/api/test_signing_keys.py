@@ -43,15 +43,15 @@ async def _more_requests(source: Source, times: int = 2) -> None:
 @pytest.mark.usefixtures("short_retry")
 async def test_keys_survive_failed_reads(guarded: StartGuarded, issuer: Issuer, source: Source) -> None:
     """Keys stay if the issuer fails, redirects, hangs, or returns a document that is not a JWKS."""
-    source.answer = (200, issuer.jwks("k1"))
+    source.response = (200, issuer.jwks("k1"))
     token = issuer.token("k1")
     async with guarded(source.url, jwks_refresh="0.1") as stub:
-        for answer in [(500, b""), (302, b""), (403, b""), (200, b"<html>"), (200, b"[]"), (200, b"{}"), (200, b"[" * 100_000),
+        for response in [(500, b""), (302, b""), (403, b""), (200, b"<html>"), (200, b"[]"), (200, b"{}"), (200, b"[" * 100_000),
                        (200, b"x" * (1 << 20))]:  # fmt: skip
-            source.answer = answer
+            source.response = response
             await _more_requests(source)
             assert await _code(stub, token) is StatusCode.OK
-        source.answer = None
+        source.response = None
         await _more_requests(source, 1)
         assert await _code(stub, token) is StatusCode.OK
 
@@ -70,27 +70,27 @@ _WITHDRAWALS = {
 @pytest.mark.parametrize("document", list(_WITHDRAWALS))
 async def test_withdrawal_of_the_only_key(guarded: StartGuarded, issuer: Issuer, source: Source, document: str) -> None:
     """When the last key is withdrawn, calls with any token are UNAVAILABLE within BACKUPS_JWKS_REFRESH, until there is a key again."""
-    source.answer = (200, issuer.jwks("k1", elliptic=False))
+    source.response = (200, issuer.jwks("k1", elliptic=False))
     token = issuer.token("k1")
     async with guarded(source.url, jwks_refresh="1") as stub:
         assert await _code(stub, token) is StatusCode.OK
-        source.answer = _WITHDRAWALS[document]
+        source.response = _WITHDRAWALS[document]
         await eventually(lambda: _code(stub, token), StatusCode.UNAVAILABLE, timeout_s=5)
-        answer = await failure(stub.List(_LIST, metadata=[("authorization", f"Bearer {token}")]))
-        assert (answer.code, answer.reason) == (StatusCode.UNAVAILABLE, "KEYS_UNAVAILABLE")
-        source.answer = (200, issuer.jwks("k1"))
+        error = await failure(stub.List(_LIST, metadata=[("authorization", f"Bearer {token}")]))
+        assert (error.code, error.reason) == (StatusCode.UNAVAILABLE, "KEYS_UNAVAILABLE")
+        source.response = (200, issuer.jwks("k1"))
         await eventually(lambda: _code(stub, token), StatusCode.OK)
 
 
 async def test_withdrawal_of_one_key(guarded: StartGuarded, issuer: Issuer, source: Source) -> None:
     """Tokens of a withdrawn key are rejected, even cached ones. The other key stays in use, despite a malformed entry."""
-    source.answer = (200, issuer.jwks("k1", "k2"))
+    source.response = (200, issuer.jwks("k1", "k2"))
     first, second = issuer.token("k1"), issuer.token("k2")
     async with guarded(source.url, jwks_refresh="1") as stub:
         assert await _code(stub, first) is StatusCode.OK
         document = json.loads(issuer.jwks("k2"))
         document["keys"].insert(0, {"kty": "RSA", "kid": "k1", "n": 1})
-        source.answer = (200, json.dumps(document).encode())
+        source.response = (200, json.dumps(document).encode())
         await eventually(lambda: _code(stub, first), StatusCode.UNAUTHENTICATED, timeout_s=5)
         assert await _code(stub, second) is StatusCode.OK
 
@@ -116,15 +116,15 @@ async def test_withdrawal_takes_effect_within_the_refresh_period() -> None:
 @pytest.mark.usefixtures("short_retry")
 async def test_keys_that_are_too_old(guarded: StartGuarded, issuer: Issuer, source: Source) -> None:
     """Keys that cannot be read again are used until BACKUPS_JWKS_MAX_AGE. Then calls are UNAVAILABLE, even with cached tokens."""
-    source.answer = (200, issuer.jwks())
+    source.response = (200, issuer.jwks())
     token = issuer.token("k1")
     async with guarded(source.url, jwks_refresh="0.1", jwks_max_age="1") as stub:
         assert await _code(stub, token) is StatusCode.OK
-        source.answer = (500, b"")
+        source.response = (500, b"")
         await eventually(lambda: _code(stub, token), StatusCode.UNAVAILABLE)
-        answer = await failure(stub.List(_LIST, metadata=[("authorization", f"Bearer {token}")]))
-        assert (answer.code, answer.reason) == (StatusCode.UNAVAILABLE, "KEYS_UNAVAILABLE")
-        source.answer = (200, issuer.jwks())
+        error = await failure(stub.List(_LIST, metadata=[("authorization", f"Bearer {token}")]))
+        assert (error.code, error.reason) == (StatusCode.UNAVAILABLE, "KEYS_UNAVAILABLE")
+        source.response = (200, issuer.jwks())
         await eventually(lambda: _code(stub, token), StatusCode.OK)
 
 
@@ -142,7 +142,7 @@ async def test_missing_file(guarded: StartGuarded, issuer: Issuer, jwks: Path) -
 
 async def test_unknown_keys_do_not_flood_the_issuer(guarded: StartGuarded, issuer: Issuer, source: Source) -> None:
     """A thousand tokens with unknown keys cause at most one more read, and no call waits for it."""
-    source.answer = (200, issuer.jwks("k1"))
+    source.response = (200, issuer.jwks("k1"))
     async with guarded(source.url, jwks_refresh="600", jwks_max_age="3600") as stub:
         before = source.requests
         for number in range(1000):
@@ -178,8 +178,8 @@ async def test_replaced_key(guarded: StartGuarded, issuer: Issuer, jwks: Path) -
 async def test_no_keys_at_the_start(guarded: StartGuarded, issuer: Issuer, tmp_path: Path) -> None:
     """Without keys the server starts, is not ready, and returns UNAVAILABLE."""
     async with guarded(tmp_path / "none.json", wait=False) as stub:
-        answer = await failure(stub.List(_LIST, metadata=[("authorization", f"Bearer {issuer.token('k1')}")]))
-        assert (answer.code, answer.reason) == (StatusCode.UNAVAILABLE, "KEYS_UNAVAILABLE")
+        error = await failure(stub.List(_LIST, metadata=[("authorization", f"Bearer {issuer.token('k1')}")]))
+        assert (error.code, error.reason) == (StatusCode.UNAVAILABLE, "KEYS_UNAVAILABLE")
 
 
 async def test_ignored_entries_are_logged(guarded: StartGuarded, issuer: Issuer, jwks: Path, capsys: pytest.CaptureFixture[str]) -> None:

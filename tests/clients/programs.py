@@ -50,19 +50,19 @@ class Program:
 
     async def call(self, name: str, **arguments: Any) -> "list[Row] | ClientError":
         """Make a call on a new connection and return its result. The arguments include the `token`."""
-        answer = await asyncio.to_thread(self._exchange, json.dumps({"call": name} | arguments))
-        if "backups" in answer:
-            return [Row(*values) for values in answer["backups"]]
-        return ClientError(**answer)
+        response = await asyncio.to_thread(self._exchange, json.dumps({"call": name} | arguments))
+        if "backups" in response:
+            return [Row(*values) for values in response["backups"]]
+        return ClientError(**response)
 
     def _exchange(self, line: str) -> dict[str, Any]:
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(line.encode() + b"\n")
         self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        assert answer, self._log.read_text(encoding="utf-8")[-2000:]
-        parsed: dict[str, Any] = json.loads(answer)
+        response = self._process.stdout.readline()
+        assert response, self._log.read_text(encoding="utf-8")[-2000:]
+        parsed: dict[str, Any] = json.loads(response)
         return parsed
 
     def close(self) -> None:

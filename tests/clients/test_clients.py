@@ -74,10 +74,10 @@ def _precision(name: str) -> timedelta:
     return timedelta(milliseconds=1) if name == "node" else timedelta(microseconds=1)
 
 
-def _row(backup: Backup, *, exact_to: timedelta) -> Row:
+def _row(backup: Backup, *, precision: timedelta) -> Row:
     """Return a backup as a client returns it, with the precision of the client's times."""
     created_at, started_at = (
-        (time - _EPOCH) // exact_to * (exact_to // timedelta(microseconds=1)) for time in (backup.created_at, backup.started_at)
+        (time - _EPOCH) // precision * (precision // timedelta(microseconds=1)) for time in (backup.created_at, backup.started_at)
     )
     return Row(backup.id, backup.folder_id, created_at, backup.source_cluster_id, started_at, backup.size, type=0, method=0, journal_size=0)
 
@@ -86,23 +86,23 @@ def _row(backup: Backup, *, exact_to: timedelta) -> Row:
 async def test_client(name: str, service: StartService, add_backups: AddBackups, tmp_path: Path) -> None:
     """A client gets a backup, lists folders and clusters over all pages, and reports errors with their request ids."""
     command(name)  # skips the test if the client is not installed, before anything is started
-    exact_to = _precision(name)
+    precision = _precision(name)
     many = await add_backups(2300)
     alike = await add_backups(50, folder_id="f2", source_cluster_id="c2", step=timedelta(0), size=2**53 - 1)
     async with service() as started, _running(name, started, tmp_path) as client:
         token = started.token("f1", "f2")
 
-        assert await client.call("get", token=token, backup_id=many[7].id) == [_row(many[7], exact_to=exact_to)]
+        assert await client.call("get", token=token, backup_id=many[7].id) == [_row(many[7], precision=precision)]
         for page_size in (0, 1000):
             listed = await client.call("list", token=token, folder_id="f1", page_size=page_size)
-            assert listed == [_row(backup, exact_to=exact_to) for backup in many]
+            assert listed == [_row(backup, precision=precision) for backup in many]
         expected = sorted(alike, key=lambda backup: backup.id, reverse=True)
-        assert await client.call("list", token=token, folder_id="f2", page_size=7) == [_row(each, exact_to=exact_to) for each in expected]
+        assert await client.call("list", token=token, folder_id="f2", page_size=7) == [_row(each, precision=precision) for each in expected]
         assert await client.call("list", token=started.token("f3"), folder_id="f3", page_size=0) == []
 
         for page_size in (0, 1000):
             listed = await client.call("list_cluster", token=token, cluster_id="c1", page_size=page_size)
-            assert listed == [_row(backup, exact_to=exact_to) for backup in many]
+            assert listed == [_row(backup, precision=precision) for backup in many]
         for cluster_id in ("c1", "none"):
             assert await client.call("list_cluster", token=started.token("f3"), cluster_id=cluster_id, page_size=0) == []
 
@@ -120,15 +120,15 @@ async def _check_errors(client: Program, started: Service, backup_id: str) -> No
         ("list", "f" * 51, started.token("*")): (StatusCode.INVALID_ARGUMENT, "The request breaks limits of the API."),
     }
     for (name, value, given), (code, message) in errors.items():
-        answer = await client.call(name, token=given, page_size=0, **{"backup_id" if name == "get" else "folder_id": value})
-        assert isinstance(answer, ClientError)
-        assert (answer.code, answer.message) == (code.value[0], message)
-        assert len(answer.request_id) == 36  # a UUID, of the service or of Envoy
+        response = await client.call(name, token=given, page_size=0, **{"backup_id" if name == "get" else "folder_id": value})
+        assert isinstance(response, ClientError)
+        assert (response.code, response.message) == (code.value[0], message)
+        assert len(response.request_id) == 36  # a UUID, of the service or of Envoy
 
     for name in ("delete", "create token"):
-        answer = await client.call(name, token=token, backup_id=backup_id)
-        assert isinstance(answer, ClientError)
-        assert answer.code == StatusCode.UNIMPLEMENTED.value[0]
+        response = await client.call(name, token=token, backup_id=backup_id)
+        assert isinstance(response, ClientError)
+        assert response.code == StatusCode.UNIMPLEMENTED.value[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,8 +138,8 @@ async def test_largest_size(name: str, service: StartService, add_backups: AddBa
     command(name)
     [backup] = await add_backups(1, size=2**53 - 1)
     async with service() as started, _running(name, started, tmp_path) as client:
-        answer = await client.call("get", token=started.token("f1"), backup_id=backup.id)
-        assert answer == [_row(backup, exact_to=_precision(name))]
+        response = await client.call("get", token=started.token("f1"), backup_id=backup.id)
+        assert response == [_row(backup, precision=_precision(name))]
 
 
 @pytest.mark.parametrize("name", NAMES)

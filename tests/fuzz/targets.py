@@ -87,7 +87,7 @@ class _Context:
     async def read(self) -> bytes:
         return self._request
 
-    answer: tuple[StatusCode, status_pb2.Status] | None = None
+    response: tuple[StatusCode, status_pb2.Status] | None = None
 
     def peer(self) -> str:
         return "fuzzing"
@@ -101,7 +101,7 @@ class _Context:
     async def abort(self, code: StatusCode, text: str, trailers: Iterable[tuple[str, Any]]) -> NoReturn:
         encoded: bytes = dict(trailers)[DETAILS_KEY]
         assert len(encoded) < 4096, "gRPC drops a status of this size"
-        self.answer = code, status_pb2.Status.FromString(encoded)
+        self.response = code, status_pb2.Status.FromString(encoded)
         raise _Aborted  # as gRPC does; the interceptor catches it
 
 
@@ -147,15 +147,15 @@ def request() -> Iterator[Target]:
         if not data:
             return
         context = _Context(data[1:])
-        answer = loop.run_until_complete(handlers[data[0] % len(handlers)](None, context))
-        if context.answer:
-            code, status = context.answer
+        response = loop.run_until_complete(handlers[data[0] % len(handlers)](None, context))
+        if context.response:
+            code, status = context.response
             assert code in (StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND), status
             assert status.code == code.value[0]
             assert status.details
         else:
             assert data[0] % len(handlers), "Get finds nothing in an empty catalog"
-            assert answer == b""
+            assert response == b""
 
     try:
         yield target
@@ -200,11 +200,11 @@ async def _wrapped(interceptor: Interceptor, method: str, handler: Any) -> Any:
 class _Slow:
     """Stream that returns a few bytes at a time, as a pipe may."""
 
-    def __init__(self, data: bytes, most: int) -> None:
-        self._stream, self._most = io.BytesIO(data), most
+    def __init__(self, data: bytes, max_size: int) -> None:
+        self._stream, self._max_size = io.BytesIO(data), max_size
 
     def read(self, size: int, /) -> bytes:
-        return self._stream.read(min(size, self._most))
+        return self._stream.read(min(size, self._max_size))
 
 
 @contextlib.contextmanager

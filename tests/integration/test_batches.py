@@ -80,8 +80,8 @@ async def test_more_gets_than_a_query_answers(catalog: Catalog, locked: Locked, 
     async with locked():
         calls = [asyncio.ensure_future(catalog.get(backup.id, folders=None)) for backup in backups]
         await _queries(sql, 3)
-    answers = await asyncio.gather(*calls)
-    assert [backup.id.encode() in answer for backup, answer in zip(backups, answers, strict=True)] == [True] * 150
+    responses = await asyncio.gather(*calls)
+    assert [backup.id.encode() in response for backup, response in zip(backups, responses, strict=True)] == [True] * 150
 
 
 async def test_one_query_for_several_pages(catalog: Catalog, locked: Locked, sql: Sql, add_backups: AddBackups) -> None:

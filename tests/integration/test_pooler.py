@@ -83,10 +83,10 @@ async def test_transaction_mode(pooled_url: str, add_backups: AddBackups) -> Non
     backups = await add_backups(30, folder_id="f1")
 
     async def call(number: int) -> None:
-        chosen = random.Random(number)
+        rng = random.Random(number)
         for _ in range(20):
-            index = chosen.randrange(len(backups) - 1)
-            match chosen.randrange(4):
+            index = rng.randrange(len(backups) - 1)
+            match rng.randrange(4):
                 case 0:
                     assert backups[index].id.encode() in await catalog.get(backups[index].id, folders=None)
                 case 1:

@@ -266,9 +266,9 @@ async def test_probes() -> None:
     probed = {name: only_container("service")[f"{name}Probe"]["grpc"]["service"] for name in ("startup", "liveness", "readiness")}
     assert probed == {"startup": LIVENESS, "liveness": LIVENESS, "readiness": pb.BACKUP_SERVICE}
     health: Any = Health()
-    answers = {name: (await health.Check(health_pb2.HealthCheckRequest(service=each), None)).status for name, each in probed.items()}
+    responses = {name: (await health.Check(health_pb2.HealthCheckRequest(service=each), None)).status for name, each in probed.items()}
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-    assert answers == {"startup": serving, "liveness": serving, "readiness": not_serving}
+    assert responses == {"startup": serving, "liveness": serving, "readiness": not_serving}
 
 
 def test_grace_period_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,9 @@ _REPLACEMENTS = {
     r"(is|are) no more": "no longer",
     r"(is|are) told": "receives, is logged, is reported",
     r"also (if|when)": "even if",
+    r"at once": "immediately, at the same time",
+    r"(an|no|the|unread) answers?": "response",
+    r"refusals?": "rejection, error",
     r"(rejects?|forbids?) to": "refuses to",
     r"returns? (why|how (many|long|old))": "return the reason, the number, the duration",
 }

@@ -195,8 +195,8 @@ class Deployment:
 
     async def stats(self, prefix: str) -> dict[str, int]:
         """Return Envoy's counters and gauges whose names start with `prefix`."""
-        answer = await self.read_admin(f"/stats?format=json&filter={urllib.parse.quote('^' + prefix)}")
-        return {stat["name"]: stat["value"] for stat in answer["stats"] if "name" in stat}
+        response = await self.read_admin(f"/stats?format=json&filter={urllib.parse.quote('^' + prefix)}")
+        return {stat["name"]: stat["value"] for stat in response["stats"] if "name" in stat}
 
     async def settled(self) -> None:
         """Wait until Envoy has forwarded a new call to every replica: its health gauges change before its workers do."""

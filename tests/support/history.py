@@ -93,8 +93,8 @@ class History:
 
     def longest_gap(self, began: float, ended: float) -> tuple[float, float]:
         """Return the longest part of an interval in which no client received a response, as start and end."""
-        answers = [began, *(page.ended for page in self.pages() if began < page.ended < ended), ended]
-        return max(itertools.pairwise(answers), key=lambda pair: pair[1] - pair[0])
+        responses = [began, *(page.ended for page in self.pages() if began < page.ended < ended), ended]
+        return max(itertools.pairwise(responses), key=lambda pair: pair[1] - pair[0])
 
     def problems(self, *, staleness: float = 0) -> list[str]:
         """Return each row that a page repeats, has out of order, misses, or contains although it does not exist.

@@ -13,5 +13,5 @@ async def reflect(channel: Any, **request: Any) -> Any:
         yield reflection_pb2.ServerReflectionRequest(**request)
 
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
-    [answer] = [answer async for answer in stub.ServerReflectionInfo(requests())]
-    return answer
+    [response] = [response async for response in stub.ServerReflectionInfo(requests())]
+    return response

@@ -30,36 +30,36 @@ def _nights(days: int) -> Iterator[tuple[int, datetime]]:
         yield number, midnight - timedelta(days=days - number)
 
 
-def _entries(schedule: _Schedule, days: int, chance: random.Random) -> Iterator[Entry]:
+def _entries(schedule: _Schedule, days: int, rng: random.Random) -> Iterator[Entry]:
     parent: str | None = None
     for number, night in _nights(days):
         is_base = number % schedule.base_every == 0
-        growth = (1 + number / days / 2) * chance.uniform(0.93, 1.07)
+        growth = (1 + number / days / 2) * rng.uniform(0.93, 1.07)
         size = round((schedule.base_size if is_base else schedule.increment_size) * growth)
         started_at = night + timedelta(hours=schedule.hour)
-        length = timedelta(hours=schedule.base_hours * growth * (1 if is_base else 0.2))
+        duration = timedelta(hours=schedule.base_hours * growth * (1 if is_base else 0.2))
         name = f"{started_at:%Y%m%d%H%M%S}"
         needs = () if is_base or parent is None else (parent,)
         identifier = f"{schedule.cluster}:{schedule.database or 'b'}:{name}"
         yield Entry(
-            *(f"entry {number}", name, identifier, started_at + length, started_at, size, "base" if is_base else "incremental"),
+            *(f"entry {number}", name, identifier, started_at + duration, started_at, size, "base" if is_base else "incremental"),
             database=schedule.database,
             needs=needs,
         )
         parent = name
 
 
-def _healthy(days: int, chance: random.Random) -> list[Listed]:
+def _healthy(days: int, rng: random.Random) -> list[Listed]:
     schedule = _Schedule("dwh-production", 18.0, 800 * _GIB, 24 * _GIB, 2.3)
-    return list(_entries(schedule, days, chance))
+    return list(_entries(schedule, days, rng))
 
 
-def _with_failures(days: int, chance: random.Random) -> list[Listed]:
+def _with_failures(days: int, rng: random.Random) -> list[Listed]:
     """Return backups of two databases. The runs of one of them have failed for some nights."""
     listing: list[Listed] = []
     for database, size in (("sales", 210), ("marketing", 40)):
         schedule = _Schedule("reporting", 17.0, size * _GIB, 0, 1.4, database, base_every=1)
-        for number, entry in enumerate(_entries(schedule, days, chance)):
+        for number, entry in enumerate(_entries(schedule, days, rng)):
             failed = days - 4 < number if database == "sales" else number in (20, 21, 77)
             if failed:
                 listing.append(Attempt(entry.name, database, entry.started_at, "failed"))
@@ -70,18 +70,18 @@ def _with_failures(days: int, chance: random.Random) -> list[Listed]:
     return listing
 
 
-def _stopped(days: int, chance: random.Random) -> list[Listed]:
+def _stopped(days: int, rng: random.Random) -> list[Listed]:
     """Return backups without the base of the last week, which was deleted, and without runs on a few nights."""
     schedule = _Schedule("staging", 19.0, 120 * _GIB, 9 * _GIB, 0.8)
-    return [entry for number, entry in enumerate(_entries(schedule, days, chance)) if number not in (41, 42, 43, 97)]
+    return [entry for number, entry in enumerate(_entries(schedule, days, rng)) if number not in (41, 42, 43, 97)]
 
 
 async def load_sample(url: str, *, days: int = 180) -> None:
     """Import four clusters with backups of the last `days` days."""
-    chance = random.Random(1)
-    await load(url, _healthy(days, chance), Target("warehouse", "dwh-production", "walg"), Options())
-    await load(url, _with_failures(days, chance), Target("warehouse", "reporting", "gpbackup"), Options())
-    stopped = _stopped(days, chance)
+    rng = random.Random(1)
+    await load(url, _healthy(days, rng), Target("warehouse", "dwh-production", "walg"), Options())
+    await load(url, _with_failures(days, rng), Target("warehouse", "reporting", "gpbackup"), Options())
+    stopped = _stopped(days, rng)
     await load(url, stopped, Target("warehouse", "staging", "walg"), Options())
     bases = [entry for entry in stopped if isinstance(entry, Entry) and entry.method == "base"]
     await load(url, [entry for entry in stopped if entry is not bases[-1]], Target("warehouse", "staging", "walg"), Options())

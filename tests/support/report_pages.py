@@ -67,7 +67,7 @@ async def make_html(page: Page, runs: list[Runs] | None = None, chain: Chain | N
 
 
 async def hostile_html(*names: str) -> str:
-    """Return a page with a cluster for each name, which has this name in every place for names."""
+    """Return a page with a cluster for each name, which is used in every field that can contain a name."""
     rows = [make_row(name, folder_id=name, tool="gpbackup", database=name, failed_attempts=1, last_failed_name=name) for name in names]
     needed = [make_link(1, id=None, name=name, created_at=None, state="unknown") for name in names]
     chain = Chain(make_link(0), "f1", "c1", "walg", "", needed, [])

@@ -135,10 +135,10 @@ def _handler(source: "Source") -> type[http.server.BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             source.requests += 1
-            if source.answer is None:
+            if source.response is None:
                 source.released.wait(20)  # hangs
                 return
-            status, body = source.answer
+            status, body = source.response
             source.received = {name.lower(): value for name, value in self.headers.items()}
             self.send_response(status)
             for name, value in source.headers.items():
@@ -162,7 +162,7 @@ class Source:
     """HTTP server that returns the given response and counts its requests."""
 
     def __init__(self) -> None:
-        self.answer: tuple[int, bytes] | None = (500, b"")
+        self.response: tuple[int, bytes] | None = (500, b"")
         self.headers: dict[str, str] = {}
         self.received: dict[str, str] = {}
         """Headers of the last request, with names in lower case."""

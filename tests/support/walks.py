@@ -44,14 +44,14 @@ class Folder:
             yield outcomes
 
     async def _walk(self, name: str, open_channel: Callable[[], grpc.aio.Channel], outcomes: Counter[str], stop: asyncio.Event) -> None:
-        choose = random.Random(f"{self._seed} {name}")
+        rng = random.Random(f"{self._seed} {name}")
         with (self._histories / f"{name}.jsonl").open("a", encoding="utf-8") as history:
             async with open_channel() as channel:
                 stub = pb.BackupServiceStub(channel)
                 for number in itertools.count(1):
                     token = ""
                     while not stop.is_set():
-                        request = pb.ListBackupsRequest(folder_id="f1", page_size=choose.randint(1, 40), page_token=token)
+                        request = pb.ListBackupsRequest(folder_id="f1", page_size=rng.randint(1, 40), page_token=token)
                         began = time.monotonic()
                         try:
                             page = await stub.List(request, timeout=10)
@@ -64,7 +64,7 @@ class Folder:
                         rows = [(backup.created_at.ToMicroseconds(), backup.id) for backup in page.backups]
                         token = page.next_page_token
                         _record(history, walk=f"{name}-{number}", rows=rows, last=not token, **times)
-                        await asyncio.sleep(choose.uniform(0, 0.1))
+                        await asyncio.sleep(rng.uniform(0, 0.1))
                         if not token:
                             break
                     if stop.is_set():
@@ -82,15 +82,15 @@ class Folder:
 class _Writer:
     """The only writer of the folder's rows. It records each attempt and each acknowledgement."""
 
-    def __init__(self, url: str, file: Path, choose: random.Random) -> None:
-        self._url, self._file, self._choose = url, file, choose
+    def __init__(self, url: str, file: Path, rng: random.Random) -> None:
+        self._url, self._file, self._rng = url, file, rng
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
         self._present: list[Backup] = []
         self._numbers = itertools.count(1)
 
     async def write(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            count = self._choose.randint(1, 5)
+            count = self._rng.randint(1, 5)
             await self.step(adds=count, removes=count)
             await asyncio.sleep(0.02)
         if self._connection:
@@ -99,7 +99,7 @@ class _Writer:
     async def step(self, *, adds: int, removes: int) -> bool:
         """Insert and remove rows. Return True if PostgreSQL acknowledged both. Otherwise the rows may exist or not."""
         added = [self._backup() for _ in range(adds)]
-        self._choose.shuffle(self._present)
+        self._rng.shuffle(self._present)
         removed, self._present = self._present[:removes], self._present[removes:]
         try:
             if self._connection is None:
@@ -120,8 +120,8 @@ class _Writer:
 
     def _backup(self) -> Backup:
         number = next(self._numbers)
-        created_at = _NEWEST + self._choose.randrange(_TIMES) * timedelta(minutes=1)
-        return Backup(f"{self._choose.choice('aB-_~')}{number}", "f1", created_at, "c1", _NEWEST - timedelta(hours=1), 1)
+        created_at = _NEWEST + self._rng.randrange(_TIMES) * timedelta(minutes=1)
+        return Backup(f"{self._rng.choice('aB-_~')}{number}", "f1", created_at, "c1", _NEWEST - timedelta(hours=1), 1)
 
     def _record(self, backups: list[Backup], event: str) -> None:
         at = time.monotonic()

@@ -50,10 +50,10 @@ def test_details_of_every_error() -> None:
         ValueError(),
     ]:
         status = status_of(error)
-        answer = status_pb2.Status.FromString(dict(trailers(status, error, "id-1"))[DETAILS_KEY])
-        assert (answer.code, answer.message) == (status.code.value[0], status.text)
-        infos = [_unpacked(detail, error_details_pb2.ErrorInfo()) for detail in answer.details]
-        requests = [_unpacked(detail, error_details_pb2.RequestInfo()) for detail in answer.details]
+        response = status_pb2.Status.FromString(dict(trailers(status, error, "id-1"))[DETAILS_KEY])
+        assert (response.code, response.message) == (status.code.value[0], status.text)
+        infos = [_unpacked(detail, error_details_pb2.ErrorInfo()) for detail in response.details]
+        requests = [_unpacked(detail, error_details_pb2.RequestInfo()) for detail in response.details]
         [info], [request] = [x for x in infos if x], [x for x in requests if x]
         assert info.domain == DOMAIN
         assert info.reason == info.reason.upper()

@@ -51,13 +51,13 @@ async def test_raises_errors_of_the_read() -> None:
 
 async def test_reads_again_after_a_retried_error() -> None:
     """Only the named errors are followed by another read; on timeout the last one is reported."""
-    answers: Iterator[Exception | str] = iter([ConnectionRefusedError("refused"), ConnectionResetError("reset"), "ready"])
+    responses: Iterator[Exception | str] = iter([ConnectionRefusedError("refused"), ConnectionResetError("reset"), "ready"])
 
     def read() -> str:
-        answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        response = next(responses)
+        if isinstance(response, Exception):
+            raise response
+        return response
 
     with pytest.raises(ConnectionResetError):
         await eventually(read, "ready", period_s=0, retried=(ConnectionRefusedError,))

@@ -44,7 +44,7 @@ async def _written(capsys: pytest.CaptureFixture[str]) -> str:
 async def test_a_call_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     """A call is logged with method, status, duration, peer and request id."""
     logs.configure_logging(log_format="json", log_level="info")
-    _call("r1").ended("OK")
+    _call("r1").finish("OK")
 
     [line] = (await _written(capsys)).splitlines()
     logged = json.loads(line)
@@ -57,16 +57,16 @@ async def test_calls_are_written_together(capsys: pytest.CaptureFixture[str]) ->
     """Lines of calls are buffered for a limited time and number, and any other event flushes them in order."""
     logs.configure_logging(log_format="json", log_level="info")
     for request_id in ("r1", "r2"):
-        _call(request_id).ended("OK")
+        _call(request_id).finish("OK")
     assert capsys.readouterr().err == ""
     assert [json.loads(line)["request_id"] for line in (await _written(capsys)).splitlines()] == ["r1", "r2"]
 
-    _call("r3").ended("OK")
+    _call("r3").finish("OK")
     logs.event("listening")
     assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["call", "listening"]
 
     for _ in range(logs.MAX_PENDING_LINES):
-        _call("r4").ended("OK")
+        _call("r4").finish("OK")
     assert len(capsys.readouterr().err.splitlines()) == logs.MAX_PENDING_LINES
 
 
@@ -77,7 +77,7 @@ async def test_fields_are_documented(capsys: pytest.CaptureFixture[str]) -> None
     call = logs.Call("/s/Get", metrics, request_id="r1", peer="ipv4:127.0.0.1:1")
     call.span = CallSpan(INVALID_SPAN)
     call.caller, call.folder, call.rejection = "client", "f1", "expired"
-    call.ended("UNAVAILABLE", level="warning", error=CatalogUnavailable())
+    call.finish("UNAVAILABLE", level="warning", error=CatalogUnavailable())
 
     section = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8").split("\n## Logs\n")[1].split("\n##")[0]
     documented = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
@@ -120,7 +120,7 @@ async def test_texts_of_other_errors_are_not_logged(capsys: pytest.CaptureFixtur
         except ValueError as exc:
             raise CatalogUnavailable("PostgreSQL was lost") from exc
     except CatalogUnavailable as exc:
-        _call("r").ended("UNAVAILABLE", level="warning", error=exc)
+        _call("r").finish("UNAVAILABLE", level="warning", error=exc)
         logs.flush()
         logging.getLogger("grpc._cython.cygrpc").exception("Unexpected error")
 

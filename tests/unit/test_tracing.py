@@ -37,7 +37,7 @@ async def test_a_call_and_its_query(exporter: InMemorySpanExporter) -> None:
     call = _call(traces)
     with traces.queries_of("catalog")(_QUERY) as connected:
         connected()
-    call.ended("OK")
+    call.finish("OK")
     await traces.close()
 
     query, server = exporter.get_finished_spans()
@@ -62,7 +62,7 @@ async def test_a_call_and_its_query(exporter: InMemorySpanExporter) -> None:
 async def test_other_callers_are_linked(exporter: InMemorySpanExporter, *, trusts_callers: bool, is_authenticated: bool) -> None:
     """The span of a caller that is not authenticated is a link, so that it does not choose what is sampled."""
     traces = Tracing(trusts_callers=trusts_callers)
-    _call(traces, is_authenticated=is_authenticated).ended("UNAVAILABLE")
+    _call(traces, is_authenticated=is_authenticated).finish("UNAVAILABLE")
     await traces.close()
 
     [server] = exporter.get_finished_spans()
@@ -82,7 +82,7 @@ async def test_a_failed_query(exporter: InMemorySpanExporter) -> None:
     call = _call(traces)
     with pytest.raises(CatalogUnavailable), traces.queries_of("catalog")(_QUERY):
         raise CatalogUnavailable("hunter2") from _DriverError("hunter2")
-    call.ended("UNAVAILABLE")
+    call.finish("UNAVAILABLE")
     await traces.close()
 
     query, _ = exporter.get_finished_spans()
@@ -117,7 +117,7 @@ async def test_close_with_an_unresponsive_collector(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(tracing, "OTLPSpanExporter", Unresponsive)
     monkeypatch.setattr(Tracing, "flush_within", timedelta(seconds=0.1))
     traces = Tracing(trusts_callers=True)
-    _call(traces).ended("OK")
+    _call(traces).finish("OK")
     async with asyncio.timeout(20):
         await traces.close()
     assert Unresponsive.stopped.is_set()

@@ -158,7 +158,7 @@ async def test_largest_page_over_rest(deployment: Deployment, sql: Sql) -> None:
             assert json.loads(body) == reply.body
 
 
-async def test_client_mistakes_eject_no_replica(deployment: Deployment) -> None:
+async def test_bad_calls_eject_no_replica(deployment: Deployment) -> None:
     """Calls that gRPC core would answer by resetting the stream are answered by Envoy, or corrected, and eject no replica."""
     async with edge(deployment) as envoy:
         without_te = [await _check(envoy, te=None) for _ in range(10)]

@@ -104,8 +104,8 @@ async def test_discovery(deployment: Deployment) -> None:
 async def test_grpc_errors_through_envoy(deployment: Deployment, public: grpc.aio.Channel) -> None:
     """gRPC errors arrive as the service sent them, and unknown methods are UNIMPLEMENTED."""
     stub = pb.BackupServiceStub(public)
-    answer = await failure(stub.List(pb.ListBackupsRequest(folder_id="f" * 51)))
-    assert (answer.code, answer.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    error = await failure(stub.List(pb.ListBackupsRequest(folder_id="f" * 51)))
+    assert (error.code, error.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     unknown: Any = public.unary_unary("/yandex.cloud.mdb.greenplum.v1.BackupService/Delete")
     assert await unknown(b"").code() is StatusCode.UNIMPLEMENTED
     for size in (3_000, 9_000, 16_000):
