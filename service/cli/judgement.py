@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from service.postgres.freshness import Freshness
 
 
-def duration_option(text: str) -> timedelta:
+def duration(text: str) -> timedelta:
     """Parse an option such as `26h`."""
     if (found := parse_duration(text)) is None:
         raise typer.BadParameter("must be a number with s, m, h or d, such as 26h")
@@ -58,20 +58,17 @@ def rules_of(
     max_age: Annotated[
         timedelta | None,
         typer.Option(
-            parser=duration_option,
+            parser=duration,
             metavar="DURATION",
             help="The age above which a last restorable backup or a last import is overdue, such as 90m, 26h or 8d. "
-            "No restorable backup, and one that is dated in the future, are overdue, too.",
+            "A cluster without a restorable backup, or with one dated in the future, is overdue, too.",
             show_default=False,
         ),
     ] = None,
     max_age_base: Annotated[
         timedelta | None,
         typer.Option(
-            parser=duration_option,
-            metavar="DURATION",
-            help="The same for the last restorable backup that is not an increment.",
-            show_default=False,
+            parser=duration, metavar="DURATION", help="The same for the last restorable base (not an increment).", show_default=False
         ),
     ] = None,
     expect: Annotated[

@@ -10,7 +10,7 @@ import typer
 
 from service.cli.environment import read_settings
 from service.cli.help import example
-from service.cli.judgement import Filters, Judgement, Rules, duration_option, filters_of, judge_catalog, rules_of
+from service.cli.judgement import Filters, Judgement, Rules, duration, filters_of, judge_catalog, rules_of
 from service.cli.option_groups import option_groups
 
 commands = typer.Typer()
@@ -33,7 +33,7 @@ def _output(
     warn_age: Annotated[
         timedelta | None,
         typer.Option(
-            parser=duration_option, metavar="DURATION", help="With --nagios: warn if a last restorable backup is older.", show_default=False
+            parser=duration, metavar="DURATION", help="With --nagios: warn if a last restorable backup is older.", show_default=False
         ),
     ] = None,
     textfile: Annotated[
