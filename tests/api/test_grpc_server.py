@@ -30,7 +30,8 @@ def _call_at_once(address: str) -> list[str]:
 
 async def _iterations_to_accept(start_server: StartServer, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> int:
     """Block the event loop until many calls have arrived. Return the number of its iterations from the first handler to the last one."""
-    iteration, handled = 0, []
+    iteration = 0
+    handled: list[int] = []
 
     def count() -> None:
         nonlocal iteration
