@@ -62,6 +62,23 @@ def test_path_of_a_call() -> None:
     assert unknown == []
 
 
+def test_order_of_steps() -> None:
+    """The steps of every call that the interceptor runs have the same order in the code and in the documented path."""
+    [handle] = [
+        node
+        for node in ast.walk(ast.parse((_SERVICE / "api" / "interceptor.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.AsyncFunctionDef) and node.name == "_handle"
+    ]
+    calls = [node.func for node in ast.walk(handle) if isinstance(node, ast.Call)]
+    called = sorted((call for call in calls if isinstance(call, ast.Attribute)), key=lambda call: (call.lineno, call.col_offset))
+    steps = [call.attr.strip("_") for call in called]
+    section = _ARCHITECTURE.partition("\n## Path of a call\n")[2].partition("\n### ")[0]
+    documented = [name.rpartition(".")[2].strip("_") for name in re.findall(r"`([\w.]+)`", section)]
+    both = {"limit_to", "arrive", "receive", "require", "authenticate", "admit"}
+    assert both <= set(steps)
+    assert [name for name in documented if name in both] == [name for name in steps if name in both]
+
+
 def test_reasons_of_readiness() -> None:
     """docs/operating.md explains each reason why a replica is not ready, and no other."""
     section = _OPERATING.partition("\n## Health checks\n")[2].partition("\n## ")[0]
