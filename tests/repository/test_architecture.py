@@ -17,13 +17,15 @@ _SERVICE = ROOT / "service"
 def test_tree_names_each_module() -> None:
     """The tree has each module of service/ once, under its folder, and no other."""
     tree = _BLOCKS[0].partition("service/\n")[2].partition("\ntests/")[0]
-    folder, named = "", []
+    folders: list[tuple[int, str]] = []  # the indentation and the name of each folder around the line
+    named = []
     for line in tree.splitlines():
-        if found := re.match(r"  (\w+)/", line):
-            folder = f"{found[1]}/"
-        elif re.match(r"  \w", line):
-            folder = ""
-        named += [folder + name for name in re.findall(r"\w+\.py", line)]
+        indentation = len(line) - len(line.lstrip())
+        while folders and folders[-1][0] >= indentation:
+            folders.pop()
+        if found := re.match(r" +(\w+)/", line):
+            folders.append((indentation, f"{found[1]}/"))
+        named += ["".join(name for _, name in folders) + module for module in re.findall(r"\w+\.py", line)]
     modules = [str(path.relative_to(_SERVICE)) for path in _SERVICE.rglob("*.py") if not path.name.startswith("__")]
     assert sorted(named) == sorted(name for name in modules if not name.startswith("pb/"))
 
