@@ -281,7 +281,7 @@ def _add_gauges(parts: _Parts) -> None:
     metrics.gauge("backups_admission_limit", "Maximum cost of the calls in flight.", lambda: admission.limit)
     metrics.gauge("backups_incomplete_requests", "Calls whose request has not arrived in full.", lambda: len(parts.incomplete))
     help_text = "Seconds since a check last reached the database and found a recent schema."
-    metrics.gauge("backups_database_last_check_age_seconds", help_text, lambda: readiness.last_check_age)
+    metrics.gauge("backups_database_last_check_age_seconds", help_text, lambda: readiness.last_success_age)
     metrics.counter("backups_log_lines_dropped", "Lines of the log that could not be written.", logs.dropped)
     metrics.gauge("backups_pool_connections", "Connections to PostgreSQL.", lambda: pool.connections)
     metrics.gauge("backups_pool_idle_connections", "Idle connections to PostgreSQL.", lambda: pool.idle_connections)

@@ -1,4 +1,4 @@
-"""The steps of every call (`Interceptor._handle`): deadline, receive, authenticate, decode, admit, handle; then its outcome (`_wrap`).
+"""The steps of every call, in `Interceptor._handle`, and its outcome, in `Interceptor._wrap`. docs/architecture.md lists the steps.
 
 Handlers are wrapped so that error_status.py alone decides which errors clients receive. By default, gRPC decodes a request before it calls
 the handler, and returns its own texts for errors. Therefore wrapped handlers receive and return bytes.

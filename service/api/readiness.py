@@ -12,6 +12,7 @@ from service.errors import CatalogUnavailable, Error
 from service.observability import logs
 from service.postgres.catalog import Catalog
 from service.postgres.database import Database
+from service.postgres.errors import unavailable
 from service.postgres.replication import replication_lag
 from service.postgres.schema import REQUIRED_REVISION, present_revision
 from service.waiting import sleep_in_steps, wait_for_first
@@ -69,13 +70,13 @@ class Readiness:
         self._keys_problem = keys_problem
         self._max_replication_lag = max_replication_lag.total_seconds()
         self._period, self._timeout = period, timeout
-        self.checked_at = self._up_to_date_at = -math.inf
+        self.succeeded_at = self._up_to_date_at = -math.inf
         self._logged: object = None
 
     @property
-    def last_check_age(self) -> float:
+    def last_success_age(self) -> float:
         """Seconds since the database was last reached and its schema was recent enough; infinite if it never was."""
-        return time.monotonic() - self.checked_at
+        return time.monotonic() - self.succeeded_at
 
     async def check(self) -> None:
         """Check once, and update the state."""
@@ -86,8 +87,10 @@ class Readiness:
                 self._set(NotReady.CHECK_SLOW)
             async with asyncio.timeout(self._timeout.total_seconds()):
                 self._set(await checking)
-        except (CatalogUnavailable, TimeoutError) as exc:
+        except CatalogUnavailable as exc:
             self._set(NotReady.CATALOG_UNAVAILABLE, exc)
+        except TimeoutError as exc:
+            self._set(NotReady.CATALOG_UNAVAILABLE, unavailable(exc))
         except Exception as exc:
             self._set(NotReady.UNEXPECTED_ERROR, exc)
         finally:
@@ -105,7 +108,7 @@ class Readiness:
         await self._catalog.probe()
         is_migrated = await present_revision(self._database) >= self.required_revision
         if is_migrated:
-            self.checked_at = time.monotonic()
+            self.succeeded_at = time.monotonic()
         if is_behind:
             return NotReady.STANDBY_BEHIND
         return self._keys_problem() if is_migrated else NotReady.SCHEMA_TOO_OLD

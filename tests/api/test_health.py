@@ -200,8 +200,8 @@ async def test_overload_does_not_affect_readiness(start_server: StartServer, add
         calls = [asyncio.ensure_future(_id(stub)) for _ in range(5)]
         await eventually(lambda: sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"), 1)
         for _ in range(2):
-            checked_at = server.readiness.checked_at
-            await eventually(lambda: server.readiness.checked_at, lambda at, before=checked_at: at > before)
+            succeeded_at = server.readiness.succeeded_at
+            await eventually(lambda: server.readiness.succeeded_at, lambda at, before=succeeded_at: at > before)
             assert server.health.serving
         assert await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") == 1
         await sql.execute("SELECT pg_advisory_unlock(1)")
@@ -215,8 +215,8 @@ async def test_table_lock_does_not_affect_readiness(start_server: StartServer, s
         async with sql.transaction():
             await sql.execute("LOCK TABLE backups")
             for _ in range(2):
-                checked_at = server.readiness.checked_at
-                await eventually(lambda: server.readiness.checked_at, lambda at, before=checked_at: at > before)
+                succeeded_at = server.readiness.succeeded_at
+                await eventually(lambda: server.readiness.succeeded_at, lambda at, before=succeeded_at: at > before)
                 assert server.health.serving
 
 

@@ -84,8 +84,8 @@ async def test_slow_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert _events(capsys) == [("not serving", NotReady.CHECK_SLOW), ("serving", None)]
 
 
-async def test_timeout_of_a_check() -> None:
-    """A check that never finishes ends after its timeout."""
+async def test_timeout_of_a_check(capsys: pytest.CaptureFixture[str]) -> None:
+    """A check that never finishes ends after its timeout, which the log reports as the cause."""
 
     class Hanging(_Checked):
         async def find_reason(self) -> NotReady | None:
@@ -96,6 +96,8 @@ async def test_timeout_of_a_check() -> None:
     async with asyncio.timeout(10):
         await readiness.check()
     assert readiness.reason is NotReady.CATALOG_UNAVAILABLE
+    [_, logged] = map(json.loads, capsys.readouterr().err.splitlines())
+    assert logged["error"][0]["message"] == "PostgreSQL did not answer in time"
 
 
 async def test_shutdown_is_final(capsys: pytest.CaptureFixture[str]) -> None:
