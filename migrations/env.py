@@ -19,8 +19,8 @@ from sqlalchemy.pool import NullPool
 
 from service.database_url import parse_database_url
 from service.errors import SchemaError
-from service.postgres.hosts import Connect, Hosts
-from service.postgres.timeouts import SessionTimeouts
+from service.postgres.connect.hosts import Connect, Hosts
+from service.postgres.connect.timeouts import SessionTimeouts
 
 # A step that waits for a lock blocks every later query of that table, so its lock timeout is short and the step is retried. It is longer
 # than deadlock_timeout (1 s), after which autovacuum releases a table to a waiting session.

@@ -11,9 +11,9 @@ from service.api.health import Health
 from service.errors import CatalogUnavailable, Error
 from service.observability import logs
 from service.postgres.catalog import Catalog
+from service.postgres.connect.replication import replication_lag
 from service.postgres.database import Database
 from service.postgres.errors import unavailable
-from service.postgres.replication import replication_lag
 from service.postgres.schema import REQUIRED_REVISION, present_revision
 from service.waiting import sleep_in_steps, wait_for_first
 

@@ -6,9 +6,14 @@ from typing import Annotated
 import typer
 
 from service import VERSION
-from service.cli import chain, import_listing, migrate, read, remove_cluster, report, serve, status, streams
+from service.cli import migrate, remove_cluster, serve, streams
+from service.cli.chain import command as chain
+from service.cli.client import commands as client
 from service.cli.environment import print_warnings
 from service.cli.formatting import printable
+from service.cli.imports import commands as imports
+from service.cli.report import command as report
+from service.cli.status import command as status
 from service.errors import Error
 from service.settings import check_environment
 
@@ -45,12 +50,12 @@ def _check_environment(
 
 app.add_typer(serve.commands)
 app.add_typer(migrate.commands)
-app.add_typer(import_listing.commands, name="import")
+app.add_typer(imports.commands, name="import")
 app.add_typer(status.commands)
 app.add_typer(chain.commands)
 app.add_typer(report.commands)
 app.add_typer(remove_cluster.commands)
-app.add_typer(read.commands)
+app.add_typer(client.commands)
 
 
 def main() -> None:
@@ -71,7 +76,7 @@ def main() -> None:
 def run() -> int | str | None:
     """Run the command, and return the exit status."""
     if _is_plugin():
-        from service.cli import nagios  # imports the catalog
+        from service.cli.status import nagios  # imports the catalog
 
         return nagios.run(app)
     try:

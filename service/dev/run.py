@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.importers import walg
-from service.postgres.import_backups import Options, Target, load
+from service.postgres.imports.import_backups import Options, Target, load
 from service.postgres.migration import Roles, migrate
 from service.project_files import IS_CLONE, SAMPLE, shown_path
 

@@ -12,11 +12,11 @@ from asyncpg.connect_utils import SessionAttribute
 
 from service.database_url import DatabaseUrl, parse_database_url
 from service.errors import ConnectFailed
+from service.postgres.connect.hosts import Connect, Hosts
+from service.postgres.connect.replication import connect_unless_lagging
+from service.postgres.connect.timeouts import SessionTimeouts
 from service.postgres.errors import UNAVAILABLE, is_timeout, unavailable
-from service.postgres.hosts import Connect, Hosts
 from service.postgres.pool import Pool
-from service.postgres.replication import connect_unless_lagging
-from service.postgres.timeouts import SessionTimeouts
 
 if TYPE_CHECKING:  # OpenTelemetry is optional
     from service.observability.tracing import Tracing

@@ -9,9 +9,9 @@ import asyncpg
 
 from service.database_url import parse_database_url
 from service.errors import CatalogNotWritable, CatalogUnavailable, ImportRejected
+from service.postgres.connect.hosts import Hosts
+from service.postgres.connect.timeouts import SessionTimeouts
 from service.postgres.errors import UNAVAILABLE, cause, unavailable
-from service.postgres.hosts import Hosts
-from service.postgres.timeouts import SessionTimeouts
 
 # Rows after which to VACUUM: without the visibility map that it writes, reading a page is not an index-only scan.
 _VACUUM_FROM = 1000

@@ -17,9 +17,9 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 
 from service import pb
-from service.cli import client
-from service.cli.client import Credentials, Endpoint
-from service.cli.service_address import ServiceAddress
+from service.cli.client import calls
+from service.cli.client.calls import Credentials, Endpoint
+from service.cli.client.service_address import ServiceAddress
 from service.errors import CallFailed
 from tests.support.certificates import Authority
 from tests.support.commands import Done, RunCommand
@@ -382,12 +382,12 @@ async def test_error_details_that_are_not_well_formed(command: RunCommand, servi
 async def _listed(port: int) -> list[pb.ListBackupsResponse]:
     """Return all pages that the client of the commands reads, in this process."""
     endpoint = Endpoint(ServiceAddress("", host="127.0.0.1", port=port))
-    return [page async for page in client.pages(endpoint, _NO_TOKEN, pb.ListBackupsRequest(folder_id="f1"), follow=True)]
+    return [page async for page in calls.pages(endpoint, _NO_TOKEN, pb.ListBackupsRequest(folder_id="f1"), follow=True)]
 
 
 async def _got(port: int) -> pb.Backup:
     endpoint = Endpoint(ServiceAddress("", host="127.0.0.1", port=port))
-    return await client.get(endpoint, _NO_TOKEN, pb.GetBackupRequest(backup_id="x"))
+    return await calls.get(endpoint, _NO_TOKEN, pb.GetBackupRequest(backup_id="x"))
 
 
 @pytest.mark.parametrize("response", [b"\xff", b"\x0a\x03\x0a\x01\xff"])

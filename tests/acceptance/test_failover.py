@@ -4,7 +4,7 @@ Mitigations:
 - BACKUPS_DATABASE_URL contains all hosts and `target_session_attrs`. The attributes are compared with the server, not with the service's
   own read-only sessions (`_TARGET_SESSION_ATTRIBUTES` of service/postgres/database.py). Otherwise no server would match.
 - Connections are replaced after BACKUPS_POOL_MAX_AGE.
-- The replication lag of a standby is checked before it is preferred (`connect_unless_lagging` of service/postgres/replication.py).
+- The replication lag of a standby is checked before it is preferred (`connect_unless_lagging` of service/postgres/connect/replication.py).
   Otherwise a former leader that is disconnected from etcd would be read from until it is connected again.
 """
 

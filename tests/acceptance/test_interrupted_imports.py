@@ -26,7 +26,7 @@ import pytest
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.errors import CatalogUnavailable
 from service.importers import walg
-from service.postgres.import_backups import Options, Target, load
+from service.postgres.imports.import_backups import Options, Target, load
 from service.postgres.migration import Roles, migrate
 from tests.support.catalog import Sql
 from tests.support.eventually import eventually

@@ -20,7 +20,7 @@ from service import pb
 from service.catalog_metrics import families
 from service.entry import Attempt, Entry, Listed
 from service.postgres.freshness import Stalest
-from service.postgres.import_backups import Options, Target, load
+from service.postgres.imports.import_backups import Options, Target, load
 from tests.support.catalog import AddBackups
 from tests.support.certificates import Authority, Files
 from tests.support.debian import debian_program

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.copied_input import COPY_MAX
+from service.cli.imports.copied_input import COPY_MAX
 from tests.support import processes
 from tests.support.catalog import Sql
 from tests.support.commands import RunCommand, environment

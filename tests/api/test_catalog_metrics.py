@@ -9,7 +9,7 @@ import pytest
 from service.entry import Attempt, Entry, Listed, Unusable
 from service.observability import logs
 from service.postgres import remove_cluster
-from service.postgres.import_backups import Options, Target, load
+from service.postgres.imports.import_backups import Options, Target, load
 from service.server import Server
 from tests.support.catalog import Sql
 from tests.support.eventually import eventually

@@ -15,10 +15,10 @@ from asyncpg.connect_utils import SessionAttribute
 from service.database_url import parse_database_url
 from service.dev.embedded_postgres import EmbeddedPostgres
 from service.errors import CatalogUnavailable, ConnectFailed
-from service.postgres.connection import connect as connect_to_host
+from service.postgres.connect.connection import connect as connect_to_host
+from service.postgres.connect.hosts import Hosts
+from service.postgres.connect.password_file import read_password
 from service.postgres.database import Limits, open_database
-from service.postgres.hosts import Hosts
-from service.postgres.password_file import read_password
 from tests.support.commands import DATABASE_COMMANDS, RunCommand
 from tests.support.huge_file import huge_file
 from tests.support.proxy import listening, proxied

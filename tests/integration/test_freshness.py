@@ -12,7 +12,7 @@ from service.errors import CatalogUnavailable
 from service.postgres import freshness as queries
 from service.postgres.database import Database, Limits, open_database
 from service.postgres.freshness import Freshness, freshness, stalest
-from service.postgres.import_backups import Options, Target, load
+from service.postgres.imports.import_backups import Options, Target, load
 from tests.support.catalog import Sql
 
 _TIME = datetime(2026, 11, 20, 2, 41, 58, 826199, tzinfo=UTC)

@@ -13,8 +13,8 @@ from service.dev.embedded_postgres import EmbeddedPostgres
 from service.entry import Entry, Skipped
 from service.errors import CatalogUnavailable, ImportRejected, InvalidListing
 from service.importers import walg
-from service.postgres.import_backups import Options, Summary, Target, check_target, load
-from service.postgres.listing import check_session, copy_listing
+from service.postgres.imports.import_backups import Options, Summary, Target, check_target, load
+from service.postgres.imports.listing import check_session, copy_listing
 from service.postgres.session import open_session
 from tests.support.catalog import OWNER, AddBackups, Sql
 from tests.support.proxy import proxied

@@ -16,7 +16,7 @@ from service.errors import ImportRejected, InvalidListing
 from service.importers import gpbackup, walg
 from service.postgres.database import Database, Limits, open_database
 from service.postgres.freshness import Attempt, Freshness, attempts, freshness
-from service.postgres.import_backups import Options, Summary, Target, load
+from service.postgres.imports.import_backups import Options, Summary, Target, load
 from service.postgres.remove_cluster import Cluster, removal_preview, remove_cluster
 from tests.support.catalog import Sql
 from tests.support.gpbackup_history import ROW, insert_row, open_history, write_history

@@ -7,7 +7,7 @@ import pytest
 
 from service.entry import Entry
 from service.errors import CatalogNotWritable, RemovalRejected
-from service.postgres.import_backups import Options, Target, load
+from service.postgres.imports.import_backups import Options, Target, load
 from service.postgres.remove_cluster import Cluster, Removal, removal_preview, remove_cluster
 from service.postgres.session import lock_cluster
 from tests.support.catalog import AddBackups, Sql

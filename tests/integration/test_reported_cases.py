@@ -13,13 +13,13 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from service.cli.overdue import Limits, judge
+from service.cli.rules.overdue import Limits, judge
 from service.entry import Listed, Selection
 from service.importers import gpbackup, walg
 from service.postgres.database import Database, open_database
 from service.postgres.database import Limits as DatabaseLimits
 from service.postgres.freshness import Freshness, freshness
-from service.postgres.import_backups import Options, Target, load
+from service.postgres.imports.import_backups import Options, Target, load
 from tests.support.catalog import Sql
 from tests.support.gpbackup_history import write_history
 

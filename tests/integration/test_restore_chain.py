@@ -7,7 +7,7 @@ import pytest
 
 from service.entry import Deleted, Entry, Listed, Skipped
 from service.postgres.database import Database, Limits, open_database
-from service.postgres.import_backups import Options, Target, load
+from service.postgres.imports.import_backups import Options, Target, load
 from service.postgres.restore_chain import Chain, Link, restore_chain
 from tests.support.catalog import Sql
 

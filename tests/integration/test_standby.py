@@ -12,9 +12,9 @@ import pytest
 
 from service import pb
 from service.dev.embedded_postgres import EmbeddedPostgres
+from service.postgres.connect.replication import connect_unless_lagging, replication_lag
 from service.postgres.database import Database, open_database
 from service.postgres.migration import Roles, migrate
-from service.postgres.replication import connect_unless_lagging, replication_lag
 from tests.support.catalog import Sql
 from tests.support.eventually import eventually
 from tests.support.limits import LIMITS

@@ -7,10 +7,10 @@ import asyncpg
 import pytest
 
 from service.dev.embedded_postgres import EmbeddedPostgres
+from service.postgres.connect.timeouts import SessionTimeouts
 from service.postgres.database import open_database
 from service.postgres.migration import migrate
 from service.postgres.session import open_session
-from service.postgres.timeouts import SessionTimeouts
 from tests.support.catalog import OWNER, Sql
 from tests.support.limits import LIMITS
 

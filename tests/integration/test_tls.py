@@ -16,8 +16,8 @@ import pytest
 from service.database_url import parse_database_url
 from service.dev.embedded_postgres import EmbeddedPostgres, server_user
 from service.errors import CatalogUnavailable, ConnectFailed
+from service.postgres.connect.hosts import Hosts
 from service.postgres.database import Limits, open_database
-from service.postgres.hosts import Hosts
 from service.postgres.migration import Roles, migrate
 from tests.support.catalog import OWNER
 from tests.support.certificates import Authority, Pair

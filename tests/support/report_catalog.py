@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from service.entry import Attempt, Deleted, Entry, Listed
-from service.postgres.import_backups import Options, Target, load
+from service.postgres.imports.import_backups import Options, Target, load
 
 _GIB = 1 << 30
 

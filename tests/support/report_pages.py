@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from service.cli.judgement import Judgement, Rules
-from service.cli.overdue import Limits, judge
-from service.cli.report_page import Cluster, Page, Section, clusters, history, render, restore
+from service.cli.report.page import Cluster, Page, Section, clusters, history, render, restore
+from service.cli.rules.judgement import Judgement, Rules
+from service.cli.rules.overdue import Limits, judge
 from service.postgres.freshness import Freshness
 from service.postgres.history import Kind, Period, Runs
 from service.postgres.restore_chain import Chain, Link

@@ -11,7 +11,8 @@ import typer.main
 from typer.testing import CliRunner
 
 from service import VERSION, cli
-from service.cli import app, nagios, streams
+from service.cli import app, streams
+from service.cli.status import nagios
 
 
 def _commands(command: Any, *names: str) -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.credentials import TOKEN_VARIABLE, token_reader
+from service.cli.client.credentials import TOKEN_VARIABLE, token_reader
 from service.errors import CommandError
 
 _BAD = [

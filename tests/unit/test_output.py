@@ -9,13 +9,15 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from service import pb
-from service.cli import chain_report, formatting, output, status_report
-from service.cli.import_summary import summary_lines
-from service.cli.overdue import Overdue
+from service.cli import formatting, output
+from service.cli.chain import columns as chain_columns
+from service.cli.imports.summary import summary_lines
+from service.cli.rules.overdue import Overdue
+from service.cli.status import columns as status_columns
 from service.cli.table import Column, Table
 from service.postgres.freshness import Freshness
-from service.postgres.import_backups import Pruned, Summary, Target
-from service.postgres.listing import Noted
+from service.postgres.imports.import_backups import Pruned, Summary, Target
+from service.postgres.imports.listing import Noted
 from service.postgres.restore_chain import Chain, Link
 
 _NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
@@ -210,23 +212,23 @@ _ENTRY = {
 
 def test_table_and_json_of_status() -> None:
     """The table and the JSON of `status` show the same facts, because both come from one list of fields."""
-    table = list(Table(status_report.columns(_NOW)).lines([_ROW]))
+    table = list(Table(status_columns.columns(_NOW)).lines([_ROW]))
     cells = [re.split(r"  +", line) for line in table]
     assert dict(zip(*cells, strict=True)) == _CELLS
-    assert json.loads(status_report.status_json([_ROW], _NOW, None)) == {"clusters": [_ENTRY]}
-    names = [field.name for field in status_report.FIELDS if field.name]
-    assert names == list(json.loads(status_report.status_json([_ROW], _NOW, None))["clusters"][0])
+    assert json.loads(status_columns.status_json([_ROW], _NOW, None)) == {"clusters": [_ENTRY]}
+    names = [field.name for field in status_columns.FIELDS if field.name]
+    assert names == list(json.loads(status_columns.status_json([_ROW], _NOW, None))["clusters"][0])
 
 
 def test_status_without_a_backup() -> None:
     """Unknown facts are `-` in the table and null in JSON; JSON has the broken rules."""
-    header, line = (re.split(r"  +", line) for line in Table(status_report.columns(_NOW)).lines([_ROW_WITHOUT_BACKUP]))
+    header, line = (re.split(r"  +", line) for line in Table(status_columns.columns(_NOW)).lines([_ROW_WITHOUT_BACKUP]))
     cells = dict(zip(header, line, strict=True))
     unknown = ["DATABASE", "LAST RESTORABLE", "AGE", "BASE AGE", "PARTIAL AGE", "METHOD", "DURATION", "SIZE", "FINDINGS"]
     assert [name for name, cell in cells.items() if cell == "-"] == unknown
     assert (cells["SKIPPED"], cells["BACKUPS"]) == ("7", "0")
     overdue = [Overdue("c1", "walg", None, "no-restorable-backup", "there is no restorable backup")]
-    report = json.loads(status_report.status_json([_ROW_WITHOUT_BACKUP], _NOW, overdue))
+    report = json.loads(status_columns.status_json([_ROW_WITHOUT_BACKUP], _NOW, overdue))
     [shown] = report["clusters"]
     assert [shown[name] for name in ("lastBackupId", "lastCompletedAt", "ageSeconds", "durationSeconds", "sizeBytes")] == [None] * 5
     assert report["overdue"] == [
@@ -237,7 +239,7 @@ def test_status_without_a_backup() -> None:
 def test_status_at_80_columns() -> None:
     """At 80 columns `status` keeps the cluster, tool, database, age and findings."""
     row = _ROW._replace(folder_id="demo-folder", source_cluster_id="demo-cluster", tool="gpbackup", unusable=0, running_started_at=None)
-    table = Table(status_report.columns(_NOW), max_width=80)
+    table = Table(status_columns.columns(_NOW), max_width=80)
     lines = list(table.lines([row]))
     assert lines[0].split() == ["CLUSTER", "TOOL", "DATABASE", "AGE", "BASE", "AGE", "FINDINGS", "SKIPPED"]
     assert max(map(len, lines)) <= 80
@@ -307,7 +309,7 @@ def test_chain_of_one_partial_backup() -> None:
     """`chain` shows the contents of a partial backup instead of its method, and empty lists if no other backup is in its chain."""
     backup = Link("b1", "n1", _NOW, _NOW, "base", "data only", 1536, "usable", None)
     chain = Chain(backup, "f1", "c1", "gpbackup", "demo", needs=[], needed_by=[])
-    header, line = (re.split(r"  +", line) for line in Table(chain_report.columns()).lines(chain_report.rows(chain)))
+    header, line = (re.split(r"  +", line) for line in Table(chain_columns.columns()).lines(chain_columns.rows(chain)))
     assert dict(zip(header, line, strict=True))["KIND"] == "data only"
-    found = json.loads("\n".join(chain_report.json_lines(chain)))
+    found = json.loads("\n".join(chain_columns.json_lines(chain)))
     assert (found["contents"], found["needs"], found["neededBy"]) == ("data only", [], [])

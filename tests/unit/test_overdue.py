@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from service.cli.expected import Expected, read_expected
-from service.cli.overdue import Limits, Overdue, judge, lines
+from service.cli.rules.expected import Expected, read_expected
+from service.cli.rules.overdue import Limits, Overdue, judge, lines
 from service.errors import CommandError
 from service.postgres.freshness import Freshness
 

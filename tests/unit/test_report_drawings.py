@@ -5,8 +5,8 @@ from datetime import date, timedelta
 
 import pytest
 
-from service.cli.report_drawings import CHART_HEIGHT, calendars, chart, symbol
-from service.cli.report_page import KINDS
+from service.cli.report.drawings import CHART_HEIGHT, calendars, chart, symbol
+from service.cli.report.page import KINDS
 from service.postgres.history import Kind, Period
 
 _MONDAY = date(2026, 11, 2)

@@ -6,13 +6,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from service.cli.report_page import history, restore
+from service.cli.report.page import history, restore
 from service.postgres.history import Kind, Period
 from service.postgres.restore_chain import Chain
 from tests.support.report_pages import HOSTILE_NAMES, NOW, TODAY, hostile_html, make_html, make_link, make_page, make_row, make_runs
 from tests.support.repository import ROOT
 
-_TEMPLATES = ROOT / "service" / "cli" / "templates"
+_TEMPLATES = ROOT / "service" / "cli" / "report" / "templates"
 
 
 class _Markup(HTMLParser):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.cli.service_address import ServiceAddress
+from service.cli.client.service_address import ServiceAddress
 from service.errors import CommandError
 
 

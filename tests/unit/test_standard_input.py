@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from service.cli import import_listing
-from service.cli.copied_input import STANDARD_INPUT, file_or_copy
+from service.cli.imports import commands
+from service.cli.imports.copied_input import STANDARD_INPUT, file_or_copy
 from service.errors import CommandError
 
 
@@ -31,7 +31,7 @@ def test_closed_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", None)  # as Python sets it
     with pytest.raises(CommandError, match="^standard input is closed: name the file$"), file_or_copy(STANDARD_INPUT):
         pass
-    with pytest.raises(CommandError, match="^standard input is closed: name the file of the listing$"), import_listing._reading(None):
+    with pytest.raises(CommandError, match="^standard input is closed: name the file of the listing$"), commands._reading(None):
         pass
 
 
@@ -45,7 +45,7 @@ def test_interrupted_read() -> None:
 
     previous = signal.getsignal(signal.SIGINT)
     with pytest.raises(typer.Abort):
-        import_listing._InterruptibleInput(Interrupted()).read()
+        commands._InterruptibleInput(Interrupted()).read()
     assert signal.getsignal(signal.SIGINT) is previous
 
 

@@ -8,7 +8,7 @@ import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from service import pb
-from service.cli.time_range import TimeRange, instant, within
+from service.cli.client.time_range import TimeRange, instant, within
 
 _START = datetime(2026, 11, 20, tzinfo=UTC)
 

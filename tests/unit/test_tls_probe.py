@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from service.cli import tls_probe
-from service.cli.service_address import ServiceAddress
+from service.cli.client import tls_probe
+from service.cli.client.service_address import ServiceAddress
 from tests.support.certificates import Authority, Files
 from tests.support.ports import free_ports
 from tests.support.proxy import listening

@@ -13,10 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from service import VERSION
 from service.cli import formatting
-from service.cli.judgement import Judgement, Rules
-from service.cli.overdue import name_of
-from service.cli.report_drawings import CHART_HEIGHT, Calendar, calendars, chart, symbol
-from service.cli.status_report import findings
+from service.cli.report.drawings import CHART_HEIGHT, Calendar, calendars, chart, symbol
+from service.cli.rules.judgement import Judgement, Rules
+from service.cli.rules.overdue import name_of
+from service.cli.status.columns import findings
 from service.postgres.freshness import Freshness
 from service.postgres.history import Kind, Period, Runs
 from service.postgres.restore_chain import Chain, Link

@@ -13,15 +13,15 @@ from typing import Annotated, BinaryIO, NamedTuple, NoReturn
 
 import typer
 
-from service.cli.copied_input import STANDARD_INPUT, file_or_copy
+from service.cli.client.time_range import instant
 from service.cli.environment import read_settings
 from service.cli.help import example
+from service.cli.imports.copied_input import STANDARD_INPUT, file_or_copy
 from service.cli.input_files import file_error
 from service.cli.option_groups import option_groups
-from service.cli.time_range import instant
 from service.entry import Listed, Selection
 from service.errors import CommandError
-from service.postgres.import_backups import Options, Target, check_target, load
+from service.postgres.imports.import_backups import Options, Target, check_target, load
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Fill the catalog from a backup tool's own listing.")
 
@@ -144,7 +144,7 @@ def gpbackup(
 
 
 def _load(listing: Iterable[Listed], target: Target, options: Options) -> None:
-    from service.cli.import_summary import summary_lines
+    from service.cli.imports.summary import summary_lines
 
     check_target(target)
     summary = asyncio.run(load(read_settings().require_database_url(), listing, target, options))

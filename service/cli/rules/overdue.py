@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Literal, NamedTuple, TypeAlias
 
-from service.cli.expected import Expected
 from service.cli.formatting import duration, printable
+from service.cli.rules.expected import Expected
 from service.entry import CLOCK_TOLERANCE
 from service.postgres.freshness import Freshness
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from service.cli import formatting
 from service.cli.formatting import duration, printable
-from service.cli.overdue import Overdue
+from service.cli.rules.overdue import Overdue
 from service.cli.table import Column
 from service.postgres.freshness import Freshness
 

@@ -13,9 +13,9 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import pb
-from service.cli import tls_probe
-from service.cli.credentials import ReadToken
-from service.cli.service_address import ServiceAddress
+from service.cli.client import tls_probe
+from service.cli.client.credentials import ReadToken
+from service.cli.client.service_address import ServiceAddress
 from service.contract import PAGE_SIZE_MAX
 from service.errors import CallFailed, CommandError
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeVar
 import typer
 
 from service import pb
+from service.cli.client.time_range import TimeRange, instant, within
 from service.cli.help import example
 from service.cli.option_groups import check_host_name, option_groups
-from service.cli.time_range import TimeRange, instant, within
 from service.errors import CommandError
 
 if TYPE_CHECKING:
-    from service.cli.client import Credentials, Endpoint
+    from service.cli.client.calls import Credentials, Endpoint
 
 commands = typer.Typer()
 
@@ -47,8 +47,8 @@ def _endpoint(
         ),
     ] = None,
 ) -> "Endpoint":
-    from service.cli.client import Endpoint
-    from service.cli.service_address import ServiceAddress
+    from service.cli.client.calls import Endpoint
+    from service.cli.client.service_address import ServiceAddress
 
     ca = None if ca_file is None else _certificates(ca_file)
     is_tls = tls or ca is not None or server_name is not None
@@ -80,8 +80,8 @@ def _credentials(
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Send the token to another machine even without TLS.")] = False,
 ) -> "Credentials":
-    from service.cli.client import Credentials
-    from service.cli.credentials import token_reader
+    from service.cli.client.calls import Credentials
+    from service.cli.client.credentials import token_reader
 
     return Credentials(token_reader(token_file), is_insecure=insecure)
 
@@ -142,10 +142,10 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List the backups of a folder or a cluster, newest first."""
-    from service.cli import client
+    from service.cli.client import calls
 
     follow = all_ or times.is_limited
-    pages = within(client.pages(endpoint, credentials, owner.request(page_size, page_token), follow=follow), times)
+    pages = within(calls.pages(endpoint, credentials, owner.request(page_size, page_token), follow=follow), times)
     asyncio.run(_print_json(pages) if as_json else _print_table(pages, owner, follow=follow))
 
 
@@ -195,9 +195,10 @@ def get(
     as_json: Json = False,
 ) -> None:
     """Show one backup."""
-    from service.cli import client, output
+    from service.cli import output
+    from service.cli.client import calls
 
-    backup = asyncio.run(client.get(endpoint, credentials, _request(pb.GetBackupRequest, backup_id=backup_id)))
+    backup = asyncio.run(calls.get(endpoint, credentials, _request(pb.GetBackupRequest, backup_id=backup_id)))
     if as_json:
         print(output.json(backup))
     else:
@@ -208,8 +209,8 @@ def get(
 @option_groups(endpoint=_endpoint)
 def health(endpoint: "Endpoint") -> None:
     """Check that the service is ready for calls. The exit status is 1 if it is not."""
-    from service.cli import client
+    from service.cli.client import calls
 
-    if not asyncio.run(client.is_serving(endpoint._replace(timeout=_HEALTH_TIMEOUT_S))):
+    if not asyncio.run(calls.is_serving(endpoint._replace(timeout=_HEALTH_TIMEOUT_S))):
         raise CommandError(f"the service at {endpoint.address.text} is not ready: its log has the reason")
     print("SERVING")

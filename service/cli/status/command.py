@@ -10,8 +10,8 @@ import typer
 
 from service.cli.environment import read_settings
 from service.cli.help import example
-from service.cli.judgement import Filters, Judgement, Rules, duration, filters_of, judge_catalog, rules_of
 from service.cli.option_groups import option_groups
+from service.cli.rules.judgement import Filters, Judgement, Rules, duration, filters_of, judge_catalog, rules_of
 
 commands = typer.Typer()
 
@@ -60,7 +60,7 @@ def status(filters: Filters, rules: Rules, output: _Output) -> None:
     """
     result = asyncio.run(_read(filters, rules))
     if output.textfile:
-        from service.cli.textfile import write_textfile
+        from service.cli.status.textfile import write_textfile
 
         write_textfile(output.textfile, result.rows, result.now)
     if output.nagios:
@@ -80,7 +80,7 @@ async def _read(filters: Filters, rules: Rules) -> Judgement:
 
 
 def _exit_as_plugin(result: Judgement, max_age: timedelta | None, warn_age: timedelta | None) -> NoReturn:
-    from service.cli.nagios import Thresholds, report
+    from service.cli.status.nagios import Thresholds, report
 
     exit_status, line = report(result.judged, result.overdue, result.now, Thresholds(warn_age, max_age))
     print(line)
@@ -88,20 +88,20 @@ def _exit_as_plugin(result: Judgement, max_age: timedelta | None, warn_age: time
 
 
 def _print(result: Judgement, *, as_json: bool, has_rules: bool) -> None:
-    from service.cli import status_report
+    from service.cli.status import columns
     from service.cli.table import Table, print_left_out, terminal_width
 
     if as_json:
-        print(status_report.status_json(result.rows, result.now, result.overdue if has_rules else None))
+        print(columns.status_json(result.rows, result.now, result.overdue if has_rules else None))
     elif result.rows:
-        table = Table(status_report.columns(result.now), max_width=terminal_width())
+        table = Table(columns.columns(result.now), max_width=terminal_width())
         print(*table.lines(result.rows), sep="\n")
         print_left_out(table)
 
 
 def _report_overdue(result: Judgement) -> bool:
     """Print the overdue clusters. Return True if any cluster is overdue, or if there is no cluster."""
-    from service.cli.overdue import lines
+    from service.cli.rules.overdue import lines
 
     for line in lines(result.overdue):
         print(line, file=sys.stderr)

@@ -10,7 +10,7 @@ import ssl
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from service.cli.service_address import ServiceAddress
+from service.cli.client.service_address import ServiceAddress
 
 _TIMEOUT_S = 2.0
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # with an empty SETTINGS frame (RFC 9113, 3.4)

@@ -16,11 +16,11 @@ import typer
 from service.cli.environment import read_settings
 from service.cli.help import example
 from service.cli.input_files import file_error
-from service.cli.judgement import Filters, Rules, filters_of, judge_catalog, rules_of
 from service.cli.option_groups import option_groups
+from service.cli.rules.judgement import Filters, Rules, filters_of, judge_catalog, rules_of
 
 if TYPE_CHECKING:
-    from service.cli.report_page import Cluster, Page, Row, Section
+    from service.cli.report.page import Cluster, Page, Row, Section
     from service.postgres.database import Database
     from service.postgres.history import Period
 
@@ -67,7 +67,7 @@ def _is_no_file(path: Path) -> bool:
 
 async def _write(output: Path, filters: Filters, rules: Rules, *, days: int, shows_all: bool) -> "Page":
     from service import composition
-    from service.cli.report_page import render
+    from service.cli.report.page import render
 
     async with composition.database(read_settings()) as database:
         page = await _page(database, filters, rules, days=days, shows_all=shows_all)
@@ -98,7 +98,7 @@ def _open(output: Path) -> Iterator[TextIO]:
 
 
 async def _page(database: "Database", filters: Filters, rules: Rules, *, days: int, shows_all: bool) -> "Page":
-    from service.cli.report_page import Page, clusters
+    from service.cli.report.page import Page, clusters
     from service.postgres.history import Period
 
     judgement = await judge_catalog(database, filters, rules)
@@ -121,7 +121,7 @@ async def _sections(database: "Database", page: "Page") -> "AsyncIterator[tuple[
 
 
 async def _section(database: "Database", row: "Row", period: "Period") -> "Section":
-    from service.cli.report_page import Section, history, restore
+    from service.cli.report.page import Section, history, restore
     from service.postgres.history import runs_by_day
     from service.postgres.restore_chain import restore_chain
 

@@ -12,7 +12,7 @@ import typer
 
 from service.cli import streams
 from service.cli.formatting import duration, printable
-from service.cli.overdue import Overdue, lines, name_of
+from service.cli.rules.overdue import Overdue, lines, name_of
 from service.errors import Error
 from service.postgres.freshness import Freshness
 

@@ -13,7 +13,7 @@ from asyncpg.connect_utils import SessionAttribute
 
 from service.database_url import DatabaseUrl
 from service.errors import ConnectFailed
-from service.postgres.connection import connect as connect_to_host
+from service.postgres.connect.connection import connect as connect_to_host
 from service.postgres.errors import is_timeout
 
 _UNRESPONSIVE_S = 10.0
@@ -52,7 +52,7 @@ class Hosts:
 
         Args:
             target_session_attrs: replaces that of the URL.
-            options: arguments of `service.postgres.connection.connect`.
+            options: arguments of `service.postgres.connect.connection.connect`.
 
         Raises:
             ConnectFailed: no host could be used; the message has the cause for each one.

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
-from service.cli.durations import parse_duration
 from service.cli.option_groups import check_text
+from service.cli.rules.durations import parse_duration
 
 if TYPE_CHECKING:
-    from service.cli.overdue import Overdue
+    from service.cli.rules.overdue import Overdue
     from service.postgres.database import Database
     from service.postgres.freshness import Freshness
 
@@ -100,8 +100,8 @@ async def judge_catalog(database: "Database", filters: Filters, rules: Rules) ->
         CatalogUnavailable: See `Database.fetch`.
         CommandError: The file of --expect cannot be used.
     """
-    from service.cli.expected import read_expected
-    from service.cli.overdue import Limits, judge, rows_to_judge
+    from service.cli.rules.expected import read_expected
+    from service.cli.rules.overdue import Limits, judge, rows_to_judge
     from service.postgres.freshness import freshness
 
     if rules.expect and any(filters):

@@ -15,10 +15,10 @@ from asyncpg.connect_utils import SessionAttribute
 
 from service.database_url import DatabaseUrl, Host, Keepalives
 from service.errors import ConnectFailed
+from service.postgres.connect.password_file import read_password
+from service.postgres.connect.plaintext import PlaintextLoop
+from service.postgres.connect.tls import tls_context
 from service.postgres.errors import UNAVAILABLE, Attempt, connect_failed
-from service.postgres.password_file import read_password
-from service.postgres.plaintext import PlaintextLoop
-from service.postgres.tls import tls_context
 
 
 class _Credentials(NamedTuple):

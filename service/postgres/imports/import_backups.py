@@ -13,9 +13,9 @@ import asyncpg
 
 from service.entry import Listed
 from service.errors import ImportRejected
-from service.postgres.chains import changed_rows, derive_chains
-from service.postgres.listing import Noted, Tally, check_session, copy_listing
-from service.postgres.record_import import Owner, move_cluster, record_import
+from service.postgres.imports.chains import changed_rows, derive_chains
+from service.postgres.imports.listing import Noted, Tally, check_session, copy_listing
+from service.postgres.imports.record_import import Owner, move_cluster, record_import
 from service.postgres.session import avoid_joins, lock_cluster, open_session, vacuum_after
 
 # If more of a database's backups would be removed, the listing is probably incomplete: a storage was down, or there was a failover.

@@ -13,7 +13,7 @@ import asyncpg
 
 from service.entry import CLOCK_TOLERANCE, EXCLUDED, Attempt, Deleted, Entry, Listed, Skipped, Unusable
 from service.errors import CatalogUnavailable, InvalidListing
-from service.postgres.record_import import Counts
+from service.postgres.imports.record_import import Counts
 
 # If more of the entries are unusable, the listing is probably not of this tool, or of a version with another format.
 _UNUSABLE_SHARE = 0.1

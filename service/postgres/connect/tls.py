@@ -5,7 +5,7 @@ from pathlib import Path
 
 from service.database_url import Host, Tls
 from service.errors import ConnectFailed
-from service.postgres.password_file import check_private
+from service.postgres.connect.password_file import check_private
 
 _ALPN = ["postgresql"]  # required for direct TLS
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 
 from service.cli.formatting import printable
-from service.postgres.import_backups import Summary, Target
-from service.postgres.listing import Noted
+from service.postgres.imports.import_backups import Summary, Target
+from service.postgres.imports.listing import Noted
 
 _CHAINS = {
     ("walg", "broken"): "a broken chain: the listing lacks a backup that a restore needs (a storage that is down looks the same)",

@@ -7,7 +7,7 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from service.errors import ConnectFailed
-from service.postgres.hosts import Connect
+from service.postgres.connect.hosts import Connect
 
 if TYPE_CHECKING:
     from service.postgres.database import Database

@@ -6,9 +6,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from service.cli.durations import parse_duration
 from service.cli.formatting import printable
 from service.cli.input_files import read_small
+from service.cli.rules.durations import parse_duration
 from service.errors import CommandError
 from service.postgres.freshness import Freshness
 

@@ -26,16 +26,16 @@ def chain(
     Each one is usable, missing (no longer listed), broken (something that it needs is missing) or unknown.
     The command reads the PostgreSQL of BACKUPS_DATABASE_URL, not the service.
     """
-    from service.cli import chain_report
+    from service.cli.chain import columns
     from service.cli.table import Table, print_left_out, terminal_width
 
     found = asyncio.run(_read(backup_id))
     if as_json:
-        for line in chain_report.json_lines(found):
+        for line in columns.json_lines(found):
             print(line)
         return
-    table = Table(chain_report.columns(), max_width=terminal_width())
-    for line in table.lines(chain_report.rows(found)):
+    table = Table(columns.columns(), max_width=terminal_width())
+    for line in table.lines(columns.rows(found)):
         print(line)
     print_left_out(table)
 

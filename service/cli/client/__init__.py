@@ -1,0 +1,1 @@
+"""The commands `list`, `get` and `health`, which call the API."""

@@ -1,0 +1,1 @@
+"""The commands `import walg` and `import gpbackup`."""

@@ -1,0 +1,1 @@
+"""Rules that the backups of a cluster must meet, for `status` and `report`."""

@@ -1,0 +1,1 @@
+"""Connections to PostgreSQL: hosts, TLS, passwords, timeouts."""
