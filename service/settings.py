@@ -1,4 +1,6 @@
-"""All settings of the server and its commands. No other module reads environment variables, but OpenTelemetry reads its own.
+"""All settings of the server and its commands: the variables `BACKUPS_*`.
+
+Other modules read only variables of other standards: the token of the client, `XDG_DATA_HOME`, and those of OpenTelemetry.
 
 Every setting has a default with which the service works. An invalid value is an error of one line, which does not contain secrets.
 """

@@ -34,7 +34,7 @@ class Status(NamedTuple):
 INTERNAL = Status(StatusCode.INTERNAL, "INTERNAL", "Internal error. Quote the request id when you report it.")
 
 TABLE: dict[type[Exception], Status] = {
-    errors.InvalidRequest: Status(StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "The request breaks limits of the API."),
+    errors.InvalidRequest: Status(StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "The request violates limits of the API."),
     errors.InvalidPageToken: Status(StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN", "The page token is not valid for this list."),
     errors.UndecodableRequest: Status(
         StatusCode.INVALID_ARGUMENT, "UNDECODABLE_REQUEST", "The request's bytes are not a message of this method."

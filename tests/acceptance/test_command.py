@@ -154,7 +154,7 @@ async def test_errors_of_the_service(cli: _Cli) -> None:
     """For an error of the service, the status, the message, the request id and every violation are printed."""
     message = await cli.error("list", "--folder-id", "f" * 51, "--page-size", "1001")
     lines = message.splitlines()
-    assert lines[0] == "INVALID_ARGUMENT: The request breaks limits of the API."
+    assert lines[0] == "INVALID_ARGUMENT: The request violates limits of the API."
     assert lines[1].startswith("  request id: ")
     assert lines[2:] == ["  folder_id: Must have 0 to 50 characters.", "  page_size: Must be from 0 to 1000."]
 

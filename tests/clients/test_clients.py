@@ -117,7 +117,7 @@ async def _check_errors(client: Program, started: Service, backup_id: str) -> No
         ("get", backup_id, started.token("f3")): (StatusCode.NOT_FOUND, "There is no such backup."),
         ("list", "f1", started.token("f3")): (StatusCode.PERMISSION_DENIED, "The caller may not read this folder."),
         ("list", "f1", "t1.opaque"): (StatusCode.UNAUTHENTICATED, "A valid bearer token is required."),
-        ("list", "f" * 51, started.token("*")): (StatusCode.INVALID_ARGUMENT, "The request breaks limits of the API."),
+        ("list", "f" * 51, started.token("*")): (StatusCode.INVALID_ARGUMENT, "The request violates limits of the API."),
     }
     for (name, value, given), (code, message) in errors.items():
         response = await client.call(name, token=given, page_size=0, **{"backup_id" if name == "get" else "folder_id": value})

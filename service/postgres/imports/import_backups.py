@@ -12,6 +12,7 @@ from typing import NamedTuple
 import asyncpg
 
 from service.entry import Listed
+from service.contract import CLUSTER_ID_MAX_LENGTH, FOLDER_ID_MAX_LENGTH
 from service.errors import ImportRejected
 from service.postgres.imports.chains import changed_rows, derive_chains
 from service.postgres.imports.listing import Noted, Tally, check_session, copy_listing
@@ -22,8 +23,6 @@ from service.postgres.session import avoid_joins, lock_cluster, open_session, va
 _PRUNE_SHARE = 0.5
 
 ALL_FOLDERS = "*"  # in a token
-
-_ID_MAX_LENGTH = 50  # of folders and clusters, in any characters
 
 _FACTS = ("created_at", "started_at", "size", "name", "method", "contents", "database", "permanent", "needs")
 
@@ -175,9 +174,12 @@ def check_target(target: Target) -> None:
     Raises:
         ImportRejected: One of them is not a valid id.
     """
-    for what, value in (("folder", target.folder_id), ("cluster", target.source_cluster_id)):
-        if not (1 <= len(value) <= _ID_MAX_LENGTH and value.isprintable()):
-            raise ImportRejected(f"{value!a} is not an id of a {what}: 1 to {_ID_MAX_LENGTH} printable characters")
+    for what, value, length in (
+        ("folder", target.folder_id, FOLDER_ID_MAX_LENGTH),
+        ("cluster", target.source_cluster_id, CLUSTER_ID_MAX_LENGTH),
+    ):
+        if not (1 <= len(value) <= length and value.isprintable()):
+            raise ImportRejected(f"{value!a} is not an id of a {what}: 1 to {length} printable characters")
     if target.folder_id == ALL_FOLDERS:
         raise ImportRejected(f"{ALL_FOLDERS!a} is not an id of a folder: in a token, it means all folders")
 
