@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import asyncpg
 
-from service.entry import Listed
 from service.contract import CLUSTER_ID_MAX_LENGTH, FOLDER_ID_MAX_LENGTH
+from service.entry import Listed
 from service.errors import ImportRejected
 from service.postgres.imports.chains import changed_rows, derive_chains
 from service.postgres.imports.listing import Noted, Tally, check_session, copy_listing
