@@ -122,7 +122,7 @@ def check_id_prefix(prefix: str) -> None:
     """Check that ids can begin with this prefix.
 
     Raises:
-        InvalidIdPrefix: Ids would be too long, or have characters that an id cannot have.
+        InvalidIdPrefix: ids would be too long, or have characters that an id cannot have.
     """
     if not is_backup_id(prefix) or len(prefix) > ID_PREFIX_MAX_LENGTH:
         raise InvalidIdPrefix(prefix, limit=ID_PREFIX_MAX_LENGTH)
@@ -132,7 +132,7 @@ def checked_id(label: str, field: str, backup_id: str) -> str:
     """Return the id.
 
     Raises:
-        InvalidEntry: A backup cannot have this id.
+        InvalidEntry: a backup cannot have this id.
     """
     if not is_backup_id(backup_id):
         raise InvalidEntry(label, field, f"{quoted(backup_id)} is not an id: 1 to 50 printable ASCII characters without space")
@@ -143,7 +143,7 @@ def checked_time(label: str, field: str, time: datetime) -> datetime:
     """Return the time.
 
     Raises:
-        InvalidEntry: The API cannot represent this time.
+        InvalidEntry: the API cannot represent this time.
     """
     if not TIME_MIN <= time <= TIME_MAX:
         raise InvalidEntry(label, field, f"{time.isoformat()} is not between 1970 and 9999")
@@ -154,7 +154,7 @@ def checked_size(label: str, field: str, size: object) -> int:
     """Return the size in bytes.
 
     Raises:
-        InvalidEntry: It is not an integer of the allowed range. A boolean is not an integer.
+        InvalidEntry: it is not an integer of the allowed range. A boolean is not an integer.
     """
     if type(size) is not int or not 0 <= size <= _SIZE_MAX:
         raise InvalidEntry(label, field, f"{quoted(size)} is not a whole number of bytes from 0 to {_SIZE_MAX}")

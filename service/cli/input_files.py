@@ -9,7 +9,7 @@ def read_small(path: Path, *, name: str, limit: int) -> bytes:
     """Return the content of a file.
 
     Raises:
-        CommandError: The file cannot be read, or has more than `limit` bytes. The message contains the file's name, not its content.
+        CommandError: the file cannot be read, or has more than `limit` bytes. The message contains the file's name, not its content.
     """
     try:
         with path.open("rb") as stream:

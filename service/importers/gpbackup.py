@@ -78,12 +78,12 @@ def read(
     """Return the rows of a history, oldest first. The file is read and closed before this returns, in bounded memory.
 
     Args:
-        timezone: The coordinator's, such as Europe/Berlin.
-        backup_dir: The directory of `gpbackup --backup-dir`, if this machine has it: sizes are added up there.
+        timezone: the coordinator's, such as Europe/Berlin.
+        backup_dir: the directory of `gpbackup --backup-dir`, if this machine has it: sizes are added up there.
 
     Raises:
-        InvalidIdPrefix, InvalidTimeZone, CommandError: Raised by this call.
-        InvalidListing: The file is not a history, or is too large. Raised by this call.
+        InvalidIdPrefix, InvalidTimeZone, CommandError: raised by this call.
+        InvalidListing: the file is not a history, or is too large. Raised by this call.
     """
     check_id_prefix(id_prefix)
     zone = _zone(timezone)
@@ -238,7 +238,7 @@ class _Reader:
         """Return the instants at which the coordinator's clock showed a time: two if it was set back.
 
         Raises:
-            InvalidEntry: The value is not a time, or no clock of the zone has shown it. The zone may be wrong. But the coordinator may
+            InvalidEntry: the value is not a time, or no clock of the zone has shown it. The zone may be wrong. But the coordinator may
                 have had another zone then, so one such time does not prove that all others are wrong.
         """
         text = _text(label, row, field)
@@ -274,7 +274,7 @@ def _local(text: object) -> datetime:
     """Return a local time without its zone.
 
     Raises:
-        ValueError: The value is not a time.
+        ValueError: the value is not a time.
     """
     matched = _TIMESTAMP.fullmatch(text) if isinstance(text, str) else None
     if not matched:
@@ -322,7 +322,7 @@ def _database(label: str, row: Row) -> str:
     """Return the database's name. gpbackup records it as quote_ident prints it.
 
     Raises:
-        InvalidEntry: The value is not the name of a database.
+        InvalidEntry: the value is not the name of a database.
     """
     text = _text(label, row, "database_name")
     name = text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text
@@ -335,7 +335,7 @@ def _text(label: str, row: Row, field: str) -> str:
     """Return a text. NULL, which other tools may write, is empty.
 
     Raises:
-        InvalidEntry: The value has another type.
+        InvalidEntry: the value has another type.
     """
     value = row[field]
     if value is None:

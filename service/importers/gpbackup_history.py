@@ -63,8 +63,8 @@ def read_history(path: Path) -> History:
     """Read the file and close it.
 
     Raises:
-        CommandError: The file cannot be opened.
-        InvalidListing: The file is not gpbackup's history, is damaged, locked, or exceeds a limit.
+        CommandError: the file cannot be opened.
+        InvalidListing: the file is not gpbackup's history, is damaged, locked, or exceeds a limit.
     """
     _check_start(path)
     limit = _ReadingLimit(path)
@@ -130,7 +130,7 @@ class _Memory:
         """Count a row of this size in bytes.
 
         Raises:
-            InvalidListing: The budget is exhausted.
+            InvalidListing: the budget is exhausted.
         """
         self._left -= size
         self._rows += 1
@@ -211,8 +211,8 @@ def _check_start(path: Path) -> None:
     """Check that a file looks like a SQLite file.
 
     Raises:
-        CommandError: It cannot be read.
-        InvalidListing: It is not a SQLite file.
+        CommandError: it cannot be read.
+        InvalidListing: it is not a SQLite file.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):

@@ -52,7 +52,7 @@ class JsonArray:
         """Return the elements as they are read.
 
         Raises:
-            NotAnArray: Raised at the first character that cannot be part of such an array.
+            NotAnArray: raised at the first character that cannot be part of such an array.
         """
         if self._next_character() != "[":
             raise self._error("empty" if self._finished() else "not an array")

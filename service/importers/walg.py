@@ -49,8 +49,8 @@ def read(stream: Readable, *, id_prefix: str, selection: Selection = Selection()
     """Return the entries in the order of the listing. The stream is read while they are consumed, in bounded memory.
 
     Raises:
-        InvalidIdPrefix: Raised by this call.
-        InvalidListing: Raised by the iterator if the input is not such a listing, or ends early.
+        InvalidIdPrefix: raised by this call.
+        InvalidListing: raised by the iterator if the input is not such a listing, or ends early.
     """
     check_id_prefix(id_prefix)
     return _entries(stream, id_prefix, selection)
@@ -110,7 +110,7 @@ def _parent(label: str, item: dict[str, Any]) -> str | None:
     """Return the name of the backup that an increment is based on, or None for a full backup.
 
     Raises:
-        InvalidEntry: The value is not the name of a backup.
+        InvalidEntry: the value is not the name of a backup.
     """
     if "increment_from" not in item:
         return None
@@ -130,7 +130,7 @@ def _id(label: str, item: dict[str, Any], *, name: str, id_prefix: str) -> str:
     """Return the id that a control plane has set, otherwise the prefix and the name of the backup.
 
     Raises:
-        InvalidEntry: The id that is set is not valid. It is not changed, because the control plane uses it.
+        InvalidEntry: the id that is set is not valid. It is not changed, because the control plane uses it.
     """
     user_data = item.get("user_data")
     given = user_data.get("backup_id") if isinstance(user_data, dict) else None
@@ -153,7 +153,7 @@ def _time(label: str, item: dict[str, Any], field: str) -> datetime:
     """Return an RFC 3339 time, truncated to microseconds. WAL-G's own `date_fmt` is wrong for times without a fraction.
 
     Raises:
-        InvalidEntry: The value is not such a time.
+        InvalidEntry: the value is not such a time.
     """
     text = _required(label, item, field)
     if isinstance(text, str) and _RFC3339.fullmatch(text.upper()):

@@ -136,7 +136,7 @@ async def freshness(database: Database, *, folder_id: str | None, cluster_id: st
     """Return the rows of all clusters, of a folder or of a cluster, ordered by folder, cluster, tool and database.
 
     Raises:
-        CatalogUnavailable: See `Database.fetch`.
+        CatalogUnavailable: see `Database.fetch`.
     """
     return [Freshness(*row) for row in await database.fetch(_ALL, folder_id, cluster_id)]
 
@@ -145,7 +145,7 @@ async def stalest(database: Database, *, limit: int) -> Stalest:
     """Return at most `limit` rows: first those without a restorable backup, then those whose last one is oldest.
 
     Raises:
-        CatalogUnavailable: See `Database.fetch`.
+        CatalogUnavailable: see `Database.fetch`.
     """
     rows = await database.fetch(_STALEST, limit)
     return Stalest([Freshness(*tuple(row)[:-1]) for row in rows], left_out=rows[0]["total"] - len(rows) if rows else 0)
@@ -163,6 +163,6 @@ async def attempts(database: Database, *, folder_id: str | None, cluster_id: str
     """Return the recorded attempts of all clusters, of a folder or of a cluster, newest first within a database.
 
     Raises:
-        CatalogUnavailable: See `Database.fetch`.
+        CatalogUnavailable: see `Database.fetch`.
     """
     return [Attempt(*row) for row in await database.fetch(_ATTEMPTS, folder_id, cluster_id)]

@@ -58,6 +58,6 @@ async def runs_by_day(database: Database, cluster_id: str, tool: str, of_databas
     """Return the runs of a cluster, by one tool, of one database; empty for backups of the whole cluster. They are ordered by day.
 
     Raises:
-        CatalogUnavailable: See `Database.fetch`.
+        CatalogUnavailable: see `Database.fetch`.
     """
     return [Runs(*row) for row in await database.fetch(_DAYS, cluster_id, tool, of_database, *period)]

@@ -46,6 +46,7 @@ async def removal_preview(url: str, cluster: Cluster) -> list[Removal]:
 
     Raises:
         RemovalRejected: the catalog has no rows of this cluster.
+        CatalogNotWritable: the role or the server of the URL cannot write.
         CatalogUnavailable: PostgreSQL cannot be used.
     """
     async with open_session(url) as connection:
@@ -57,6 +58,7 @@ async def remove_cluster(url: str, cluster: Cluster, *, expected: list[Removal])
 
     Raises:
         RemovalRejected: the catalog no longer has exactly the expected rows; nothing is removed, as with every other error.
+        CatalogNotWritable: the role or the server of the URL cannot write.
         CatalogUnavailable: PostgreSQL cannot be used.
     """
     async with open_session(url) as connection:

@@ -93,7 +93,7 @@ async def restore_chain(database: Database, backup_id: str) -> Chain | None:
     """Return the chain of a backup; None if the catalog has no such backup.
 
     Raises:
-        CatalogUnavailable: See `Database.fetch`.
+        CatalogUnavailable: see `Database.fetch`.
     """
     rows = await database.fetch(_BACKUP, backup_id) if is_backup_id(backup_id) else []
     if not rows:

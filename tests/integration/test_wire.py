@@ -24,7 +24,7 @@ def encoded(backup: Backup, *, method: bytes = b"") -> bytes:
     """Return a backup as an element of ListBackupsResponse.backups, encoded by protobuf.
 
     Args:
-        method: The encoded field `method`.
+        method: the encoded field `method`.
     """
     message = pb.Backup(id=backup.id, folder_id=backup.folder_id, source_cluster_id=backup.source_cluster_id, size=backup.size)
     message.created_at.FromDatetime(backup.created_at)

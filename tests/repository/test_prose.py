@@ -1,5 +1,6 @@
 """Wording of code, tests, documents and configuration: phrases that have a plainer replacement."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -41,4 +42,21 @@ def test_replaced_phrases_do_not_return() -> None:
         for number, line in enumerate((ROOT / file).read_text(encoding="utf-8").splitlines(), 1)
         for match in _PHRASE.finditer(line)
     ]
+    assert found == []
+
+
+# Names that begin with a capital in every place.
+_NAMES = {"Envoy", "False", "None", "Patroni", "Prometheus", "Python", "True"}
+_DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def test_descriptions_of_arguments_and_errors_begin_in_lower_case() -> None:
+    """In the sections Args and Raises of docstrings, the text after a name begins in lower case."""
+    found = []
+    for file in (file for file in tracked_files() if file.endswith(".py") and not file.startswith(_EXCLUDED)):
+        nodes = (node for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))) if isinstance(node, _DOCUMENTED))
+        sections = "".join((ast.get_docstring(node) or "").partition(":\n    ")[2] for node in nodes)
+        found += [
+            f"{file}: {word}" for word in re.findall(r"^(?: {4})?[\w, .*]+: ([A-Z][a-z]*)\b", sections, re.MULTILINE) if word not in _NAMES
+        ]
     assert found == []

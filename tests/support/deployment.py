@@ -261,8 +261,8 @@ async def deployed(
     """Start the whole deployment, and stop it on exit.
 
     Args:
-        release: The folder of the code that the replicas run.
-        edit_envoy: Changes Envoy's configuration in place.
+        release: the folder of the code that the replicas run.
+        edit_envoy: changes Envoy's configuration in place.
     """
     *ports, number, tls, admin, metrics = free_ports(replicas + 4)
     envoy_ports = _EnvoyPorts(number, tls, admin, metrics)

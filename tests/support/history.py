@@ -100,7 +100,7 @@ class History:
         """Return each row that a page repeats, has out of order, misses, or contains although it does not exist.
 
         Args:
-            staleness: The allowed age of a response's data, in seconds.
+            staleness: the allowed age of a response's data, in seconds.
         """
         order = sorted(self._lifetimes)
         return [problem for name, pages in self.walks.items() for problem in self._problems(name, pages, order, staleness)]

@@ -50,7 +50,7 @@ class Credentials(NamedTuple):
         """Return the metadata of the next call to the endpoint.
 
         Raises:
-            CommandError: The token cannot be read, or would be sent in plaintext to another machine.
+            CommandError: the token cannot be read, or would be sent in plaintext to another machine.
         """
         token = self.read_token()
         if token is None:
@@ -69,8 +69,8 @@ async def pages(
     """Yield one page of the backups of a folder or a cluster, or with `follow` also all pages after it.
 
     Raises:
-        CommandError: The token cannot be sent.
-        CallFailed: The service cannot be reached, returns an error, or its responses cannot be used.
+        CommandError: the token cannot be sent.
+        CallFailed: the service cannot be reached, returns an error, or its responses cannot be used.
     """
     walk = _Walk()
     async with _channel(endpoint) as channel:
@@ -121,8 +121,8 @@ async def get(endpoint: Endpoint, credentials: Credentials, request: pb.GetBacku
     """Return one backup.
 
     Raises:
-        CommandError: The token cannot be sent.
-        CallFailed: The service cannot be reached, returns an error, or its response cannot be used.
+        CommandError: the token cannot be sent.
+        CallFailed: the service cannot be reached, returns an error, or its response cannot be used.
     """
     async with _channel(endpoint) as channel:
         stub = pb.BackupServiceStub(channel)
@@ -135,7 +135,7 @@ async def is_serving(endpoint: Endpoint) -> bool:
     """Return True if the service reports that it is ready for calls. No token is sent.
 
     Raises:
-        CallFailed: The service cannot be reached or returns an error.
+        CallFailed: the service cannot be reached or returns an error.
     """
     async with _channel(endpoint, use_proxy=False) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its types lack the methods

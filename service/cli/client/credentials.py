@@ -40,7 +40,7 @@ class TokenFile:
         """Return the token without surrounding white space.
 
         Raises:
-            CommandError: The file cannot be read, or does not contain a token. The message does not contain the file's content.
+            CommandError: the file cannot be read, or does not contain a token. The message does not contain the file's content.
         """
         if self._from_pipe is not None:
             return self._from_pipe

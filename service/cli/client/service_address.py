@@ -25,7 +25,7 @@ class ServiceAddress(NamedTuple):
         """Parse `host:port`, `[IPv6]:port` or `unix:PATH`.
 
         Raises:
-            CommandError: The address has another form. gRPC would accept it, and connect to port 443 if the port is missing.
+            CommandError: the address has another form. gRPC would accept it, and connect to port 443 if the port is missing.
         """
         if text.startswith("unix:") and text.isprintable() and (path := text.removeprefix("unix:")):
             return cls(text, path=path)

@@ -18,7 +18,7 @@ def instant(text: str) -> datetime:
     """Parse the time of an option.
 
     Raises:
-        BadParameter: The value is not a time, or has no offset from UTC.
+        BadParameter: the value is not a time, or has no offset from UTC.
     """
     try:
         time = datetime.fromisoformat(text)

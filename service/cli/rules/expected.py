@@ -38,7 +38,7 @@ def read_expected(path: Path) -> list[Expected]:
     """Return the lines of a file.
 
     Raises:
-        CommandError: The file cannot be read, has no line or a malformed line, or names something twice.
+        CommandError: the file cannot be read, has no line or a malformed line, or names something twice.
     """
     content = read_small(path, name="--expect", limit=_SIZE_MAX)
     try:
@@ -69,7 +69,7 @@ def _parse(line: str) -> Expected | None:
     """Return the content of a line; None if it is empty.
 
     Raises:
-        ValueError: The line is malformed.
+        ValueError: the line is malformed.
     """
     words = _words(line)
     if not words:

@@ -97,8 +97,8 @@ async def judge_catalog(database: "Database", filters: Filters, rules: Rules) ->
     """Read the rows of freshness and judge them.
 
     Raises:
-        CatalogUnavailable: See `Database.fetch`.
-        CommandError: The file of --expect cannot be used.
+        CatalogUnavailable: see `Database.fetch`.
+        CommandError: the file of --expect cannot be used.
     """
     from service.cli.rules.expected import read_expected
     from service.cli.rules.overdue import Limits, judge, rows_to_judge

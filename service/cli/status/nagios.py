@@ -87,7 +87,7 @@ def run(app: Callable[..., object]) -> int:
     """Run the command and return its exit status. An error is one line on standard output, with status 3.
 
     Raises:
-        OSError: Standard output cannot be written.
+        OSError: standard output cannot be written.
     """
     try:
         status = app(prog_name="backup-service", standalone_mode=False)

@@ -27,7 +27,7 @@ def write_textfile(path: Path, rows: Sequence[Freshness], read_at: datetime) -> 
     """Write the metrics that a server exports of its catalog. The file is replaced atomically, because it may be read at any time.
 
     Raises:
-        CommandError: The file cannot be written.
+        CommandError: the file cannot be written.
     """
     registry = CollectorRegistry()
     registry.register(_Read(rows, read_at))

@@ -172,7 +172,7 @@ def check_target(target: Target) -> None:
     """Check the ids of the folder and the cluster.
 
     Raises:
-        ImportRejected: One of them is not a valid id.
+        ImportRejected: one of them is not a valid id.
     """
     for what, value, length in (
         ("folder", target.folder_id, FOLDER_ID_MAX_LENGTH),
@@ -188,8 +188,9 @@ async def load(url: str, listing: Iterable[Listed], target: Target, options: Opt
     """Make the catalog equal to the listing for a cluster and tool, and record the import.
 
     Raises:
-        InvalidListing: The input is not a listing, or too many of its entries are unusable. As with every error, nothing is written.
-        ImportRejected: An id is taken, the cluster is in another folder, or too much would be removed.
+        InvalidListing: the input is not a listing, or too many of its entries are unusable. As with every error, nothing is written.
+        ImportRejected: an id is taken, the cluster is in another folder, or too much would be removed.
+        CatalogNotWritable: the role or the server of the URL cannot write.
         CatalogUnavailable: PostgreSQL cannot be used.
     """
     async with open_session(url) as connection:

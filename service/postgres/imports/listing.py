@@ -41,8 +41,8 @@ async def copy_listing(connection: asyncpg.Connection, listing: Iterable[Listed]
     """Copy a listing into the temporary table `listing`, and return the numbers of its entries.
 
     Raises:
-        InvalidListing: The input is not a listing, or too many of its entries are unusable.
-        CatalogUnavailable: See `check_session`.
+        InvalidListing: the input is not a listing, or too many of its entries are unusable.
+        CatalogUnavailable: see `check_session`.
     """
     async with connection.transaction():
         await connection.execute(_TABLE)
@@ -61,7 +61,7 @@ async def check_session(connection: asyncpg.Connection, tally: "Tally") -> None:
     """Check that the transaction runs in the session that has this listing, and not in one with the listing of another import.
 
     Raises:
-        CatalogUnavailable: A pooler has moved the connection to another session.
+        CatalogUnavailable: a pooler has moved the connection to another session.
     """
     if await connection.fetchval("SELECT pg_backend_pid()") != tally.backend_pid:
         raise CatalogUnavailable(
@@ -125,7 +125,7 @@ class Tally:
         """Check that most entries are usable.
 
         Raises:
-            InvalidListing: Too many entries are unusable.
+            InvalidListing: too many entries are unusable.
         """
         if self.unusable and (not self.usable or self.unusable > self.entries * _UNUSABLE_SHARE):
             allowed = f"more than {_UNUSABLE_SHARE:.0%}" if self.usable else "and none is usable"
