@@ -55,7 +55,7 @@ def test_descriptions_of_arguments_and_errors_begin_in_lower_case() -> None:
     found = []
     for file in (file for file in tracked_files() if file.endswith(".py") and not file.startswith(_EXCLUDED)):
         nodes = (node for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))) if isinstance(node, _DOCUMENTED))
-        sections = "".join((ast.get_docstring(node) or "").partition(":\n    ")[2] for node in nodes)
+        sections = "\n".join((ast.get_docstring(node) or "").partition(":\n    ")[2] for node in nodes)
         found += [
             f"{file}: {word}" for word in re.findall(r"^(?: {4})?[\w, .*]+: ([A-Z][a-z]*)\b", sections, re.MULTILINE) if word not in _NAMES
         ]
