@@ -156,8 +156,10 @@ async def test_ended_at_every_step(
     """The catalog has the old state until the commit, and then the new one; in the long form, the next import makes it the new one."""
     states: dict[str, str] = {}
     endings = ("killed", "cut off") if long else ("killed",)
+    catalogs = {folder: await Catalog.before(sql, import_url, folder=folder) for folder in ("f1", "f2")}
     for (name, step), ending in itertools.product(_STEPS.items(), endings):
-        catalog = await Catalog.before(sql, import_url, folder=step.folder)
+        catalog = catalogs[step.folder]
+        await catalog.restore()
         holder = await asyncpg.connect(postgres.url(database_name))
         async with holder.transaction():
             if step.lock:
@@ -245,14 +247,15 @@ async def test_disk_full(*, long: bool, measure: Measure) -> None:
         with postgres.running():
             url = postgres.url("postgres")
             await asyncio.to_thread(migrate, url)
+            async with _connected(postgres) as sql:
+                catalog = await Catalog.before(sql, url)
             for room_kb in range(0, 6_000, 100 if long else 1_000):
-                async with _connected(postgres) as sql:
-                    catalog = await Catalog.before(sql, url)
-                    await sql.execute("CHECKPOINT")
+                async with _connected(postgres) as catalog.sql:
+                    await catalog.restore()
+                    await catalog.sql.execute("CHECKPOINT")
                 with _filled(disk, room_kb * 1024):
                     outcome = await _outcome(url)
-                async with _connected(postgres) as sql:
-                    catalog.sql = sql
+                async with _connected(postgres) as catalog.sql:
                     states.append(f"{outcome}: {await catalog.state()}")
         postgres.remove()
     measure(", ".join(f"{states.count(each)} {each}" for each in sorted(set(states))))
