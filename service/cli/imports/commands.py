@@ -173,17 +173,21 @@ def _abort(number: int, frame: FrameType | None) -> NoReturn:
 @contextlib.contextmanager
 def _reading(file: Path | None) -> Iterator[_InterruptibleInput]:
     """Open the listing; show a progress bar if standard error is a terminal."""
+    with _opened(file) as stream, _with_progress(stream, file) as watched:
+        yield _InterruptibleInput(watched)
+
+
+def _with_progress(stream: BinaryIO, file: Path | None) -> AbstractContextManager[BinaryIO]:
+    if sys.stderr is None or not sys.stderr.isatty():
+        return contextlib.nullcontext(stream)
     from rich.console import Console
     from rich.progress import wrap_file
 
     console = Console(stderr=True)
-    with _opened(file) as stream:
-        if not console.is_terminal or console.is_dumb_terminal:
-            yield _InterruptibleInput(stream)
-            return
-        total = file.stat().st_size if file else 0
-        with wrap_file(stream, total=total, description="Importing", console=console, transient=True) as watched:
-            yield _InterruptibleInput(watched)
+    if not console.is_terminal or console.is_dumb_terminal:
+        return contextlib.nullcontext(stream)
+    total = file.stat().st_size if file else 0
+    return wrap_file(stream, total=total, description="Importing", console=console, transient=True)
 
 
 def _opened(file: Path | None) -> AbstractContextManager[BinaryIO]:
