@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from unittest.mock import ANY
 from urllib.parse import parse_qs, urlsplit
 
@@ -92,7 +92,7 @@ class Catalog:
         self._old: State = ()
 
     @classmethod
-    async def before(cls, sql: Sql, url: str, *, folder: str = "f1") -> "Catalog":
+    async def before(cls, sql: Sql, url: str, *, folder: str = "f1") -> Self:
         """Return a catalog in the old state, with its backups in this folder. The new state is recorded first."""
         await sql.execute("TRUNCATE backups, imports, freshness")
         await _load(url, _OLD)
@@ -100,14 +100,14 @@ class Catalog:
         if folder != "f1":
             for table in ("backups", "imports", "freshness"):
                 await sql.execute(f"UPDATE {table} SET folder_id = '{folder}'")
-        catalog = cls(sql, url, await _state(sql))
-        await catalog.restore()
-        return catalog
+        return await cls(sql, url, await _state(sql)).restore()
 
-    async def restore(self) -> None:
+    async def restore(self) -> Self:
+        """Put the catalog into the old state, and return it."""
         await self.sql.execute("TRUNCATE backups, imports, freshness")
         await _load(self.url, _OLD, prune=False)
         self._old = await _state(self.sql)
+        return self
 
     async def state(self) -> str:
         """Wait until no import runs, and return `old` or `new`, the state of the catalog."""
@@ -155,11 +155,9 @@ async def test_ended_at_every_step(
 ) -> None:
     """The catalog has the old state until the commit, and then the new one; in the long form, the next import makes it the new one."""
     states: dict[str, str] = {}
-    endings = ("killed", "cut off") if long else ("killed",)
     catalogs = {folder: await Catalog.before(sql, import_url, folder=folder) for folder in ("f1", "f2")}
-    for (name, step), ending in itertools.product(_STEPS.items(), endings):
-        catalog = catalogs[step.folder]
-        await catalog.restore()
+    for (name, step), ending in itertools.product(_STEPS.items(), ("killed", "cut off") if long else ("killed",)):
+        catalog = await catalogs[step.folder].restore()
         holder = await asyncpg.connect(postgres.url(database_name))
         async with holder.transaction():
             if step.lock:
@@ -202,8 +200,9 @@ async def test_killed_at_any_time(import_url: str, sql: Sql, tmp_path: Path, *, 
     states: Counter[str] = Counter()
     for number in range(100 if long else 4):
         importing = Importing(import_url, tmp_path / "log", *_OPTIONS)
-        await importing.write(_LISTED)
+        await importing.write(_LISTED[: len(_LISTED) // 2], close=False)
         await catalog.until("%")
+        await importing.write(_LISTED[len(_LISTED) // 2 :])
         await asyncio.sleep(random.uniform(0, 0.5))  # a random moment is the fault
         importing.kill()
         await importing.wait()
