@@ -114,7 +114,7 @@ class _EmptyDatabase:
     def trace(self, query: str) -> AbstractContextManager[Callable[[], None]]:
         return contextlib.nullcontext(lambda: None)
 
-    async def fetch(self, query: str, *columns: list[str], connected: Callable[[], None]) -> list[Any]:
+    async def fetch(self, query: str, *columns: list[str], on_connected: Callable[[], None]) -> list[Any]:
         for column in columns:
             for argument in column:
                 assert "\0" not in argument
@@ -127,11 +127,11 @@ class _EmptyDatabase:
         return [{0: 1, "folder_id": "f1"}] if query == CLUSTER_FOLDERS else []
 
     async def fetch_large(
-        self, client: str, query: str, size: int, last_at: datetime, *ids: str, connected: Callable[[], None]
+        self, client: str, query: str, size: int, last_at: datetime, *ids: str, on_connected: Callable[[], None]
     ) -> list[Any]:
         assert client
         columns = [[str(size)], [last_at.isoformat()], *([each] for each in ids)]
-        return await self.fetch(query, *columns, connected=connected)
+        return await self.fetch(query, *columns, on_connected=on_connected)
 
 
 @contextlib.contextmanager
