@@ -122,7 +122,7 @@ class _Connection(asyncio.Protocol):
         self._headers = _headers(workload)
         self._bodies = [bytes.fromhex(body) for body in workload.bodies]
         self._received = bytearray()
-        self._unrefilled = 0
+        self._unacknowledged = 0
         self._next_stream = 1
         self._waiting: deque[float] = deque()
         self._max_open = 100  # until the server's SETTINGS arrive
@@ -199,9 +199,9 @@ class _Connection(asyncio.Protocol):
             self._handle(received[at + 3], received[at + 4], stream, received[at + _FRAME_HEADER : end], replies)
             at = end
         del received[:at]
-        if self._unrefilled > _REFILL:
-            replies.append(_frame(_WINDOW_UPDATE, 0, 0, self._unrefilled.to_bytes(4)))
-            self._unrefilled = 0
+        if self._unacknowledged > _REFILL:
+            replies.append(_frame(_WINDOW_UPDATE, 0, 0, self._unacknowledged.to_bytes(4)))
+            self._unacknowledged = 0
         self._transport.write(b"".join(replies) + self._calls())
         if time.perf_counter() >= self._ends_at:
             self._close_after_the_last()
@@ -209,7 +209,7 @@ class _Connection(asyncio.Protocol):
     def _handle(self, kind: int, flags: int, stream: int, payload: bytearray, replies: list[bytes]) -> None:
         if kind == _DATA:
             self._sizes[stream] += len(payload)
-            self._unrefilled += len(payload)
+            self._unacknowledged += len(payload)
         elif kind == _PING and not flags & _ACK:
             replies.append(_frame(_PING, _ACK, 0, bytes(payload)))
         elif kind == _SETTINGS and not flags & _ACK:

@@ -144,10 +144,10 @@ class TokenRules(NamedTuple):
 
 
 class JwtAuthenticator:
-    """Callers by JWT. The claim `folders` lists the ids of the folders that may be read, or is `*` for all.
+    """Authenticates callers by JWT. The claim `folders` lists the ids of the folders that the caller may read, or is `*` for all.
 
     Verified tokens are cached until they expire or their key is withdrawn. Rejected tokens are cached until the keys change,
-    so that a client that repeats one does not cost a signature check for each call.
+    so that the signature of a repeated token is not checked for each call.
     """
 
     def __init__(self, keys: SigningKeys, rules: TokenRules) -> None:

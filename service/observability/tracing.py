@@ -115,7 +115,7 @@ class Tracing:
             span = self._tracer.start_span(attributes["db.query.summary"], kind=SpanKind.CLIENT, attributes=attributes)
 
             def connected() -> None:
-                if span.is_recording():  # not after the call was cancelled: other calls may share its query
+                if span.is_recording():  # a cancelled call has ended its span, but its query may run for other calls
                     span.add_event("connected")
 
             try:
@@ -159,7 +159,7 @@ def _query_attributes(text: str, database: str) -> dict[str, str]:
 def _summary(query: str) -> tuple[str, str]:
     """Return the operation and the table of a statement of the service."""
     found = re.match(r"\s*(\w+)\b.*\bFROM\s+(\w+)", query, re.DOTALL)
-    assert found, "every query of the service is a SELECT from one table, which is the last one that it names"
+    assert found, "every query of the service is a SELECT, and the last table in it is the one that it reads"
     return found[1], found[2]
 
 

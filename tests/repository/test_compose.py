@@ -22,7 +22,7 @@ from tests.support.repository import ROOT
 
 
 def _composed(*files: str, **variables: str) -> dict[str, Any]:
-    """Return the merged Compose files, with all profiles, the required variables and these ones set."""
+    """Return the merged Compose files, with all profiles, the required variables, and `variables`."""
     command = ["docker", "compose", *(part for file in files for part in ("--file", file)), "--profile", "*", "config", "--format", "json"]
     needed = ("CREDENTIALS", "PUBLIC_HOST", "JWT_ISSUER", "JWT_AUDIENCE")
     environment = (

@@ -45,7 +45,7 @@ def kind(link: Link) -> str:
 
 
 def json_lines(chain: Chain) -> Iterator[str]:
-    """Return the lines of the backup as JSON, with `needs` and `neededBy`. A chain may be too long for one text."""
+    """Return the lines of the backup as JSON, with `needs` and `neededBy`. A chain may be too long for one string."""
     owner = {
         "folderId": chain.folder_id,
         "clusterId": chain.source_cluster_id,
