@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import pytest
 from service.server import Server
 from tests.support import processes
 from tests.support.catalog import Sql
+from tests.support.command_server import GRPC
 from tests.support.commands import environment
 from tests.support.dev import data_folder
 from tests.support.eventually import eventually
@@ -248,15 +250,16 @@ _STREAMS = {
 
 
 @pytest.mark.parametrize("name", _STREAMS)
-async def test_standard_streams(import_url: str, server: Server, name: str) -> None:
+async def test_standard_streams(import_url: str, server: Server, tmp_path: Path, name: str) -> None:
     """Closed streams change neither the work nor the status of a command; a full standard output is one line and status 1."""
     redirection, status = _STREAMS[name]
-    settings = environment(BACKUPS_DATABASE_URL=import_url, BACKUPS_ADDRESS=str(server.address))
-    run = f'exec "{sys.executable}" -m service "$@" {redirection}'
+    settings = environment(BACKUPS_DATABASE_URL=import_url, BACKUPS_ADDRESS=str(server.address), **GRPC)
+    file = tmp_path / "statuses"
+    program = (sys.executable, "-m", "tests.support.commands_in_turn", file, *map(json.dumps, _COMMANDS.values()))
+    done = await processes.run("/bin/sh", "-c", f'exec "$@" {redirection}', "sh", *program, cwd=ROOT, env=settings)
     message = b"backup-service: standard output: No space left on device\n" if redirection == ">/dev/full" else b""
-    for command, arguments in _COMMANDS.items():
-        done = await processes.run("/bin/sh", "-c", run, "sh", *arguments, cwd=ROOT, env=settings)
-        assert (done.returncode, done.stderr) == (status, message), command
+    assert (done.returncode, done.stderr) == (0, message * len(_COMMANDS))
+    assert dict(zip(_COMMANDS, json.loads(file.read_bytes()), strict=True)) == dict.fromkeys(_COMMANDS, status)
 
 
 async def test_statuses_with_a_full_standard_error(import_url: str) -> None:

@@ -23,8 +23,8 @@ from tests.support import processes
 from tests.support.commands import Done, environment
 from tests.support.repository import ROOT
 
-# gRPC reads these when it is imported. `service/__main__.py` would set them too late here, because gRPC is imported already.
-_GRPC = {"GRPC_VERBOSITY": "NONE", "GRPC_EXPERIMENTS": "-event_engine_listener"}
+GRPC = {"GRPC_VERBOSITY": "NONE", "GRPC_EXPERIMENTS": "-event_engine_listener"}
+"""Variables of a process that forks commands. gRPC reads them when it is imported, so `service/__main__.py` would set them too late."""
 
 _DESCRIPTORS = 5  # the request, the standard streams, and the exit status
 
@@ -69,7 +69,7 @@ def command_server() -> Iterator[CommandServer]:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(its.fileno())],
             cwd=ROOT,
-            env=environment(**_GRPC),
+            env=environment(**GRPC),
             pass_fds=[its.fileno()],
             stdin=subprocess.PIPE,  # a command inherits Python's streams, which are not those of pipes otherwise
             stdout=subprocess.PIPE,
