@@ -84,7 +84,7 @@ async def _switch_over(cluster: Cluster) -> None:
 
 
 async def _until_led_by_another(cluster: Cluster, leader: Node) -> None:
-    await eventually(cluster.leader, lambda node: node is not leader, timeout_s=90, period_s=0.05)
+    await eventually(cluster.leader, lambda node: node is not leader, timeout_s=90, period_s=0.2)
 
 
 _KILLED = Fault("leader killed", _kill_leader, _FAILOVER_S)
@@ -123,8 +123,8 @@ async def _walked_cluster(histories: Path, log: Path) -> AsyncIterator[_Walked]:
         url = cluster.url("read-write", user=Roles().service)
         deployment = await stack.enter_async_context(deployed(url, BACKUPS_POOL_MAX_AGE=str(_POOL_MAX_AGE_S)))
         open_channel = await stack.enter_async_context(_direct_replica(cluster.url("prefer-standby"), log))
-        by_primary = await stack.enter_async_context(folder.walked("primary", 8, deployment.channel))
-        by_standby = await stack.enter_async_context(folder.walked("standby", 4, open_channel))
+        by_primary = await stack.enter_async_context(folder.walked("primary", 4, deployment.channel))
+        by_standby = await stack.enter_async_context(folder.walked("standby", 2, open_channel))
         await _until_walked(by_primary, by_standby)
         yield _Walked(cluster, by_primary, by_standby)
 

@@ -36,7 +36,7 @@ async def test_replicas_are_restarted_in_turn(
     await add_backups(20)
     rounds = 10 if long else 1
     async with deployed(database_url, replicas=3) as deployment:
-        outcomes = await under_load(deployment, lambda: deployment.restart_in_turn(number, rounds=rounds))
+        outcomes = await under_load(deployment, lambda: deployment.restart_in_turn(number, rounds=rounds), pause_s=0.1)
     measure(f"{number.name}, {rounds} rounds of 3: {outcomes}")
     assert outcomes.codes == {"OK", "HTTP 200"}
     assert outcomes["OK"] > 20
@@ -111,7 +111,7 @@ async def test_directly_connected_clients(database_url: str, add_backups: AddBac
     await add_backups(1000)
     [port] = free_ports(1)
     log = tmp_path / "log"
-    replica = ReplicaProcess(port, {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_DRAIN_DELAY": "0.5"}, log)
+    replica = ReplicaProcess(port, {"BACKUPS_DATABASE_URL": database_url, "BACKUPS_DRAIN_DELAY": "0.1"}, log)
     calls = _Calls(port)
     signalled: list[float] = []
     async with replica.running(), asyncio.TaskGroup() as callers:

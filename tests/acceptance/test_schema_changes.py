@@ -93,7 +93,7 @@ async def test_schema_upgrade_under_load(
             await upgrade.replace(deployment.replicas if long else deployment.replicas[:1])
             await deployment.settled()
 
-        outcomes = await under_load(deployment, change)
+        outcomes = await under_load(deployment, change, pause_s=0.1)
 
     measure(f"{outcomes} (bound {_SLOWEST_S} s); the step timed out {times} times")
     assert outcomes.codes == {"OK", "HTTP 200"}

@@ -366,7 +366,7 @@ def configuration(
     text = (ROOT / "deploy" / "envoy.yaml").read_text(encoding="utf-8")
     for edit in edits:
         text = edit(text)
-    config: dict[str, Any] = yaml.safe_load(text)
+    config: dict[str, Any] = yaml.load(text, yaml.CSafeLoader)
     config["admin"]["address"]["socket_address"]["port_value"] = admin_port
     for listener, number in zip(config["static_resources"]["listeners"], (port, tls_port, metrics_port), strict=True):
         listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": number}

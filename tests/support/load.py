@@ -14,7 +14,6 @@ from tests.support.deployment import Deployment
 _LIST = pb.ListBackupsRequest(folder_id="f1")
 _REST = "/managed-greenplum/v1/backups?folderId=f1"
 
-
 INCOMPLETE = "INTERNAL, RST_STREAM"
 """Status of a response that broke off, for example because the replica was killed (docs/api.md)."""
 
@@ -44,8 +43,11 @@ class Outcomes(Counter[str]):
         return f"{counts}; slowest {self.slowest * 1000:.0f} ms"
 
 
-async def under_load(deployment: Deployment, inject: Callable[[], Awaitable[None]]) -> Outcomes:
+async def under_load(deployment: Deployment, inject: Callable[[], Awaitable[None]], *, pause_s: float = 0.005) -> Outcomes:
     """Call both APIs through Envoy while `inject` runs; return the outcomes. Each client has its own connection.
+
+    Args:
+        pause_s: Pause of a gRPC client after each call. A REST client pauses four times as long.
 
     Raises:
         AssertionError: a page differs from the one before the faults.
@@ -55,8 +57,10 @@ async def under_load(deployment: Deployment, inject: Callable[[], Awaitable[None
     async with deployment.channel() as channel:
         expected = [backup.id for backup in (await pb.BackupServiceStub(channel).List(_LIST)).backups]
     async with asyncio.TaskGroup() as callers:
-        for call in [_call_grpc] * 8 + [_call_rest] * 2:
-            callers.create_task(call(deployment, outcomes, expected, stop))
+        for _ in range(8):
+            callers.create_task(_call_grpc(deployment, outcomes, expected, stop, pause_s=pause_s))
+        for _ in range(2):
+            callers.create_task(_call_rest(deployment, outcomes, expected, stop, pause_s=4 * pause_s))
         try:
             await inject()
         finally:
@@ -64,7 +68,7 @@ async def under_load(deployment: Deployment, inject: Callable[[], Awaitable[None
     return outcomes
 
 
-async def _call_grpc(deployment: Deployment, outcomes: Outcomes, expected: list[str], stop: asyncio.Event) -> None:
+async def _call_grpc(deployment: Deployment, outcomes: Outcomes, expected: list[str], stop: asyncio.Event, *, pause_s: float) -> None:
     async with deployment.channel() as channel:
         stub = pb.BackupServiceStub(channel)
         while not stop.is_set():
@@ -73,13 +77,13 @@ async def _call_grpc(deployment: Deployment, outcomes: Outcomes, expected: list[
             code = await call.code()
             outcomes.record(code.name, began)
             assert code is not StatusCode.OK or [backup.id for backup in (await call).backups] == expected
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(pause_s)
 
 
-async def _call_rest(deployment: Deployment, outcomes: Outcomes, expected: list[str], stop: asyncio.Event) -> None:
+async def _call_rest(deployment: Deployment, outcomes: Outcomes, expected: list[str], stop: asyncio.Event, *, pause_s: float) -> None:
     while not stop.is_set():
         began = time.monotonic()
         reply = await deployment.rest(_REST)
         outcomes.record(f"HTTP {reply.status}", began)
         assert reply.status != 200 or [backup["id"] for backup in reply.body.get("backups", [])] == expected
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(pause_s)

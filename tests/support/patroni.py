@@ -98,7 +98,7 @@ class Cluster:
 
     async def leader(self) -> Node:
         """Wait for a node that Patroni reports as the primary, and return it."""
-        return await eventually(self._find_leader, lambda node: node is not None, timeout_s=60)
+        return await eventually(self._find_leader, lambda node: node is not None, timeout_s=60, period_s=0.2)
 
     async def _find_leader(self) -> Any:
         for node in self.nodes:
@@ -109,7 +109,7 @@ class Cluster:
     async def settled(self) -> None:
         """Wait for a leader with a synchronous standby."""
         try:
-            await eventually(self._is_settled, True, timeout_s=60)
+            await eventually(self._is_settled, True, timeout_s=60, period_s=0.2)
         except AssertionError:
             raise AssertionError("\n".join(node.tail() for node in self.nodes)) from None
 

@@ -57,14 +57,14 @@ class Folder:
                             page = await stub.List(request, timeout=10)
                         except grpc.aio.AioRpcError as exc:
                             outcomes[exc.code().name] += 1
-                            await asyncio.sleep(0.05)
+                            await asyncio.sleep(0.5)
                             continue
                         outcomes["OK"] += 1
                         times: dict[str, Any] = {"began": began, "ended": time.monotonic()}
                         rows = [(backup.created_at.ToMicroseconds(), backup.id) for backup in page.backups]
                         token = page.next_page_token
                         _record(history, walk=f"{name}-{number}", rows=rows, last=not token, **times)
-                        await asyncio.sleep(rng.uniform(0, 0.1))
+                        await asyncio.sleep(rng.uniform(0, 0.4))
                         if not token:
                             break
                     if stop.is_set():
@@ -92,7 +92,7 @@ class _Writer:
         while not stop.is_set():
             count = self._rng.randint(1, 5)
             await self.step(adds=count, removes=count)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
         if self._connection:
             await self._connection.close()
 
