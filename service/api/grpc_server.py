@@ -76,8 +76,8 @@ class _ConcurrentServer(_AioServer):  # type: ignore[misc]
     """A server of grpc.aio with another way to accept calls.
 
     In grpcio's aio/server.pyx.pxi, `_server_main_loop` requests one call of each method (`_make_request_call_future`), starts the call when
-    it has arrived, and requests the next one. Here, several tasks for each method do the same (`_accept`), and the future is done only when
-    the server stops.
+    it has arrived, and requests the next one. Here, several tasks for each method do the same (`_accept`), and the future that
+    `_make_request_call_future` returns is done only when the server stops.
     """
 
     def __init__(self, loop: Any, thread_pool: Any, generic_handlers: Any, interceptors: Any, *args: Any, **kwargs: Any) -> None:

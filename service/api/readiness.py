@@ -34,7 +34,7 @@ class NotReady(StrEnum):
     # Readiness.find_reason
     STANDBY_BEHIND = "the standby is too far behind"
     SCHEMA_TOO_OLD = "the schema is older than this release requires"
-    # SigningKeys.problem
+    # SigningKeys.problem, in signing_keys.py
     KEYS_NEVER_READ = "the signing keys were never read"
     KEYS_TOO_OLD = "the signing keys are older than BACKUPS_JWKS_MAX_AGE"
     NO_USABLE_KEY = "the JWKS has no usable key"
@@ -83,7 +83,7 @@ class Readiness:
         checking = asyncio.ensure_future(self.find_reason())
         try:
             await wait_for_first(sleep_in_steps(self._period), _finished(checking))
-            if not checking.done():
+            if not checking.done() and self.reason in (None, NotReady.STARTING):  # another reason stays until the check has finished
                 self._set(NotReady.CHECK_SLOW)
             async with asyncio.timeout(self._timeout.total_seconds()):
                 self._set(await checking)

@@ -342,7 +342,7 @@ async def test_attempts_are_bounded(import_url: str, sql: Sql, tmp_path: Path) -
 # Facts
 
 
-async def test_facts_are_stored(import_url: str, sql: Sql, tmp_path: Path) -> None:
+async def test_columns_of_backups(import_url: str, sql: Sql, tmp_path: Path) -> None:
     """A backup has the tool's name, method, contents, database and needed backups, and `permanent` and a size only if they are recorded."""
     permanent, unknown = {"is_permanent": True}, {"is_permanent": None}
     await _load_walg(import_url, _walg(_Backup(0, None, permanent), _Backup(1, 0), _Backup(2, None, unknown)))

@@ -78,7 +78,7 @@ def test_order_of_steps() -> None:
     documented = [name.rpartition(".")[2].strip("_") for name in re.findall(r"`([\w.]+)`", section)]
     both = {"limit_to", "arrive", "receive", "require", "authenticate", "admit"}
     assert both <= set(steps)
-    assert [name for name in documented if name in both] == [name for name in steps if name in both]
+    assert [name for name in dict.fromkeys(documented) if name in both] == [name for name in steps if name in both]
 
 
 def test_reasons_of_readiness() -> None:

@@ -47,7 +47,7 @@ async def under_load(deployment: Deployment, inject: Callable[[], Awaitable[None
     """Call both APIs through Envoy while `inject` runs; return the outcomes. Each client has its own connection.
 
     Args:
-        pause_s: Pause of a gRPC client after each call. A REST client pauses four times as long.
+        pause_s: pause of a gRPC client after each call. A REST client pauses four times as long.
 
     Raises:
         AssertionError: a page differs from the one before the faults.

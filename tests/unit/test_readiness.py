@@ -100,6 +100,20 @@ async def test_timeout_of_a_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert logged["error"][0]["message"] == "PostgreSQL did not answer in time"
 
 
+async def test_repeated_timeouts(capsys: pytest.CaptureFixture[str]) -> None:
+    """If checks time out one after the other, each reason is logged once: the next check that is slow does not change the reason."""
+
+    class Hanging(_Checked):
+        async def find_reason(self) -> NotReady | None:
+            await asyncio.Event().wait()
+            return None
+
+    readiness = Hanging(Health(), timeout=timedelta(seconds=0.05))
+    for _ in range(3):
+        await readiness.check()
+    assert _events(capsys) == [("not serving", NotReady.CHECK_SLOW), ("not serving", NotReady.CATALOG_UNAVAILABLE)]
+
+
 async def test_shutdown_is_final(capsys: pytest.CaptureFixture[str]) -> None:
     """A check that ends after shutdown has begun does not make the replica ready again."""
     health = Health()

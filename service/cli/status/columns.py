@@ -25,7 +25,7 @@ class Field(NamedTuple):
     """Of the row and the current time. A duration is in seconds in JSON; an unknown value is null, and `-` in the table."""
     align: Literal["left", "right"] = "left"
     dropped: int = 0
-    """See `Column.dropped`."""
+    """On a narrow terminal, columns with the lowest number are left out first, of equal ones the leftmost. 0: never left out."""
     text: Callable[[int], str] = str
     """For numbers."""
 

@@ -51,7 +51,7 @@ def _last_backup_query(condition: str) -> str:
       ORDER BY database, created_at DESC, id DESC"""
 
 
-# Columns of `freshness` that an import computes, and their values. The tables are those of `_RECORD_FRESHNESS`.
+# Columns of `freshness` that an import computes, and their values: `counts`, `last` and others are subqueries of `_RECORD_FRESHNESS`.
 _FRESHNESS = {
     "backups": "coalesce(counts.backups, 0)",
     "restorable": "coalesce(counts.restorable, 0)",
