@@ -177,7 +177,5 @@ class Pool:
     async def close(self) -> None:
         """Wait for the queries in progress, then terminate those that have not finished in time."""
         self._release_idle()
-        try:
+        with contextlib.suppress(*UNAVAILABLE):  # asyncpg terminates all connections if its `close` fails or is cancelled
             await asyncio.wait_for(self._pool.close(), self._acquire_s)
-        except UNAVAILABLE:
-            self._pool.terminate()
