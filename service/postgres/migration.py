@@ -13,10 +13,11 @@ from alembic.util.exc import CommandError as AlembicError
 from sqlalchemy.exc import DBAPIError
 
 from service.errors import ConnectFailed, SchemaError
-from service.postgres.errors import UNAVAILABLE, cause
+from service.postgres.errors import cause
 from service.project_files import MIGRATIONS
 
 _LOCK_NOT_AVAILABLE = "55P03"
+_LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 _RETRY_DELAY_S = 0.5  # enough for the queries that have queued behind a step
 
 
@@ -47,14 +48,12 @@ def migrate(url: str, *, to: str = "head", roles: Roles = Roles(), timeout: time
             return
         except DBAPIError as exc:
             if _sqlstate(exc) != _LOCK_NOT_AVAILABLE or time.monotonic() > deadline:
-                raise SchemaError(f"the migration failed: {_driver_error(exc)}") from exc
+                raise SchemaError(f"the migration failed: {_reason(_driver_error(exc))}") from exc
             time.sleep(_RETRY_DELAY_S)
         except ConnectFailed as exc:
             raise SchemaError(cause(exc)) from exc
-        except asyncpg.PostgresError as exc:
-            raise SchemaError(f"the migration failed: {exc}") from exc
-        except UNAVAILABLE as exc:
-            raise SchemaError(f"the migration failed: {cause(exc)}") from exc
+        except (asyncpg.PostgresError, *_LOST) as exc:
+            raise SchemaError(f"the migration failed: {_reason(exc)}") from exc
         except AlembicError as exc:
             raise SchemaError(str(exc)) from exc
 
@@ -116,3 +115,8 @@ def _sqlstate(exc: DBAPIError) -> str | None:
 def _driver_error(exc: DBAPIError) -> BaseException | None:
     """Return asyncpg's error, without the text that SQLAlchemy adds."""
     return exc.orig and (exc.orig.__cause__ or exc.orig)
+
+
+def _reason(exc: BaseException | None) -> str:
+    """Return the cause of a lost connection, or PostgreSQL's own message: `cause` would advise to run this command."""
+    return cause(exc) if isinstance(exc, _LOST) else str(exc)

@@ -75,17 +75,31 @@ async def test_waits_for_another_migration(empty_database_url: str) -> None:
     await waiting
 
 
-async def test_lost_session(empty_database_url: str) -> None:
-    """A migration whose session is terminated fails with a clear error."""
+_LOCKED = ("CREATE TABLE migration_lock ()", "BEGIN; LOCK TABLE migration_lock IN EXCLUSIVE MODE")
+_CREATED = ("BEGIN; CREATE TABLE migration_lock ()",)
+_LOCKED_STEP = ("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)", "BEGIN; LOCK TABLE alembic_version")
+
+
+@pytest.mark.parametrize(
+    ("held", "state"),
+    [
+        (_CREATED, "wait_event_type = 'Lock'"),  # waits for the transaction that creates the same table
+        (_LOCKED, "query = 'ROLLBACK' AND state = 'idle' AND state_change > clock_timestamp() - interval '50 ms'"),  # sleeps for 0.2 s
+        (_LOCKED_STEP, "wait_event_type = 'Lock'"),
+    ],
+    ids=["during a statement", "between statements", "during a step"],
+)
+async def test_lost_session(empty_database_url: str, held: tuple[str, ...], state: str) -> None:
+    """A migration whose session is terminated, at any time, fails with a clear error."""
     holder = await asyncpg.connect(empty_database_url)
-    await holder.execute("CREATE TABLE migration_lock ()")
-    await holder.execute("BEGIN; LOCK TABLE migration_lock IN EXCLUSIVE MODE")
+    for statement in held:
+        await holder.execute(statement)
     waiting = asyncio.create_task(asyncio.to_thread(migrate, empty_database_url))
-    terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'backup-service migrate'"
     observer = await asyncpg.connect(empty_database_url)
-    await eventually(lambda: observer.fetchval(f"{terminate} AND datname = current_database()"), 1)
-    # The second message is that of a session which is terminated during a statement.
-    with pytest.raises(SchemaError, match="^the migration failed: (the connection to PostgreSQL was lost|terminating connection)"):
+    session = "application_name = 'backup-service migrate' AND datname = current_database()"
+    terminate = f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {session} AND {state}"
+    await eventually(lambda: observer.fetchval(terminate), 1)
+    with pytest.raises(SchemaError, match="^the migration failed: the connection to PostgreSQL was lost$"):
         await waiting
     await observer.close()
     await holder.close()
