@@ -15,6 +15,7 @@ for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.S
         signal.signal(_number, _default)
 
 import asyncio
+import faulthandler
 import itertools
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -83,6 +84,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test marked `debian(package, program=...)` if the program is not installed, or fail it if REQUIRE_DEBIAN is set, as in CI."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        faulthandler.cancel_dump_traceback_later()  # faulthandler_timeout: without xdist, the timeout dumps the stacks
     for mark in item.iter_markers("debian"):
         [package], program = mark.args, mark.kwargs["program"]
         if debian_program(program):
