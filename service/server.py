@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple, Self
 
 from service import process
-from service.address import Address, port_taken
+from service.address import Address
 from service.api.admission import Admission
 from service.api.health import Health
 from service.api.listener import Listener
@@ -85,7 +85,8 @@ class Server:
         """
         asyncio.get_running_loop().set_task_factory(create_task)
         async with self.opened as opened:
-            self._serve_metrics(opened)
+            if self.metrics_address is not None:
+                self.metrics_address = opened.enter_context(self.metrics.served(self.metrics_address))
             await self._start_listeners(opened)
             await opened.enter_async_context(running_periodically(*self.periodic_tasks))
             self.opened = opened.pop_all()
@@ -108,15 +109,6 @@ class Server:
     def force_shutdown(self) -> None:
         """Make `shutdown` stop waiting for calls."""
         self._forced.set()
-
-    def _serve_metrics(self, opened: contextlib.AsyncExitStack) -> None:
-        if self.metrics_address is None:
-            return
-        try:
-            port = opened.enter_context(self.metrics.served(*self.metrics_address))
-        except OSError as exc:
-            raise port_taken(self.metrics_address, setting="BACKUPS_METRICS_LISTEN") from exc
-        self.metrics_address = self.metrics_address._replace(port=port)
 
     async def _start_listeners(self, opened: contextlib.AsyncExitStack) -> None:
         opened.push_async_callback(self.listener.interceptor.finished, self.shutdown_times.grace)

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from service.address import Address, port_taken
 from service.errors import Rejection
 
 _METHOD_LABELS = ("grpc_service", "grpc_method", "grpc_type")
@@ -119,18 +120,21 @@ class Metrics:
         )
 
     @contextmanager
-    def served(self, host: str, port: int) -> Iterator[int]:
-        """Answer scrapes in threads, and yield the port.
+    def served(self, address: Address) -> Iterator[Address]:
+        """Answer scrapes in threads, and yield the address, in which port 0 is replaced by the port in use.
 
         Raises:
-            OSError: the address cannot be used.
+            PortTaken: the address cannot be listened on.
         """
-        server_class: type[WSGIServer] = type("Server", (_ScrapeServer,), {"address_family": _family(host, port)})
-        server = make_server(host, port, make_wsgi_app(self._registry), server_class, _Scrape)
+        try:
+            server_class: type[WSGIServer] = type("Server", (_ScrapeServer,), {"address_family": _family(*address)})
+            server = make_server(*address, make_wsgi_app(self._registry), server_class, _Scrape)
+        except OSError as exc:
+            raise port_taken(address, setting="BACKUPS_METRICS_LISTEN") from exc
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield server.server_port
+            yield address._replace(port=server.server_port)
         finally:
             # `shutdown` returns after up to half a second, when the loop checks its flag. Nothing has to wait for it.
             threading.Thread(target=server.shutdown, daemon=True).start()
