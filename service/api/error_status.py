@@ -13,11 +13,11 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
 from service import errors, pb
+from service.api.request_id import REQUEST_ID_KEY
 
 DOMAIN = "greenplum-backup-service"
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
-REQUEST_ID_KEY = "x-request-id"
 
 _PUSHBACK_MS = (500, 1500)  # a range, so that rejected clients do not retry at the same moment
 _QUOTED_MAX_LENGTH = 128  # characters of at most 4 bytes, so that the trailers stay far below 4 KiB

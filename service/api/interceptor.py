@@ -9,8 +9,6 @@ waits for it without a limit.
 
 import asyncio
 import inspect
-import random
-import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextvars import ContextVar
 from datetime import timedelta
@@ -26,7 +24,8 @@ from service.api.admission import STREAM_COST, Admission, IncompleteRequests, co
 from service.api.authentication import ANONYMOUS, NOBODY, Authenticator, current_caller, set_current_caller
 from service.api.client_address import ClientAddresses, set_current_client
 from service.api.client_names import ANY_NAME, ClientNames
-from service.api.error_status import INTERNAL, REQUEST_ID_KEY, status_of, trailers
+from service.api.error_status import INTERNAL, status_of, trailers
+from service.api.request_id import REQUEST_ID_KEY, new_request_id, request_id_of
 from service.api.running_call import RunningCall
 from service.errors import CallInterrupted, ShuttingDown, Unauthenticated, UndecodableRequest
 from service.observability.logs import Call, describe, event
@@ -37,10 +36,8 @@ if TYPE_CHECKING:  # imported only if traces are configured
 
 _CORE_REJECTION_S = 0.01  # within this time, gRPC core cancels a call whose message is too large
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,100}")
 _LOG_LEVELS = {StatusCode.INTERNAL: "error", StatusCode.UNAVAILABLE: "warning"}
 
-_REQUEST_ID_KEYS = ("x-client-request-id", REQUEST_ID_KEY)
 _HEALTH = "/grpc.health.v1.Health/"
 _DISCOVERY = f"/{pb.API_ENDPOINT_SERVICE}/"
 
@@ -174,7 +171,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         metadata = _metadata.get()
         client = self._clients.client(context.peer(), metadata)
         level = "info" if method.is_admitted else "debug"  # load balancers and probes check the health every second
-        call = Call(method.name, method.metrics, request_id=_request_id(metadata), peer=client.address, level=level)
+        call = Call(method.name, method.metrics, request_id=request_id_of(metadata), peer=client.address, level=level)
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         return RunningCall(call, client.key, admission=self._admission, calls=self.calls, timeout=self._request_timeout)
 
@@ -243,7 +240,7 @@ def _guarded(handle: _Wrapped) -> _Wrapped:
         try:
             return await handle(request, context)
         except Exception as exc:
-            request_id = _new_request_id()
+            request_id = new_request_id()
             event("call", level="error", code=INTERNAL.code.name, request_id=request_id, error=describe(exc))
             await context.abort(INTERNAL.code, INTERNAL.text, trailers(INTERNAL, exc, request_id))
 
@@ -327,19 +324,3 @@ def _decoder(deserialize: Callable[[bytes], Any] | None) -> _Decode:
             raise UndecodableRequest from None
 
     return decode
-
-
-def _request_id(metadata: _Metadata) -> str:
-    """Return the client's request id if it is well-formed, otherwise a new one."""
-    given = {key: value for key, value in metadata if key in _REQUEST_ID_KEYS}
-    for key in _REQUEST_ID_KEYS:
-        value = given.get(key)
-        if isinstance(value, str) and _REQUEST_ID.fullmatch(value):
-            return value
-    return _new_request_id()
-
-
-def _new_request_id() -> str:
-    """Return a random UUID of version 4. It is not a secret, so it does not need the kernel's randomness as in `uuid.uuid4`."""
-    digits = f"{random.getrandbits(128):032x}"
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"

@@ -46,6 +46,7 @@ class Unserializable:
 '''
 
 _BACKUP_SERVICE, _INTERCEPTOR = "service/api/backup_service.py", "service/api/interceptor.py"
+_REQUEST_ID = "service/api/request_id.py"
 _AUTHENTICATION, _JWKS = "service/api/authentication.py", "service/api/jwks.py"
 _TLS, _HEALTH = "service/api/certificate.py", "service/api/health.py"
 
@@ -65,7 +66,7 @@ _FAULTS = {
         'return __import__("service.injected").injected.Unserializable()',
     ),
     "deserializer": _before(_INTERCEPTOR, "            return deserialize(data)", 'b"deserializer" in data'),
-    "request id": _before(_INTERCEPTOR, "    for key in _REQUEST_ID_KEYS:\n        value", 'given.get("x-request-id") == "request-id"'),
+    "request id": _before(_REQUEST_ID, "    for key in _KEYS:\n        value", 'given.get("x-request-id") == "request-id"'),
     "answer": _before(_INTERCEPTOR, "    status = status_of(error)", 'call.request_id == "answer"'),
     "interceptor": _before(_INTERCEPTOR, "            handler = await continuation(handler_call_details)", '"Reflection" in method'),
     "authentication": _before(_AUTHENTICATION, "        token = _bearer_token(metadata)", '("x-request-id", "authentication") in metadata'),

@@ -26,8 +26,9 @@ from service.api.authentication import Anonymous
 from service.api.backup_service import BackupService
 from service.api.client_address import ClientAddresses
 from service.api.cluster_service import ClusterService
-from service.api.error_status import DETAILS_KEY, REQUEST_ID_KEY
+from service.api.error_status import DETAILS_KEY
 from service.api.interceptor import Interceptor
+from service.api.request_id import REQUEST_ID_KEY
 from service.backup import is_backup_id
 from service.entry import Attempt, Entry, Listed, Unusable
 from service.errors import CommandError, InvalidListing, InvalidPageToken
