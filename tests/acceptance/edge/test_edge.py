@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -129,14 +130,23 @@ async def test_memory_of_unread_responses_is_bounded(deployment: Deployment, add
 
 
 async def test_heap_limit(deployment: Deployment) -> None:
-    """Above its heap limit, Envoy rejects requests, closes idle connections within seconds, and returns free memory to the system."""
+    """Above its heap limit, Envoy rejects requests, ends keep-alive, closes idle connections in seconds, and returns free memory."""
     async with edge(deployment, replaced("max_heap_size_bytes: 402653184", "max_heap_size_bytes: 1048576")) as envoy:
         async with Connection.to(Address("127.0.0.1", envoy.port)) as idle:
             url, headers = f"http://127.0.0.1:{envoy.port}{_BACKUPS}", {"authorization": f"Bearer {deployment.token()}"}
             reply = await eventually(lambda: asyncio.to_thread(fetch, url, "GET", headers), lambda reply: reply.status == 503)
             assert reply.body["code"] == StatusCode.UNAVAILABLE.value[0]
+            assert await asyncio.to_thread(_keep_alive, envoy) == (503, "close")
             assert envoy.stat("overload.envoy.overload_actions.shrink_heap.active") == 1
             assert await idle.closed(within=10)
+
+
+def _keep_alive(envoy: Edge) -> tuple[int, str | None]:
+    """Make a request that does not ask to close its connection; return the status and the header `connection`."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", envoy.port, timeout=20)) as connection:
+        connection.request("GET", _BACKUPS)
+        response = connection.getresponse()
+        return response.status, response.getheader("connection")
 
 
 async def test_largest_page_over_rest(deployment: Deployment, sql: Sql) -> None:
