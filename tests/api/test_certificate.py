@@ -1,7 +1,9 @@
 """TLS: reloaded certificates, client certificates, and the plaintext listener for health checks."""
 
+import asyncio
 import contextlib
 import math
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from tests.support.failures import failure
 from tests.support.metrics import scrape, value_of
 from tests.support.server import StartServer
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
+
+# DER: the identifier of the extension, and if it is critical.
+_BASIC_CONSTRAINTS, _TRUE, _FALSE = bytes.fromhex("0603551d13"), bytes.fromhex("0101ff"), bytes.fromhex("010100")
 
 
 @pytest.fixture(name="authority", scope="module")
@@ -212,7 +217,10 @@ async def test_an_authority_that_cannot_be_used(
 
 async def test_certificate_without_a_known_expiry(start_server: StartServer, authority: Authority, files: Files) -> None:
     """A certificate that gRPC accepts, and whose expiry cannot be read, is used; the metric of its expiry is NaN."""
-    files.write(authority.with_encoded_default(authority.pair("first")))
+    pair = authority.pair("first")
+    # TLS libraries accept an extension that is explicitly not critical. It is not DER, so that cryptography rejects it.
+    der = ssl.PEM_cert_to_DER_cert(pair.cert.decode()).replace(_BASIC_CONSTRAINTS + _TRUE, _BASIC_CONSTRAINTS + _FALSE)
+    files.write(pair._replace(cert=ssl.DER_cert_to_PEM_cert(der).encode()))
     async with start_server(**files.settings, metrics_listen="127.0.0.1:0") as server:
-        assert await certificate_name(*server.address, authority) == "first"
+        assert ssl.PEM_cert_to_DER_cert(await asyncio.to_thread(ssl.get_server_certificate, server.address)) == der
         assert math.isnan(value_of(await scrape(server), "backups_tls_certificate_expiry_timestamp_seconds"))

@@ -6,7 +6,7 @@ The certificates pass strict verification (`ssl.VERIFY_X509_STRICT`), which is t
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,10 +16,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-# DER: tags, the identifier of the extension with the subject's key identifier, and a value.
-_BIT_STRING, _SEQUENCE = 0x03, 0x30
-_KEY_IDENTIFIER, _FALSE = bytes.fromhex("0603551d0e"), bytes.fromhex("010100")
 
 
 class Pair(NamedTuple):
@@ -56,19 +52,6 @@ class Authority:
         pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         return Pair(self._sign(_subject(name), key.public_key(), extensions), pem)
 
-    def with_encoded_default(self, pair: Pair) -> Pair:
-        """Return a certificate with an extension that is explicitly not critical, which TLS libraries accept although it is not DER."""
-        [(_, content)] = _elements(ssl.PEM_cert_to_DER_cert(pair.cert.decode()))
-        (_, signed), algorithm, _ = _elements(content)
-        *fields, (tag, extensions) = _elements(signed)
-        [(_, extensions)] = _elements(extensions)
-        changed = [_element(kind, each.replace(_KEY_IDENTIFIER, _KEY_IDENTIFIER + _FALSE, 1)) for kind, each in _elements(extensions)]
-        fields.append((tag, _element(_SEQUENCE, b"".join(changed))))
-        signed = _element(_SEQUENCE, b"".join(_element(*field) for field in fields))
-        signature = self._key.sign(signed, ec.ECDSA(hashes.SHA256()))
-        cert = _element(_SEQUENCE, signed + _element(*algorithm) + _element(_BIT_STRING, b"\0" + signature))
-        return pair._replace(cert=ssl.DER_cert_to_PEM_cert(cert).encode())
-
     def revocation_list(self, *revoked: bytes) -> bytes:
         """Return a certificate revocation list, in PEM, with these certificates."""
         now = datetime.now(UTC)
@@ -99,24 +82,6 @@ class Authority:
         for extension, critical in (*extensions, *identifiers):
             builder = builder.add_extension(extension, critical=critical)
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
-def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the tag and the content of each element of DER."""
-    while data:
-        size, start = data[1], 2
-        if size >= 0x80:
-            start += size - 0x80
-            size = int.from_bytes(data[2:start])
-        yield data[0], data[start : start + size]
-        data = data[start + size :]
-
-
-def _element(tag: int, content: bytes) -> bytes:
-    """Return an element of DER."""
-    size = len(content)
-    length = size.to_bytes((size.bit_length() + 7) // 8 or 1)
-    return bytes([tag]) + (length if size < 0x80 else bytes([0x80 + len(length)]) + length) + content
 
 
 def _subject(name: str) -> x509.Name:
