@@ -1,6 +1,9 @@
 """The command `report`, in its own process."""
 
+import asyncio
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 from tests.support import processes
 from tests.support.catalog import Sql
 from tests.support.commands import Done, RunCommand, environment, unmeasured_environment
+from tests.support.eventually import eventually
 from tests.support.report_catalog import load_sample
 from tests.support.repository import ROOT
 
@@ -163,6 +167,22 @@ async def test_interrupted(command: RunCommand, import_url: str, sql: Sql, datab
     done = await command("report", "--output", str(file), BACKUPS_DATABASE_URL=database_url)
     assert (done.status, done.stdout) == (1, "")
     assert "permission denied for table attempts" in done.stderr
+    assert (file.read_text(), list(tmp_path.iterdir())) == ("before", [file])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_signals(import_url: str, sql: Sql, database_url: str, tmp_path: Path, number: int) -> None:
+    """A signal ends the command, the earlier file stays, and the temporary one is deleted."""
+    await load_sample(import_url, days=5)
+    file = tmp_path / "report.html"
+    file.write_text("before")
+    program = (sys.executable, "-m", "service", "report", "--output", file)
+    env = environment(BACKUPS_DATABASE_URL=database_url)
+    async with sql.transaction(), processes.running(*program, cwd=ROOT, env=env, stderr=subprocess.DEVNULL) as process:
+        await sql.execute("LOCK TABLE attempts")  # read after the page was begun
+        await eventually(lambda: len(list(tmp_path.iterdir())), 2, timeout_s=60)
+        process.send_signal(number)
+        assert await asyncio.wait_for(process.wait(), 60) in (1, 130)
     assert (file.read_text(), list(tmp_path.iterdir())) == ("before", [file])
 
 

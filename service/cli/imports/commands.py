@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, BinaryIO, NamedTuple, NoReturn
+from typing import Annotated, BinaryIO, NamedTuple
 
 import typer
 
@@ -19,6 +18,7 @@ from service.cli.help import example
 from service.cli.imports.copied_input import STANDARD_INPUT, file_or_copy
 from service.cli.input_files import file_error
 from service.cli.option_groups import option_groups
+from service.cli.signals import aborted_by
 from service.entry import Listed, Selection
 from service.errors import CommandError
 from service.postgres.imports.import_backups import Options, Target, check_target, load
@@ -159,15 +159,8 @@ class _InterruptibleInput:
         self._stream = stream
 
     def read(self, size: int = -1) -> bytes:
-        previous = signal.signal(signal.SIGINT, _abort)
-        try:
+        with aborted_by(signal.SIGINT):
             return self._stream.read(size)
-        finally:
-            signal.signal(signal.SIGINT, previous)
-
-
-def _abort(number: int, frame: FrameType | None) -> NoReturn:
-    raise typer.Abort
 
 
 @contextlib.contextmanager

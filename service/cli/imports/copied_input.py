@@ -6,11 +6,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
-import typer
-
+from service.cli.signals import aborted_by
 from service.errors import CommandError
 
 STANDARD_INPUT = Path("-")
@@ -31,7 +29,7 @@ def file_or_copy(path: Path) -> Iterator[Path]:
         return
     if sys.stdin is None:  # started with standard input closed
         raise CommandError("standard input is closed: name the file")
-    with _aborted_by_signals(), _temporary_folder() as folder:
+    with aborted_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP), _temporary_folder() as folder:
         copy = folder / _NAME
         _copy(sys.stdin.buffer, copy)
         try:
@@ -65,18 +63,3 @@ def _copy(source: BinaryIO, target: Path) -> None:
         raise CommandError(
             f"standard input cannot be copied to {target.parent}: {exc.strerror}. Set TMPDIR to a folder with space."
         ) from exc
-
-
-@contextlib.contextmanager
-def _aborted_by_signals() -> Iterator[None]:
-    """Raise `typer.Abort` at a signal that would end the process without deleting the copy."""
-    previous = {number: signal.signal(number, _abort) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _abort(number: int, frame: FrameType | None) -> NoReturn:
-    raise typer.Abort

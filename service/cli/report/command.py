@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import os
+import signal
 import stat
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,7 @@ from service.cli.help import example
 from service.cli.input_files import file_error
 from service.cli.option_groups import option_groups
 from service.cli.rules.judgement import Filters, Rules, filters_of, judge_catalog, rules_of
+from service.cli.signals import aborted_by
 
 if TYPE_CHECKING:
     from service.cli.report.page import Cluster, Page, Row, Section
@@ -71,7 +73,7 @@ async def _write(output: Path, filters: Filters, rules: Rules, *, days: int, sho
 
     async with composition.database(read_settings()) as database:
         page = await _page(database, filters, rules, days=days, shows_all=shows_all)
-        with _open(output) as file:
+        with aborted_by(signal.SIGTERM, signal.SIGHUP), _open(output) as file:  # asyncio handles SIGINT
             async for part in render(page, _sections(database, page)):
                 file.write(part)
     return page
