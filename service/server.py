@@ -82,6 +82,7 @@ class Server:
 
         Raises:
             PortTaken: an address cannot be listened on.
+            InvalidSettings: gRPC cannot use the certificate or the key.
         """
         asyncio.get_running_loop().set_task_factory(create_task)
         async with self.opened as opened:

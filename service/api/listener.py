@@ -10,6 +10,7 @@ import grpc
 from service.address import Address, port_taken
 from service.api.grpc_server import new_server
 from service.api.interceptor import Interceptor
+from service.errors import InvalidSettings
 
 MAX_REQUEST_SIZE = 16 * 1024
 """Bytes of a request message, before and after decompression."""
@@ -37,6 +38,12 @@ OPTIONS = (
     ("grpc.http2.hpack_table_size.decoder", 0),
 )
 """Options of every listener, in addition to `MAX_CONNECTIONS`."""
+
+# certificate.py rejects most of these with a better error.
+_UNUSABLE_CERTIFICATE = (
+    "BACKUPS_TLS_CERT, BACKUPS_TLS_KEY: gRPC cannot use the certificate or the key, although OpenSSL can: "
+    "use another kind of key, or set GRPC_VERBOSITY=error to see gRPC's reason"
+)
 
 
 class Listener:
@@ -72,17 +79,28 @@ class Listener:
 
         Raises:
             PortTaken: the address cannot be used.
+            InvalidSettings: gRPC cannot use the certificate or the key.
         """
         self.address = self.address._replace(port=self._bind())
         await self.server.start()
 
     def _bind(self) -> int:
+        address = str(self.address)
         try:
             if self._credentials is None:
-                return self.server.add_insecure_port(str(self.address))
-            return self.server.add_secure_port(str(self.address), self._credentials)
+                return self.server.add_insecure_port(address)
+            return self.server.add_secure_port(address, self._credentials)
         except RuntimeError as exc:
+            if self._credentials is not None and self._can_bind():
+                raise InvalidSettings(_UNUSABLE_CERTIFICATE) from exc
             raise port_taken(self.address, setting=self._setting) from exc
+
+    def _can_bind(self) -> bool:
+        """Return True if the address is free. Binds it, so that the server must not be started afterwards."""
+        try:
+            return bool(self.server.add_insecure_port(str(self.address)))
+        except RuntimeError:
+            return False
 
     def stop(self, grace: timedelta) -> "asyncio.Future[None]":
         """Stop listening, send GOAWAY, and cancel the calls that are not finished after `grace`.

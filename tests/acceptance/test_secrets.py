@@ -199,7 +199,7 @@ def _is_json(line: str) -> bool:
 @pytest.mark.guarantee(9, "the same while a server starts")
 async def test_no_secret_at_start(database_url: str, tmp_path: Path, *, measure: Measure) -> None:
     """A server that cannot start logs the type and location of the error, but not its text."""
-    release = altered(tmp_path / "release", _before(_TLS, "        chain = self._files.cert.read_bytes()", "True"))
+    release = altered(tmp_path / "release", _before(_TLS, "        certificates = _parsed(chain)", "True"))
     (release / "service" / "injected.py").write_text(_INJECTED, encoding="utf-8")
     replica = Guarded(tmp_path, database_url)
     replica.release = release

@@ -1,7 +1,7 @@
 """TLS: reloaded certificates, client certificates, and the plaintext listener for health checks."""
 
 import asyncio
-import contextlib
+import codecs
 import math
 import ssl
 from pathlib import Path
@@ -9,11 +9,14 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat, load_pem_private_key
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import pb
 from service.address import Address
-from service.errors import InvalidSettings
+from service.errors import InvalidSettings, PortTaken
 from tests.support.certificates import Authority, Files, Pair, certificate_name
 from tests.support.commands import RunCommand
 from tests.support.eventually import eventually
@@ -24,6 +27,9 @@ from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 # DER: the identifier of the extension, and if it is critical.
 _BASIC_CONSTRAINTS, _TRUE, _FALSE = bytes.fromhex("0603551d13"), bytes.fromhex("0101ff"), bytes.fromhex("010100")
+
+_TRUSTED = (b" CERTIFICATE-----", b" TRUSTED CERTIFICATE-----")
+_MARKED = (b"-----BEGIN", codecs.BOM_UTF8 + b"-----BEGIN")
 
 
 @pytest.fixture(name="authority", scope="module")
@@ -101,9 +107,9 @@ async def test_replaced_link(start_server: StartServer, authority: Authority, tm
 
 
 async def test_client_certificates(start_server: StartServer, authority: Authority, files: Files, tmp_path: Path) -> None:
-    """With an authority for clients, only clients with a certificate of it are accepted."""
+    """With an authority for clients, whose file may have comments, only clients with a certificate of it are accepted."""
     clients = Authority()
-    (tmp_path / "clients.crt").write_bytes(clients.cert)
+    (tmp_path / "clients.crt").write_bytes("# Zürich\n".encode() + clients.cert)
     async with start_server(**files.settings, tls_client_ca=str(tmp_path / "clients.crt")) as server:
         async with _channel(server.address, authority, clients.pair("client")) as channel:
             await _list(channel)
@@ -183,17 +189,94 @@ async def test_health_in_plaintext(start_server: StartServer, authority: Authori
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-@pytest.mark.parametrize("spoil", ["cert", "key", "other key"])
+@pytest.mark.parametrize("spoil", ["cert", "key", "other key", "encrypted key", "authority first"])
 async def test_files_that_cannot_be_used(start_server: StartServer, authority: Authority, files: Files, spoil: str) -> None:
     """At the start, files that are missing or do not belong together are one clear error that does not contain their content."""
-    if spoil == "cert":
-        files.cert.unlink()
-    else:
-        files.key.write_bytes(authority.pair("x").key if spoil == "other key" else b"hunter2")
-    with pytest.raises(InvalidSettings, match="BACKUPS_TLS_CERT, BACKUPS_TLS_KEY: ") as caught:
-        async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(start_server(**files.settings))
+    problem = "the server's certificate must be the first of its file, and the key must have no password"
+    match spoil:
+        case "cert":
+            files.cert.unlink()
+            problem = "tls.crt: No such file or directory"
+        case "key":
+            files.key.write_bytes(b"hunter2")
+        case "other key":
+            files.key.write_bytes(authority.pair("x").key)
+        case "encrypted key":
+            key = load_pem_private_key(files.key.read_bytes(), None)
+            files.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"hunter2")))
+        case _:
+            files.cert.write_bytes(authority.cert + files.cert.read_bytes())
+    with pytest.raises(InvalidSettings, match=f"BACKUPS_TLS_CERT, BACKUPS_TLS_KEY: .*{problem}") as caught:
+        async with start_server(**files.settings):
+            pass
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "replaced", "problem"),
+    [
+        ("tls.crt", _TRUSTED, "contains a TRUSTED CERTIFICATE"),
+        ("clients.crt", _TRUSTED, "contains a TRUSTED CERTIFICATE"),
+        ("tls.crt", _MARKED, "begins with a byte order mark"),
+        ("tls.key", _MARKED, "begins with a byte order mark"),
+        ("clients.crt", _MARKED, "begins with a byte order mark"),
+    ],
+)
+async def test_pem_that_grpc_does_not_support(
+    start_server: StartServer,
+    authority: Authority,
+    files: Files,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    replaced: tuple[bytes, bytes],
+    problem: str,
+) -> None:
+    """Forms of PEM that OpenSSL reads and gRPC does not are a clear error at the start; later, the previous files remain in use."""
+    file = tmp_path / name
+    (tmp_path / "clients.crt").write_bytes(authority.cert)
+    settings = files.settings | {"tls_client_ca": str(tmp_path / "clients.crt")}
+    good = file.read_bytes()
+    file.write_bytes(good.replace(*replaced))
+    with pytest.raises(InvalidSettings, match=f"{name}: {problem}"):
+        async with start_server(**settings):
+            pass
+    file.write_bytes(good)
+    async with start_server(**settings) as server:
+        file.write_bytes(good.replace(*replaced))
+        assert await certificate_name(*server.address, authority) == "first"
+    assert f"{name}: {problem}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["brainpoolP256r1", "ed448"])
+async def test_keys_that_grpc_does_not_support(
+    start_server: StartServer, authority: Authority, files: Files, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """A key that OpenSSL can use and gRPC cannot is a clear error at the start; later, the previous pair remains in use."""
+    good = Pair(files.cert.read_bytes(), files.key.read_bytes())
+    key = Ed448PrivateKey.generate() if kind == "ed448" else ec.generate_private_key(ec.BrainpoolP256R1())
+    unsupported = authority.pair("second", key=key)
+    files.write(unsupported)
+    with pytest.raises(InvalidSettings, match="tls.crt: gRPC cannot use its key"):
+        async with start_server(**files.settings):
+            pass
+    files.write(good)
+    async with start_server(**files.settings) as server:
+        files.write(unsupported)
+        assert await certificate_name(*server.address, authority) == "first"
+    assert "tls.crt: gRPC cannot use its key" in capsys.readouterr().err
+
+
+async def test_certificate_that_only_openssl_accepts(start_server: StartServer, authority: Authority, files: Files) -> None:
+    """A certificate that gRPC rejects for another reason is an error about the certificate, and a port in use is one about the port."""
+    async with start_server(**files.settings) as server:
+        with pytest.raises(PortTaken):
+            async with start_server(**files.settings, listen=str(server.address)):
+                pass
+    files.write(authority.own_pair)  # its key usage does not allow handshakes
+    with pytest.raises(InvalidSettings, match="gRPC cannot use the certificate or the key"):
+        async with start_server(**files.settings):
+            pass
 
 
 @pytest.mark.parametrize("spoilt", [b"", b"hunter2", b"\xff"])

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 
@@ -37,20 +38,28 @@ class Authority:
         ]
         self.cert = self._sign(self._name, self._key.public_key(), extensions)
 
-    def pair(self, name: str, *, alternative_names: Sequence[str] = ("localhost",)) -> Pair:
+    @property
+    def own_pair(self) -> Pair:
+        """The authority's own certificate and key."""
+        return Pair(self.cert, _pem(self._key))
+
+    def pair(
+        self, name: str, *, alternative_names: Sequence[str] = ("localhost",), key: CertificateIssuerPrivateKeyTypes | None = None
+    ) -> Pair:
         """Return a new certificate with the common name `name`.
 
-        Each of `alternative_names` is an IP address, a URI (with `://`) or a DNS name.
+        Args:
+            alternative_names: IP addresses, URIs (with `://`) or DNS names.
+            key: its private key; None for a new one.
         """
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         extensions = [
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (_key_usage(authority=False), True),
             (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), False),
             (x509.SubjectAlternativeName([_alternative_name(each) for each in alternative_names]), False),
         ]
-        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        return Pair(self._sign(_subject(name), key.public_key(), extensions), pem)
+        return Pair(self._sign(_subject(name), key.public_key(), extensions), _pem(key))
 
     def revocation_list(self, *revoked: bytes) -> bytes:
         """Return a certificate revocation list, in PEM, with these certificates."""
@@ -64,7 +73,7 @@ class Authority:
             builder = builder.add_revoked_certificate(entry)
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
-    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, extensions: Sequence[tuple[x509.ExtensionType, bool]]) -> bytes:
+    def _sign(self, subject: x509.Name, key: CertificatePublicKeyTypes, extensions: Sequence[tuple[x509.ExtensionType, bool]]) -> bytes:
         """Return a PEM certificate; `extensions` are pairs of an extension and True if it is critical."""
         now = datetime.now(UTC)
         builder = x509.CertificateBuilder(
@@ -82,6 +91,10 @@ class Authority:
         for extension, critical in (*extensions, *identifiers):
             builder = builder.add_extension(extension, critical=critical)
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def _pem(key: CertificateIssuerPrivateKeyTypes) -> bytes:
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def _subject(name: str) -> x509.Name:
