@@ -4,7 +4,7 @@ A call: `server` listens, and `api/interceptor` runs the steps of each call. `ap
 validate it, open its page token (`page_token`) and read encoded rows from `postgres/catalog`. Errors (`errors`) are raised, and
 `api/error_status` maps them to statuses.
 
-An import: `cli` passes a listing to a module of `importers`, and `postgres/import_backups` merges its entries into the catalog.
+An import: `cli` passes a listing to a module of `importers`, and `postgres/imports/import_backups` merges its entries into the catalog.
 
 `composition` builds the server from the settings. docs/architecture.md describes all modules.
 """

@@ -25,7 +25,7 @@ from service.api.listener import Listener
 from service.api.readiness import NotReady, Readiness
 from service.api.signing_keys import SigningKeys
 from service.catalog_metrics import CatalogMetrics
-from service.errors import TracingUnavailable
+from service.errors import InvalidSettings, TracingUnavailable
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.page_token import PageTokens
@@ -40,6 +40,9 @@ if TYPE_CHECKING:  # imported only if traces are configured
     from service.observability.tracing import Tracing
 
 _JWKS_RETRY = timedelta(seconds=10)
+
+# `Settings` requires all of them when it is read. A copy of settings is not checked again.
+_INCOMPLETE_AUTHENTICATION = "BACKUPS_AUTH=jwt needs BACKUPS_JWKS, BACKUPS_JWT_ISSUER and BACKUPS_JWT_AUDIENCE"
 _READINESS_PERIOD = timedelta(seconds=1)
 
 
@@ -62,7 +65,8 @@ async def build_server(settings: Settings) -> Server:
     """Build a server with all its parts. Nothing listens, connects or reads signing keys before `Server.start`.
 
     Raises:
-        InvalidSettings: an address would publish the catalog, there is no database URL, or the certificate cannot be used.
+        InvalidSettings: an address would publish the catalog, there is no database URL, the certificate cannot be used, or a part of the
+            authentication or of TLS is missing.
     """
     settings.require_safe_addresses()
     async with contextlib.AsyncExitStack() as opened:
@@ -142,15 +146,19 @@ def _tracing(settings: Settings, opened: contextlib.AsyncExitStack) -> "Tracing 
 
 def _signing_keys(settings: Settings) -> SigningKeys | None:
     """Return the keys that verify tokens, not read yet; None if calls need no token."""
-    if settings.auth == "none" or settings.jwks is None:
+    if settings.auth == "none":
         return None
+    if settings.jwks is None:
+        raise InvalidSettings(_INCOMPLETE_AUTHENTICATION)
     return SigningKeys(jwks_source(settings.jwks), refresh=settings.jwks_refresh, max_age=settings.jwks_max_age, retry=_JWKS_RETRY)
 
 
 def _authenticator(settings: Settings, keys: SigningKeys | None) -> Authenticator:
-    """Return an authenticator that verifies tokens with these keys, or accepts every call if there are none."""
-    if keys is None or settings.jwt_issuer is None or settings.jwt_audience is None:
+    """Return an authenticator that verifies tokens with these keys, or accepts every call if BACKUPS_AUTH is `none`."""
+    if settings.auth == "none":
         return Anonymous()
+    if keys is None or settings.jwt_issuer is None or settings.jwt_audience is None:
+        raise InvalidSettings(_INCOMPLETE_AUTHENTICATION)
     rules = TokenRules(issuer=settings.jwt_issuer, audience=settings.jwt_audience, max_lifetime=settings.jwt_max_lifetime)
     return JwtAuthenticator(keys, rules)
 
@@ -247,8 +255,10 @@ def _connection_age(settings: Settings) -> list[tuple[str, Any]]:
 
 def _credentials(settings: Settings, metrics: Metrics) -> grpc.ServerCredentials | None:
     """Return the credentials of the API's listener, or None for plaintext. With TLS, add the gauge of the certificate's expiry."""
-    if settings.tls_cert is None or settings.tls_key is None:
+    if settings.tls_cert is None and settings.tls_key is None and settings.tls_client_ca is None:
         return None
+    if settings.tls_cert is None or settings.tls_key is None:
+        raise InvalidSettings("BACKUPS_TLS_CERT and BACKUPS_TLS_KEY are needed together, BACKUPS_TLS_CLIENT_CA only with them")
     certificate = ReloadedCertificate(TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca))
     help_text = "When the first certificate of the chain in use expires, in seconds since 1970."
     metrics.gauge("backups_tls_certificate_expiry_timestamp_seconds", help_text, lambda: certificate.expires_at)

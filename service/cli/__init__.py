@@ -62,15 +62,15 @@ def main() -> None:
     """Run the command and exit. An expected error is one message on standard error, with exit status 1."""
     streams.prepare()
     try:
-        status = run()
+        exit_status = run()
         sys.stdout.flush()
     except OSError as exc:
         if not streams.is_output_error(exc):
             raise
         streams.discard_output()
         streams.report_output_error(exc)
-        status = 3 if _is_plugin() else 1
-    sys.exit(status)
+        exit_status = 3 if _is_plugin() else 1
+    sys.exit(exit_status)
 
 
 def run() -> int | str | None:

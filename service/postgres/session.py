@@ -48,7 +48,7 @@ async def open_session(url: str) -> AsyncIterator[asyncpg.Connection]:
     except asyncpg.UniqueViolationError as exc:
         raise ImportRejected("another cluster's import has just taken one of these ids: run the import again") from exc
     except (asyncpg.InsufficientPrivilegeError, asyncpg.ReadOnlySQLTransactionError) as exc:
-        raise CatalogNotWritable(f"The role of BACKUPS_DATABASE_URL may not write to the catalog: {cause(exc)}") from exc
+        raise CatalogNotWritable(f"the role of BACKUPS_DATABASE_URL may not write to the catalog: {cause(exc)}") from exc
     except UNAVAILABLE as exc:
         raise unavailable(exc) from exc
 

@@ -323,7 +323,7 @@ async def test_role_without_write_access(command: RunCommand, cli: _Cli, databas
     for arguments in (("remove-cluster", "--cluster-id", "c1", "--yes"), ("import", "gpbackup", str(_HISTORY), *_GPBACKUP)):
         done = await command(*arguments, BACKUPS_DATABASE_URL=database_url)
         assert (done.status, done.stdout) == (1, "")
-        reason = "backup-service: The role of BACKUPS_DATABASE_URL may not write to the catalog: permission denied for table "
+        reason = "backup-service: the role of BACKUPS_DATABASE_URL may not write to the catalog: permission denied for table "
         assert done.stderr.startswith(reason)
     assert len(await _rows(sql)) == 4
 
