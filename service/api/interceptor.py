@@ -1,4 +1,4 @@
-"""The steps of every call, in `Interceptor._handle`, and its outcome, in `Interceptor._wrap`. docs/architecture.md lists the steps.
+"""The steps of every call, in `Interceptor._run_steps`, and its outcome, in `Interceptor._wrap`. docs/architecture.md lists the steps.
 
 Handlers are wrapped so that error_status.py alone decides which errors clients receive. By default, gRPC decodes a request before it calls
 the handler, and returns its own texts for errors. Therefore wrapped handlers receive and return bytes.
@@ -44,10 +44,10 @@ _DISCOVERY = f"/{pb.API_ENDPOINT_SERVICE}/"
 _Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 _Context = ServicerContext[Any, Any]
 _Wrapped: TypeAlias = Callable[[Any, _Context], Coroutine[Any, Any, Any]]
-_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_RpcMethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Decode: TypeAlias = Callable[[Any], Any]
-_Handle: TypeAlias = Callable[[Any, Any], Coroutine[Any, Any, Any]]
-_Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
+_Behavior: TypeAlias = Callable[[Any, Any], Coroutine[Any, Any, Any]]
+_Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_RpcMethodHandler | None]]"
 
 # Of the current call. Cached: `context.invocation_metadata()` rebuilds the tuple on every call.
 _metadata: ContextVar[_Metadata] = ContextVar("metadata", default=())
@@ -59,7 +59,8 @@ class _Method(NamedTuple):
     name: str
     metrics: MethodMetrics
     decode: _Decode
-    handle: _Handle
+    handle: _Behavior
+    """Calls the method of the service."""
     cost: Callable[[Any], int]
     """Returns the cost of a request against the admission limit."""
     max_seconds: float | None
@@ -94,11 +95,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._tracing = tracing
         self._request_timeout = request_timeout.total_seconds()
-        self._handlers: dict[str, _Handler] = {}
+        self._handlers: dict[str, _RpcMethodHandler] = {}
         self.calls: set[asyncio.Task[Any]] = set()
         """Tasks of the calls whose responses have not been sent."""
 
-    async def intercept_service(self, continuation: _Continuation, handler_call_details: grpc.HandlerCallDetails) -> "_Handler | None":
+    async def intercept_service(
+        self, continuation: _Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "_RpcMethodHandler | None":
         method = handler_call_details.method
         _metadata.set(handler_call_details.invocation_metadata or ())
         if (known := self._handlers.get(method)) is not None:
@@ -107,7 +110,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None  # gRPC returns UNIMPLEMENTED
-            self._handlers[method] = self._handler(method, handler)
+            self._handlers[method] = self._wrap_handler(method, handler)
         except Exception as exc:
             return grpc.stream_unary_rpc_method_handler(_guarded(_raising(exc)))
         return self._handlers[method]
@@ -117,20 +120,24 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if self.calls:
             await asyncio.wait(self.calls, timeout=within.total_seconds())
 
-    def _handler(self, name: str, handler: _Handler) -> _Handler:
+    def _wrap_handler(self, name: str, handler: _RpcMethodHandler) -> _RpcMethodHandler:
         """Wrap a handler as one for a stream of requests, because gRPC lets such handlers read the requests."""
         decode, encode, timeout = _decoder(handler.request_deserializer), handler.response_serializer, self._request_timeout
         if handler.unary_unary:
-            method = self._method(name, kind="unary", decode=decode, handle=_encoded(handler.unary_unary), max_seconds=timeout)
+            method = self._describe_method(name, kind="unary", decode=decode, handle=_encoded(handler.unary_unary), max_seconds=timeout)
             return grpc.stream_unary_rpc_method_handler(self._wrap(method))
         if handler.unary_stream:
-            method = self._method(name, kind="server_stream", decode=decode, handle=_written(handler.unary_stream), max_seconds=None)
+            method = self._describe_method(
+                name, kind="server_stream", decode=decode, handle=_written(handler.unary_stream), max_seconds=None
+            )
             return grpc.stream_stream_rpc_method_handler(self._wrap(method), response_serializer=encode)
         assert handler.stream_stream, f"{name}: methods with a stream of requests and one response are not supported"
-        method = self._method(name, kind="bidi_stream", decode=_unchanged, handle=_written(handler.stream_stream), max_seconds=timeout)
+        method = self._describe_method(
+            name, kind="bidi_stream", decode=_unchanged, handle=_written(handler.stream_stream), max_seconds=timeout
+        )
         return grpc.stream_stream_rpc_method_handler(self._wrap(method), request_deserializer=decode, response_serializer=encode)
 
-    def _method(self, name: str, *, kind: str, decode: _Decode, handle: _Handle, max_seconds: float | None) -> _Method:
+    def _describe_method(self, name: str, *, kind: str, decode: _Decode, handle: _Behavior, max_seconds: float | None) -> _Method:
         is_stream = kind == "bidi_stream"
         return _Method(
             name=name,
@@ -149,7 +156,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             """Run the steps of a call, and log its outcome: answered, failed, interrupted or cancelled."""
             running = self._begin(method, context)
             try:
-                response = await self._handle(method, running, requests, context)
+                response = await self._run_steps(method, running, requests, context)
                 running.finish_handler()
             except asyncio.CancelledError as exc:
                 error = running.finish_handler()
@@ -175,7 +182,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         return RunningCall(call, client.key, admission=self._admission, calls=self.calls, timeout=self._request_timeout)
 
-    async def _handle(self, method: _Method, running: RunningCall, requests: Any, context: _Context) -> Any:
+    async def _run_steps(self, method: _Method, running: RunningCall, requests: Any, context: _Context) -> Any:
         """Run the steps of a call in order, and return its response. The error that a step raises determines the status."""
         running.limit_to(_allowed(context, self._request_timeout))
         if method.is_admitted:
@@ -184,6 +191,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if method.is_authenticated:
             self._client_names.require(context)
         self._authenticate(method, running)
+        self._begin_span(method, running.call)  # not earlier, so that clients with a bad token cannot create spans
         message = method.decode(request)
         running.call.folder = _folder(message)
         if method.is_admitted:
@@ -209,20 +217,21 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return bytes(request)
 
     def _authenticate(self, method: _Method, running: RunningCall) -> None:
-        """Find the caller by the token, then begin the span, so that clients with a bad token cannot create spans."""
-        call, metadata = running.call, _metadata.get()
+        """Find the caller by the token, and the client that limits count for."""
         if method.is_authenticated:
-            caller = self._authenticator.authenticate(metadata)
+            caller = self._authenticator.authenticate(_metadata.get())
             set_current_caller(caller)
             if caller.subject:
-                call.caller = caller.subject
+                running.call.caller = caller.subject
                 running.client = f"subject {caller.subject}"
         else:
             running.client = "unauthenticated"  # counted as one client, so that together they get at most half of the limit
         set_current_client(running.client)
+
+    def _begin_span(self, method: _Method, call: Call) -> None:
         if self._tracing is not None and method.is_admitted:
             call.span = self._tracing.call(
-                method.name, metadata, request_id=call.request_id, seconds=call.seconds, is_authenticated=method.is_authenticated
+                method.name, _metadata.get(), request_id=call.request_id, seconds=call.seconds, is_authenticated=method.is_authenticated
             )
 
     async def _hold(self, call: Call) -> None:
@@ -254,7 +263,7 @@ def _raising(exc: Exception) -> _Wrapped:
     return raising
 
 
-def _encoded(handle: Callable[..., Any]) -> _Handle:
+def _encoded(handle: Callable[..., Any]) -> _Behavior:
     """Return a handler whose response is encoded."""
 
     async def handled(request: Any, context: _Context) -> bytes:
@@ -264,7 +273,7 @@ def _encoded(handle: Callable[..., Any]) -> _Handle:
     return handled
 
 
-def _written(handle: Callable[..., Any]) -> _Handle:
+def _written(handle: Callable[..., Any]) -> _Behavior:
     """Return a handler that writes its responses to the stream, even if `handle` is a generator of them."""
 
     async def handled(request: Any, context: _Context) -> None:

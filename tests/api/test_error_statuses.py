@@ -202,7 +202,7 @@ async def test_unexpected_error(
     assert "hunter2" not in logged + str(error.trailers)
 
 
-@pytest.mark.parametrize("broken", ["_handler", "_begin"])
+@pytest.mark.parametrize("broken", ["_wrap_handler", "_begin"])
 async def test_error_of_the_interceptor(
     server: Server, stub: pb.BackupServiceStub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
 ) -> None:

@@ -69,14 +69,14 @@ def test_order_of_steps() -> None:
     [handle] = [
         node
         for node in ast.walk(ast.parse((_SERVICE / "api" / "interceptor.py").read_text(encoding="utf-8")))
-        if isinstance(node, ast.AsyncFunctionDef) and node.name == "_handle"
+        if isinstance(node, ast.AsyncFunctionDef) and node.name == "_run_steps"
     ]
     calls = [node.func for node in ast.walk(handle) if isinstance(node, ast.Call)]
     called = sorted((call for call in calls if isinstance(call, ast.Attribute)), key=lambda call: (call.lineno, call.col_offset))
     steps = [call.attr.strip("_") for call in called]
     section = _ARCHITECTURE.partition("\n## Path of a call\n")[2].partition("\n### ")[0]
     documented = [name.rpartition(".")[2].strip("_") for name in re.findall(r"`([\w.]+)`", section)]
-    both = {"limit_to", "arrive", "receive", "require", "authenticate", "admit"}
+    both = {"limit_to", "arrive", "receive", "require", "authenticate", "begin_span", "admit"}
     assert both <= set(steps)
     assert [name for name in dict.fromkeys(documented) if name in both] == [name for name in steps if name in both]
 
