@@ -85,7 +85,7 @@ debian-install-test: wheel ## install the wheel with pipx in a bare Debian conta
 	.ci/debian-install-test
 
 clean: ## remove the virtual environments, the official clients, the development database and the benchmark's catalogs
-	rm -rf .venv .venv-3.11 .clients .data dist
+	rm -rf .venv .venv-3.* .clients .data dist
 
 # One stamp file for each set of requirements; development includes local.
 $(VENV)/python:
