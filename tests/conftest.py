@@ -205,7 +205,7 @@ def _command(command_server: CommandServer) -> RunCommand:
     """Return a function that runs `backup-service` in its own process, with settings as keyword arguments."""
 
     async def run(*arguments: str, stdin: bytes = b"", **settings: str) -> Done:
-        if all(name.startswith("BACKUPS_") for name in settings):
+        if all(name.startswith("BACKUPS_") or name.endswith("_proxy") for name in settings):
             return await command_server.run(*arguments, stdin=stdin, **settings)
         # Variables such as PYTHONUTF8 and LC_ALL have their effect when the interpreter starts.
         done = await processes.run(sys.executable, "-m", "service", *arguments, cwd=ROOT, env=environment(**settings), stdin=stdin)
