@@ -198,7 +198,7 @@ async def _running(postgres: EmbeddedPostgres, folder: Path) -> AsyncIterator[Ta
             yield Target(deployment, postgres, proxy, jwks, folder / "import.log", urls[Roles().imports])
 
 
-async def _walk(deployment: Deployment, outcomes: Outcomes, until: asyncio.Event) -> None:
+async def _walk(deployment: Deployment, outcomes: Outcomes, until: asyncio.Event, *, pause_s: float) -> None:
     """Read page after page, and check each one."""
     lasting = deployment.issuer.token("main", exp=int(time.time()) + 86_400)
     async with deployment.channel(lasting) as channel:
@@ -213,10 +213,10 @@ async def _walk(deployment: Deployment, outcomes: Outcomes, until: asyncio.Event
                 page = await call
                 assert [backup.id for backup in page.backups] == _PAGES[number]
                 number, token = (number + 1) % 3, page.next_page_token
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(pause_s)
 
 
-async def _call_rest(deployment: Deployment, outcomes: Outcomes, until: asyncio.Event) -> None:
+async def _call_rest(deployment: Deployment, outcomes: Outcomes, until: asyncio.Event, *, pause_s: float) -> None:
     """Read the first page over REST repeatedly, and check it."""
     while not until.is_set():
         began = time.monotonic()
@@ -224,7 +224,7 @@ async def _call_rest(deployment: Deployment, outcomes: Outcomes, until: asyncio.
         outcomes.record(f"HTTP {reply.status}", began)
         if reply.status == 200:
             assert [backup["id"] for backup in reply.body["backups"]] == _PAGES[0]
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(pause_s)
 
 
 class Used(NamedTuple):
@@ -271,13 +271,13 @@ def _check_used(before: Used, after: Used) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _loaded(deployment: Deployment, outcomes: Outcomes) -> AsyncIterator[None]:
-    """Call by gRPC and REST until the block ends."""
+async def _loaded(deployment: Deployment, outcomes: Outcomes, *, pause_s: float) -> AsyncIterator[None]:
+    """Call by gRPC and REST until the block ends. A gRPC client pauses for `pause_s` after each call, a REST client twice as long."""
     over = asyncio.Event()
     async with asyncio.TaskGroup() as load:
         for _ in range(6):
-            load.create_task(_walk(deployment, outcomes, over))
-        load.create_task(_call_rest(deployment, outcomes, over))
+            load.create_task(_walk(deployment, outcomes, over, pause_s=pause_s))
+        load.create_task(_call_rest(deployment, outcomes, over, pause_s=2 * pause_s))
         yield
         over.set()
 
@@ -297,7 +297,7 @@ async def test_soak(own_postgres: EmbeddedPostgres, tmp_path: Path, *, long: boo
     outcomes, injected = Outcomes(), Counter[str]()
     async with _running(own_postgres, tmp_path) as target:
         deployment = target.deployment
-        async with _loaded(deployment, outcomes):
+        async with _loaded(deployment, outcomes, pause_s=0.01 if long else 0.1):
             await asyncio.sleep(1)
             before = await Used.by(deployment)
             faults = Faults(target)
