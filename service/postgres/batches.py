@@ -36,11 +36,11 @@ class Batches:
         batch = self._next
         if batch is None or len(batch.lookups) >= self._limit:
             batch = self._next = _Batch()
-            batch.task = asyncio.create_task(self._run(batch))  # runs in the next iteration of the event loop
+            batch.task = asyncio.create_task(self._run_query(batch))  # runs in the next iteration of the event loop
         with self._database.trace(self._query) as on_connected:
             return await batch.row(lookup, on_connected)
 
-    async def _run(self, batch: "_Batch") -> None:
+    async def _run_query(self, batch: "_Batch") -> None:
         if self._next is batch:
             self._next = None
         try:

@@ -20,8 +20,8 @@ CLUSTER_FOLDERS = """
     ) AS found"""
 
 # One row: `elements` are the messages of a page and of one more backup, if there is one: then there is a next page. `lengths` are those
-# of the page's last message and of the extra one, so that `_page` can cut both off.
-_PAGE = """
+# of the page's last message and of the extra one, so that `_decode_page` can cut both off.
+_PAGE_SQL = """
     SELECT string_agg(wire, ''::bytea) AS elements, (array_agg(octet_length(wire)))[{size} : {size} + 1]::text AS lengths
     FROM (
       SELECT wire FROM backups
@@ -38,20 +38,20 @@ _KEEP_MEMORY = "WHERE octet_length(repeat(repeat(' ', 1024), 2048)) > 0"
 _ONE = {"size": "$1::int", "last_at": "$2", "last_id": "$3"}
 _SEVERAL = {"size": "lookup.size::int", "last_at": "lookup.last_at::timestamptz", "last_id": "lookup.last_id"}
 
-FOLDER_PAGE = _PAGE.format(where="folder_id = $4", **_ONE) + _KEEP_MEMORY
+FOLDER_PAGE = _PAGE_SQL.format(where="folder_id = $4", **_ONE) + _KEEP_MEMORY
 FOLDER_PAGES = f"""
     SELECT lookup.number, page.elements, page.lengths
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
       WITH ORDINALITY AS lookup (size, last_at, last_id, folder_id, number),
-    LATERAL ({_PAGE.format(where="folder_id = lookup.folder_id", **_SEVERAL)}) AS page"""  # noqa: S608  # no input
+    LATERAL ({_PAGE_SQL.format(where="folder_id = lookup.folder_id", **_SEVERAL)}) AS page"""  # noqa: S608  # no input
 
 _OF_CLUSTER = "folder_id = lookup.folder_id AND source_cluster_id = lookup.cluster_id"
-CLUSTER_PAGE = _PAGE.format(where="folder_id = $4 AND source_cluster_id = $5", **_ONE) + _KEEP_MEMORY
+CLUSTER_PAGE = _PAGE_SQL.format(where="folder_id = $4 AND source_cluster_id = $5", **_ONE) + _KEEP_MEMORY
 CLUSTER_PAGES = f"""
     SELECT lookup.number, page.elements, page.lengths
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
       WITH ORDINALITY AS lookup (size, last_at, last_id, folder_id, cluster_id, number),
-    LATERAL ({_PAGE.format(where=_OF_CLUSTER, **_SEVERAL)}) AS page"""  # noqa: S608  # no input
+    LATERAL ({_PAGE_SQL.format(where=_OF_CLUSTER, **_SEVERAL)}) AS page"""  # noqa: S608  # no input
 
 # Held or requested: a migration step locks the table for a moment, and waits for its readers first.
 _EXCLUSIVE_LOCK = """
@@ -159,13 +159,13 @@ class Catalog:
     async def _read_page(self, pages: Batches, large_page: str, *ids: str, after: Position | None, size: int, client: str) -> Page:
         last_at, last_id = after or _NEWEST
         if size < _LARGE_PAGE:
-            return _page(await pages.fetch(str(size), last_at.isoformat(), last_id, *ids))
+            return _decode_page(await pages.fetch(str(size), last_at.isoformat(), last_id, *ids))
         with self._database.trace(large_page) as on_connected:
             [row] = await self._database.fetch_large(client, large_page, size, last_at, last_id, *ids, on_connected=on_connected)
-        return _page(row)
+        return _decode_page(row)
 
 
-def _page(row: asyncpg.Record | None) -> Page:
+def _decode_page(row: asyncpg.Record | None) -> Page:
     """Return the page of a row. Its elements are NULL if there are none."""
     if row is None or row["elements"] is None:
         return _EMPTY

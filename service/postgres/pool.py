@@ -60,7 +60,7 @@ class Pool:
         """
         left_s = await self._acquire_permit(waited_s)
         try:
-            return await self._run(query, args, on_connected, left_s)
+            return await self._fetch_on_connection(query, args, on_connected, left_s)
         finally:
             self._permits.release()
 
@@ -76,7 +76,7 @@ class Pool:
 
     async def fetch_without_permit(self, query: str, args: tuple[object, ...]) -> list[asyncpg.Record]:
         """Run a query on the connection that is reserved for it, so that it never waits for other queries; one at a time."""
-        return await self._run(query, args, lambda: None, self._acquire_s)
+        return await self._fetch_on_connection(query, args, lambda: None, self._acquire_s)
 
     async def _acquire_turn(self, client: str) -> float:
         """Wait until the client may start a large query, and return the seconds that this took."""
@@ -105,7 +105,9 @@ class Pool:
             raise ConnectFailed(cause) from exc
         return left_s - (time.monotonic() - began)
 
-    async def _run(self, query: str, args: tuple[object, ...], on_connected: Callable[[], None], within_s: float) -> list[asyncpg.Record]:
+    async def _fetch_on_connection(
+        self, query: str, args: tuple[object, ...], on_connected: Callable[[], None], within_s: float
+    ) -> list[asyncpg.Record]:
         """Run a query on an idle connection, or on a new one if it can be opened within `within_s`."""
         generation = self._generation
         connection = self._take_idle() or await self._connect(within_s)

@@ -285,7 +285,9 @@ async def test_progress_on_a_terminal(import_url: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("settings", [{}, {"NO_COLOR": "1"}])
 async def test_list_on_a_terminal(server: Server, add_backups: AddBackups, settings: dict[str, str]) -> None:
     """On a terminal of 60 columns, `list` leaves out columns that do not fit, names them, and prints no colours."""
-    await add_backups(3)
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    for number in range(3):
+        await add_backups(id=f"backup-1-00000{number}", created_at=yesterday)
     address = str(server.address)
     printed = await _on_a_terminal("list", "--folder-id", "f1", BACKUPS_ADDRESS=address, TERM="xterm", COLUMNS="60", **settings)
     *table, note = printed.splitlines()

@@ -70,6 +70,7 @@ def _next_release(tmp_path: Path) -> Path:
     return release
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee(8, "schema upgraded under load, old and new code running, long reads holding their locks")
 async def test_schema_upgrade_under_load(
     database_url: str,

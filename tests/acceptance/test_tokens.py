@@ -37,6 +37,7 @@ async def _code(deployment: Deployment, token: str) -> StatusCode:
         return await pb.BackupServiceStub(channel).List(_LIST, timeout=20).code()
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee(10, "every kind of bad token through Envoy; 10,000 calls a round with unknown keys while the issuer is down")
 async def test_bad_tokens_without_issuer(database_url: str, source: Source, *, long: bool, measure: Measure) -> None:
     """Bad tokens are UNAUTHENTICATED, valid tokens are accepted all the time, and each replica reads keys at most every ten seconds."""

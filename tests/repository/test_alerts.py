@@ -29,6 +29,7 @@ _ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 _OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.debian("prometheus", program="promtool")
 @pytest.mark.parametrize(
     "arguments",
