@@ -44,7 +44,7 @@ class ShutdownTimes(NamedTuple):
 
     @property
     def longest(self) -> timedelta:
-        """The bound of the whole shutdown. The grace counts twice: cancelled handlers get it again to finish."""
+        """The bound of the whole shutdown, without pauses of a second at most. The grace counts twice: cancelled handlers get it again."""
         return self.drain_delay + _IDLE_TIMEOUT + 2 * self.grace + self.closing
 
 

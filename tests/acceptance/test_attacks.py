@@ -250,7 +250,7 @@ _REMOVALS = {
     "REST requests are forwarded before they are complete": Removal("half-sent REST calls", _forward_few_incomplete_requests),
     "Health/Watch is forwarded": Removal("watches", _serve_watches),
     "fewer connections than the attacker opens": Removal("idle connections", _limit_connections),
-    "Envoy reads 32 MiB ahead": Removal("half-sent HTTP/1.1 bodies", _buffer_much, envoy_mib=250),  # 93 MiB with the protection
+    "Envoy reads 32 MiB ahead": Removal("half-sent HTTP/1.1 bodies", _buffer_much, envoy_mib=150),  # 93 MiB with the protection
     "the transcoder buffers REST bodies": Removal("half-sent REST bodies", _transcode_incomplete_requests),
     "a burst of responses queues in Envoy": Removal("unread REST responses", _read_responses_ahead, envoy_mib=300),  # 240 MiB with it
     "bodies of any size": Removal("half-sent bodies", _forward_incomplete_requests, (_ANY_SIZE,)),
