@@ -33,6 +33,14 @@ class _Checked(Readiness):
         return self.result
 
 
+class _Hanging(_Checked):
+    """A readiness whose checks never finish."""
+
+    async def find_reason(self) -> NotReady | None:
+        await asyncio.Event().wait()
+        return None
+
+
 def _events(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, str | None]]:
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     return [(line["event"], line.get("reason")) for line in lines]
@@ -86,13 +94,7 @@ async def test_slow_check(capsys: pytest.CaptureFixture[str]) -> None:
 
 async def test_timeout_of_a_check(capsys: pytest.CaptureFixture[str]) -> None:
     """A check that never finishes ends after its timeout, which the log reports as the cause."""
-
-    class Hanging(_Checked):
-        async def find_reason(self) -> NotReady | None:
-            await asyncio.Event().wait()
-            return None
-
-    readiness = Hanging(Health(), timeout=timedelta(seconds=0.05))
+    readiness = _Hanging(Health(), timeout=timedelta(seconds=0.05))
     async with asyncio.timeout(10):
         await readiness.check()
     assert readiness.reason is NotReady.CATALOG_UNAVAILABLE
@@ -102,13 +104,7 @@ async def test_timeout_of_a_check(capsys: pytest.CaptureFixture[str]) -> None:
 
 async def test_repeated_timeouts(capsys: pytest.CaptureFixture[str]) -> None:
     """If checks time out one after the other, each reason is logged once: the next check that is slow does not change the reason."""
-
-    class Hanging(_Checked):
-        async def find_reason(self) -> NotReady | None:
-            await asyncio.Event().wait()
-            return None
-
-    readiness = Hanging(Health(), timeout=timedelta(seconds=0.05))
+    readiness = _Hanging(Health(), timeout=timedelta(seconds=0.05))
     for _ in range(3):
         await readiness.check()
     assert _events(capsys) == [("not serving", NotReady.CHECK_SLOW), ("not serving", NotReady.CATALOG_UNAVAILABLE)]
