@@ -12,18 +12,18 @@ from grpc_reflection.v1alpha import reflection
 from service import VERSION, pb
 from service.api.admission import MAX_INCOMPLETE_REQUESTS, Admission, IncompleteRequests
 from service.api.api_endpoint_service import ApiEndpointService
-from service.api.authentication import Anonymous, Authenticator, JwtAuthenticator, TokenRules
+from service.api.auth.authentication import Anonymous, Authenticator, JwtAuthenticator, TokenRules
+from service.api.auth.client_names import ClientNames
+from service.api.auth.jwks_source import jwks_source
+from service.api.auth.signing_keys import SigningKeys
 from service.api.backup_service import BackupService
-from service.api.certificate import ReloadedCertificate, TlsFiles
 from service.api.client_address import ClientAddresses
-from service.api.client_names import ClientNames
 from service.api.cluster_service import ClusterService
 from service.api.health import Health
 from service.api.interceptor import Interceptor
-from service.api.jwks_source import jwks_source
-from service.api.listener import Listener
 from service.api.readiness import NotReady, Readiness
-from service.api.signing_keys import SigningKeys
+from service.api.transport.certificate import ReloadedCertificate, TlsFiles
+from service.api.transport.listener import Listener
 from service.catalog_metrics import CatalogMetrics
 from service.errors import InvalidSettings, TracingUnavailable
 from service.observability import logs

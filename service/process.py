@@ -10,7 +10,7 @@ from typing import Any
 
 import uvloop
 
-from service.api.listener import MAX_CONNECTIONS
+from service.api.transport.listener import MAX_CONNECTIONS
 from service.observability import logs
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)

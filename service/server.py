@@ -13,9 +13,9 @@ from service import process
 from service.address import Address
 from service.api.admission import Admission
 from service.api.health import Health
-from service.api.listener import Listener
 from service.api.readiness import Readiness
-from service.api.rpc_task import create_task
+from service.api.transport.listener import Listener
+from service.api.transport.rpc_task import create_task
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.periodic import PeriodicTask, running_periodically

@@ -6,7 +6,7 @@ The rows of the catalog are encoded already, and so are the responses.
 from datetime import UTC
 
 from service import pb
-from service.api.authentication import current_caller
+from service.api.auth.authentication import current_caller
 from service.api.client_address import current_client
 from service.api.validation import validate
 from service.backup import DEFAULT_PAGE_SIZE, Page, Position

@@ -1,7 +1,7 @@
 """`ClusterService`: `ListBackups`. The public API's other methods return UNIMPLEMENTED, because proto/ does not declare them."""
 
 from service import pb
-from service.api.authentication import current_caller
+from service.api.auth.authentication import current_caller
 from service.api.backup_service import encoded_page
 from service.api.client_address import current_client
 from service.api.validation import validate

@@ -21,9 +21,9 @@ from grpc.aio import ServicerContext
 
 from service import pb
 from service.api.admission import STREAM_COST, Admission, IncompleteRequests, cost_of
-from service.api.authentication import ANONYMOUS, NOBODY, Authenticator, current_caller, set_current_caller
+from service.api.auth.authentication import ANONYMOUS, NOBODY, Authenticator, current_caller, set_current_caller
+from service.api.auth.client_names import ANY_NAME, ClientNames
 from service.api.client_address import ClientAddresses, set_current_client
-from service.api.client_names import ANY_NAME, ClientNames
 from service.api.error_status import INTERNAL, status_of, trailers
 from service.api.request_id import REQUEST_ID_KEY, new_request_id, request_id_of
 from service.api.running_call import RunningCall

@@ -34,7 +34,7 @@ class NotReady(StrEnum):
     # Readiness.find_reason
     STANDBY_BEHIND = "the standby is too far behind"
     SCHEMA_TOO_OLD = "the schema is older than this release requires"
-    # SigningKeys.problem, in signing_keys.py
+    # SigningKeys.problem, in auth/signing_keys.py
     KEYS_NEVER_READ = "the signing keys were never read"
     KEYS_TOO_OLD = "the signing keys are older than BACKUPS_JWKS_MAX_AGE"
     NO_USABLE_KEY = "the JWKS has no usable key"

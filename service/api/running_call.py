@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from service.api.admission import Admission
-from service.api.rpc_task import RpcTask
+from service.api.transport.rpc_task import RpcTask
 from service.errors import DeadlineExceeded
 from service.observability.logs import Call
 

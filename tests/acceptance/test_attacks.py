@@ -222,7 +222,7 @@ def _read_responses_ahead(config: dict[str, Any]) -> None:
 
 
 _ANY_SIZE = Change(
-    "service/api/listener.py", '("grpc.max_receive_message_length", MAX_REQUEST_SIZE)', '("grpc.max_receive_message_length", -1)'
+    "service/api/transport/listener.py", '("grpc.max_receive_message_length", MAX_REQUEST_SIZE)', '("grpc.max_receive_message_length", -1)'
 )
 
 

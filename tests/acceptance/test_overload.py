@@ -5,7 +5,7 @@ Mitigations:
   retry pushback (deploy/envoy.yaml).
 - service/api/admission.py rejects calls by cost before it decodes them, with RESOURCE_EXHAUSTED and a retry pushback.
 - gRPC's own queues, which would return CANCELLED, and its limit of streams are larger than these limits (`OPTIONS` of
-  service/api/listener.py).
+  service/api/transport/listener.py).
 - Health checks are not subject to admission.
 """
 

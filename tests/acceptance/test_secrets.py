@@ -47,8 +47,8 @@ class Unserializable:
 
 _BACKUP_SERVICE, _INTERCEPTOR = "service/api/backup_service.py", "service/api/interceptor.py"
 _REQUEST_ID = "service/api/request_id.py"
-_AUTHENTICATION, _JWKS = "service/api/authentication.py", "service/api/jwks.py"
-_TLS, _HEALTH = "service/api/certificate.py", "service/api/health.py"
+_AUTHENTICATION, _JWKS = "service/api/auth/authentication.py", "service/api/auth/jwks.py"
+_TLS, _HEALTH = "service/api/transport/certificate.py", "service/api/health.py"
 
 
 def _before(file: str, line: str, condition: str, then: str = _FAIL) -> Change:

@@ -1,8 +1,8 @@
 """Bad tokens, and an unavailable issuer.
 
-Mitigations: `exp`, `iss` and `aud` are required, and the algorithm must match the key (service/api/authentication.py).
+Mitigations: `exp`, `iss` and `aud` are required, and the algorithm must match the key (service/api/auth/authentication.py).
 Keys are read in the background, at least ten seconds apart regardless of the number of unknown key ids.
-A failed read keeps the last keys (service/api/signing_keys.py).
+A failed read keeps the last keys (service/api/auth/signing_keys.py).
 """
 
 import asyncio

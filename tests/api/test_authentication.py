@@ -11,9 +11,9 @@ import pytest
 from grpc import StatusCode
 
 from service import pb
-from service.api import authentication
-from service.api.authentication import JwtAuthenticator, TokenRules
-from service.api.signing_keys import SigningKeys
+from service.api.auth import authentication
+from service.api.auth.authentication import JwtAuthenticator, TokenRules
+from service.api.auth.signing_keys import SigningKeys
 from service.errors import Rejection, Unauthenticated
 from tests.support.catalog import AddBackups
 from tests.support.eventually import eventually
@@ -127,7 +127,7 @@ async def test_cached_token_expires(guarded: StartGuarded, issuer: Issuer, jwks:
     async with guarded(jwks) as stub:
         await stub.List(_LIST, metadata=_bearer(token))
         later = time.time() + 700
-        monkeypatch.setattr("service.api.authentication.time.time", lambda: later)
+        monkeypatch.setattr("service.api.auth.authentication.time.time", lambda: later)
         monkeypatch.setattr("jwt.api_jwt.datetime", _Clock(later))
         assert (await failure(stub.List(_LIST, metadata=_bearer(token)))).code is StatusCode.UNAUTHENTICATED
 
@@ -246,8 +246,8 @@ def _authenticator(issuer: Issuer) -> tuple[JwtAuthenticator, SigningKeys]:
 
 async def test_cached_tokens_are_bounded(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cached tokens, verified or rejected, have a bounded size together, for any number of tokens that are sent."""
-    monkeypatch.setattr("service.api.authentication._VERIFIED_MAX", 20_000)
-    monkeypatch.setattr("service.api.authentication._REJECTED_MAX", 20_000)
+    monkeypatch.setattr("service.api.auth.authentication._VERIFIED_MAX", 20_000)
+    monkeypatch.setattr("service.api.auth.authentication._REJECTED_MAX", 20_000)
     authenticator, keys = _authenticator(issuer)
     await keys.update()
     tokens = [issuer.token("k1", sub=f"caller {number}", folders=["f" * 3000]) for number in range(10)]
@@ -272,7 +272,7 @@ async def test_rejected_tokens_are_cached(issuer: Issuer, monkeypatch: pytest.Mo
         check_signature(*arguments)
 
     check_signature = authentication._check_signature
-    monkeypatch.setattr("service.api.authentication._check_signature", check)
+    monkeypatch.setattr("service.api.auth.authentication._check_signature", check)
     for _ in range(3):
         with pytest.raises(Unauthenticated) as caught:
             authenticator.authenticate(_bearer(token))
@@ -288,7 +288,7 @@ async def test_long_headers_are_not_parsed(issuer: Issuer, monkeypatch: pytest.M
     """A header segment over 1 KiB is rejected before anything is decoded."""
     authenticator, keys = _authenticator(issuer)
     await keys.update()
-    monkeypatch.setattr("service.api.authentication._decode", None)
+    monkeypatch.setattr("service.api.auth.authentication._decode", None)
     with pytest.raises(Unauthenticated) as caught:
         authenticator.authenticate(_bearer(issuer.token("k1", headers={"x": "x" * 1024})))
     assert caught.value.reason == "malformed"
@@ -298,7 +298,7 @@ async def test_claims_are_parsed_after_the_signature(issuer: Issuer, monkeypatch
     """The claims of a token with a wrong signature are not parsed."""
     authenticator, keys = _authenticator(issuer)
     await keys.update()
-    monkeypatch.setattr("service.api.authentication.jwt.decode", None)
+    monkeypatch.setattr("service.api.auth.authentication.jwt.decode", None)
     with pytest.raises(Unauthenticated) as caught:
         authenticator.authenticate(_bearer(issuer.token("k2", named="k1")))
     assert caught.value.reason == "signature"

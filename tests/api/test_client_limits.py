@@ -13,7 +13,7 @@ from grpc import StatusCode
 from hyperframe.frame import HeadersFrame, RstStreamFrame
 
 from service import pb
-from service.api import listener
+from service.api.transport import listener
 from service.observability import logs
 from service.server import Server
 from tests.support.catalog import AddBackups, Sql

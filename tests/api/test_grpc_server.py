@@ -11,8 +11,8 @@ import pytest
 from grpc import StatusCode
 
 from service import pb
-from service.api import grpc_server
 from service.api.backup_service import BackupService
+from service.api.transport import grpc_server
 from tests.support.catalog import AddBackups
 from tests.support.eventually import eventually
 from tests.support.server import StartServer, both_ways_to_accept

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.api import jwks_source as module
-from service.api.jwks_source import JWKS_MAX_BYTES, jwks_source
+from service.api.auth import jwks_source as module
+from service.api.auth.jwks_source import JWKS_MAX_BYTES, jwks_source
 from service.errors import InvalidJwks
 from tests.support.certificates import Authority, Files
 from tests.support.huge_file import huge_file

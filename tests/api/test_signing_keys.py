@@ -13,7 +13,7 @@ from grpc import StatusCode
 from jwt.algorithms import RSAAlgorithm
 
 from service import pb
-from service.api.signing_keys import SigningKeys
+from service.api.auth.signing_keys import SigningKeys
 from service.periodic import PeriodicTask, running_periodically
 from tests.support.eventually import eventually
 from tests.support.failures import failure

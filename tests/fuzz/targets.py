@@ -22,7 +22,7 @@ from grpc import StatusCode
 
 from service import pb
 from service.api.admission import Admission, IncompleteRequests
-from service.api.authentication import Anonymous
+from service.api.auth.authentication import Anonymous
 from service.api.backup_service import BackupService
 from service.api.client_address import ClientAddresses
 from service.api.cluster_service import ClusterService

@@ -16,9 +16,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from service.api.authentication import Caller, JwtAuthenticator, TokenRules
-from service.api.jwks import parse_jwks
-from service.api.signing_keys import SigningKeys
+from service.api.auth.authentication import Caller, JwtAuthenticator, TokenRules
+from service.api.auth.jwks import parse_jwks
+from service.api.auth.signing_keys import SigningKeys
 from service.errors import InvalidJwks, KeysUnavailable, Unauthenticated
 from tests.support.independent import is_accepted
 from tests.support.tokens import AUDIENCE, ISSUER

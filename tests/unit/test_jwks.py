@@ -7,7 +7,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from service.api.jwks import parse_jwks
+from service.api.auth.jwks import parse_jwks
 from service.errors import InvalidJwks
 
 _RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import grpc
 
-from service.api.rpc_task import PARENT_NAME
+from service.api.transport.rpc_task import PARENT_NAME
 from service.observability import logs
 
 OUTSTANDING_REQUESTS = 16

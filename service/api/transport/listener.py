@@ -8,8 +8,8 @@ from typing import Any
 import grpc
 
 from service.address import Address, port_taken
-from service.api.grpc_server import new_server
 from service.api.interceptor import Interceptor
+from service.api.transport.grpc_server import new_server
 from service.errors import InvalidSettings
 
 MAX_REQUEST_SIZE = 16 * 1024

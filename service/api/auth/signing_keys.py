@@ -7,8 +7,8 @@ import time
 from collections import Counter
 from datetime import timedelta
 
-from service.api.jwks import Ignored, Jwks, SigningKey, parse_jwks
-from service.api.jwks_source import Read
+from service.api.auth.jwks import Ignored, Jwks, SigningKey, parse_jwks
+from service.api.auth.jwks_source import Read
 from service.api.readiness import NotReady
 from service.errors import KeysUnavailable, Unauthenticated
 from service.observability import logs

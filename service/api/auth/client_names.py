@@ -1,4 +1,4 @@
-"""The names that a client's certificate may have. gRPC has verified the certificate itself by then (certificate.py)."""
+"""The names that a client's certificate may have. gRPC has verified the certificate itself by then (transport/certificate.py)."""
 
 from typing import Any
 

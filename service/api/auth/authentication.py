@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, Protocol
 
 import jwt
 
-from service.api.jwks import SigningKey
-from service.api.signing_keys import SigningKeys
-from service.api.token_cache import TokenCache
+from service.api.auth.jwks import SigningKey
+from service.api.auth.signing_keys import SigningKeys
+from service.api.auth.token_cache import TokenCache
 from service.errors import Forbidden, Rejection, RequestError, Unauthenticated
 from service.observability import logs
 

@@ -1,0 +1,1 @@
+"""Who calls: tokens, signing keys, and names of client certificates."""

@@ -1,0 +1,1 @@
+"""gRPC servers on addresses: how they accept calls, and their certificates."""
