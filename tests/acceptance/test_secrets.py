@@ -121,7 +121,9 @@ class Guarded(ReplicaProcess):
 async def _started(replica: Guarded) -> AsyncIterator[grpc.aio.Channel]:
     async with replica.running():
         async with replica.channel() as channel:
-            await pb.BackupServiceStub(channel).List(pb.ListBackupsRequest(folder_id="f1"), wait_for_ready=True, timeout=30)
+            stub, request = pb.BackupServiceStub(channel), pb.ListBackupsRequest(folder_id="f1")
+            # The server may accept calls before it has read the signing keys.
+            await eventually(lambda: stub.List(request, wait_for_ready=True, timeout=30).code(), grpc.StatusCode.OK)
             yield channel
         assert await replica.stop(signal.SIGTERM) == 0
 
