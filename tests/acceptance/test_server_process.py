@@ -181,7 +181,7 @@ async def test_never_cancelled(database_url: str, concurrent_accept: str) -> Non
 
 @both_ways_to_accept
 async def test_calls_to_a_stopped_process(database_url: str, concurrent_accept: str) -> None:
-    """Calls that arrive while the process gets no CPU during shutdown are UNAVAILABLE, never CANCELLED."""
+    """Calls that arrive while the process gets no CPU during shutdown are UNAVAILABLE, or OK if it has just begun, never CANCELLED."""
     async with serving(database_url, BACKUPS_DRAIN_DELAY="0", BACKUPS_CONCURRENT_ACCEPT=concurrent_accept) as server:
         await server.event("serving")
         await server.stub.List(pb.ListBackupsRequest(folder_id="f"))
@@ -191,7 +191,8 @@ async def test_calls_to_a_stopped_process(database_url: str, concurrent_accept: 
         calls = [server.stub.List(pb.ListBackupsRequest(folder_id="f"), timeout=20) for _ in range(50)]
         await asyncio.sleep(0.3)  # the fault itself: longer than the idle window
         server.process.send_signal(signal.SIGCONT)
-        assert {await call.code() for call in calls} == {StatusCode.UNAVAILABLE}
+        codes = {await call.code() for call in calls}
+        assert codes - {StatusCode.OK} == {StatusCode.UNAVAILABLE}  # OK: it was stopped between the log and the rejection of calls
         assert await server.exit_status(within_s=10) == 0
 
 
