@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -20,6 +20,11 @@ def duration(text: str) -> timedelta:
     if (found := parse_duration(text)) is None:
         raise typer.BadParameter("must be a number with s, m, h or d, such as 26h")
     return found
+
+
+def duration_option(help_text: str) -> Any:
+    """Return an option whose value is a duration, such as `26h`."""
+    return typer.Option(parser=duration, metavar="DURATION", help=help_text, show_default=False)
 
 
 class Filters(NamedTuple):
@@ -57,20 +62,12 @@ class Rules(NamedTuple):
 def rules_of(
     max_age: Annotated[
         timedelta | None,
-        typer.Option(
-            parser=duration,
-            metavar="DURATION",
-            help="The age above which a last restorable backup or a last import is overdue, such as 90m, 26h or 8d. "
-            "A cluster without a restorable backup, or with one dated in the future, is overdue, too.",
-            show_default=False,
+        duration_option(
+            "The age above which a last restorable backup or a last import is overdue, such as 90m, 26h or 8d. "
+            "A cluster without a restorable backup, or with one dated in the future, is overdue, too."
         ),
     ] = None,
-    max_age_base: Annotated[
-        timedelta | None,
-        typer.Option(
-            parser=duration, metavar="DURATION", help="The same for the last restorable base (not an increment).", show_default=False
-        ),
-    ] = None,
+    max_age_base: Annotated[timedelta | None, duration_option("The same for the last restorable base (not an increment).")] = None,
     expect: Annotated[
         Path | None,
         typer.Option(

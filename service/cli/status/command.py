@@ -11,7 +11,7 @@ import typer
 from service.cli.environment import read_settings
 from service.cli.help import example
 from service.cli.option_groups import option_groups
-from service.cli.rules.judgement import Filters, Judgement, Rules, duration, filters_of, judge_catalog, rules_of
+from service.cli.rules.judgement import Filters, Judgement, Rules, duration_option, filters_of, judge_catalog, rules_of
 
 commands = typer.Typer()
 
@@ -30,12 +30,7 @@ def _output(
     nagios: Annotated[
         bool, typer.Option("--nagios", help="Print one line for Nagios. Exit with 0 OK, 1 WARNING, 2 CRITICAL or 3 UNKNOWN.")
     ] = False,
-    warn_age: Annotated[
-        timedelta | None,
-        typer.Option(
-            parser=duration, metavar="DURATION", help="With --nagios: warn if a last restorable backup is older.", show_default=False
-        ),
-    ] = None,
+    warn_age: Annotated[timedelta | None, duration_option("With --nagios: warn if a last restorable backup is older.")] = None,
     textfile: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write the metrics for node_exporter's textfile collector: *.prom.", show_default=False),
