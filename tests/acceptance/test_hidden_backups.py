@@ -29,8 +29,7 @@ from service.errors import BackupNotFound
 from service.postgres.catalog import Catalog
 from service.postgres.database import open_database
 from tests.support.catalog import AddBackups
-from tests.support.deployment import Deployment, ReplicaProcess, deployed
-from tests.support.eventually import eventually
+from tests.support.deployment import Deployment, ReplicaProcess, deployed, until_answered
 from tests.support.guarantees import Measure
 from tests.support.http2 import Connection, message
 from tests.support.limits import LIMITS
@@ -251,9 +250,7 @@ async def _caller(database_url: str, folder: Path, release: Path) -> AsyncIterat
         metadata = grpc.access_token_call_credentials(token)
         credentials = grpc.composite_channel_credentials(grpc.local_channel_credentials(), metadata)
         async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
-            stub, request = pb.BackupServiceStub(channel), pb.ListBackupsRequest(folder_id="f1")
-            # The server may accept calls before it has read the signing keys.
-            await eventually(lambda: stub.List(request, wait_for_ready=True, timeout=30).code(), grpc.StatusCode.OK)
+            await until_answered(channel)
             yield channel
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from service import pb
 from tests.support.certificates import Authority, Files
-from tests.support.deployment import ReplicaProcess
+from tests.support.deployment import ReplicaProcess, until_answered
 from tests.support.eventually import eventually
 from tests.support.guarantees import Measure
 from tests.support.ports import free_ports
@@ -121,9 +121,7 @@ class Guarded(ReplicaProcess):
 async def _started(replica: Guarded) -> AsyncIterator[grpc.aio.Channel]:
     async with replica.running():
         async with replica.channel() as channel:
-            stub, request = pb.BackupServiceStub(channel), pb.ListBackupsRequest(folder_id="f1")
-            # The server may accept calls before it has read the signing keys.
-            await eventually(lambda: stub.List(request, wait_for_ready=True, timeout=30).code(), grpc.StatusCode.OK)
+            await until_answered(channel)
             yield channel
         assert await replica.stop(signal.SIGTERM) == 0
 

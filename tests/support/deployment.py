@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import grpc
 import yaml
 
+from service import pb
 from tests.support.certificates import Authority, Files
 from tests.support.commands import unmeasured_environment
 from tests.support.eventually import eventually
@@ -151,6 +152,12 @@ class ReplicaProcess(Replica):
         self._read += len(whole) + 1 if whole else 0
         self._lines += [json.loads(line) for line in whole.splitlines() if line.endswith(b"}")]
         return self._lines
+
+
+async def until_answered(channel: grpc.aio.Channel) -> None:
+    """Wait until a server with authentication answers calls. It accepts them before it has read the signing keys."""
+    stub, request = pb.BackupServiceStub(channel), pb.ListBackupsRequest(folder_id="f1")
+    await eventually(lambda: stub.List(request, wait_for_ready=True, timeout=30).code(), grpc.StatusCode.OK)
 
 
 @dataclass
