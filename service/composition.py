@@ -65,8 +65,7 @@ async def build_server(settings: Settings) -> Server:
     """Build a server with all its parts. Nothing listens, connects or reads signing keys before `Server.start`.
 
     Raises:
-        InvalidSettings: an address would publish the catalog, there is no database URL, the certificate cannot be used, or a part of the
-            authentication or of TLS is missing.
+        InvalidSettings: settings are missing or unsafe, or the certificate cannot be used.
     """
     settings.require_safe_addresses()
     async with contextlib.AsyncExitStack() as opened:

@@ -1,1 +1,1 @@
-"""Who calls: tokens, signing keys, and names of client certificates."""
+"""The caller of a call: tokens, signing keys, and names of client certificates."""
